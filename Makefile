@@ -1,0 +1,129 @@
+# `make help` lists the targets. GNU make 4 and Python 3.11 or newer are all that must be there before.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PROFILE ?= mini
+ONLY ?=
+# conda, mamba or micromamba makes the environment where there is one; ENV=venv asks for a virtual environment instead.
+CONDA := $(if $(filter venv,$(ENV)),,$(firstword $(foreach c,micromamba mamba conda,$(shell command -v $(c) 2>/dev/null))))
+BIN := $(if $(CONDA),.conda/bin,.venv/bin)
+PYTHON := $(BIN)/python
+PYTHON3 ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python,$(shell $(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && command -v $(p))))
+UV := $(shell sed -n 's/^\(uv==[0-9.]*\).*/\1/p' requirements.lock)
+# executed notebooks that `make test` runs again, comparing the outputs of their checked cells
+NBVAL ?= 00_quickstart 02_corruptions
+
+export JUPYTER_PREFER_ENV_PATH := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PROFILES := $(patsubst profiles/%/common.yaml,%,$(wildcard profiles/*/common.yaml))
+ifeq ($(filter $(PROFILE),$(PROFILES)),)
+$(error unknown profile '$(PROFILE)'. Known: $(PROFILES))
+endif
+
+.PHONY: help
+help: ## this list
+	@echo "make TARGET [PROFILE=$(PROFILE)] [ONLY=02_corruptions]      profiles: $(PROFILES)"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 18
+
+# ------------------------------------------------------------------------------------------------------- environment
+
+.PHONY: env
+env: .make/env ## the environment: conda where present, else .venv with the lock file
+
+.make/env: requirements.lock environment.yml pyproject.toml
+	@mkdir -p .make
+ifneq ($(CONDA),)
+	@if [ -x $(PYTHON) ]; then $(CONDA) env update --prefix ./.conda --file environment.yml; \
+	elif [ "$(notdir $(CONDA))" = micromamba ]; then $(CONDA) create --yes --prefix ./.conda --file environment.yml; \
+	else $(CONDA) env create --yes --prefix ./.conda --file environment.yml; fi
+	@$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
+else
+	@if [ -z "$(PYTHON3)" ]; then echo "no Python 3.11, 3.12 or 3.13 found on PATH: install one, or name it: make env PYTHON3=/path/to/python3" >&2; exit 2; fi
+	@echo "environment: .venv from requirements.lock ($$($(PYTHON3) --version))"
+	@[ -x $(PYTHON) ] || $(PYTHON3) -m venv .venv || { echo "python3 -m venv failed: install your system's package for it, such as python3-venv" >&2; exit 2; }
+	@$(PYTHON) -m pip install --quiet $(UV) 2>&1 | { grep -v 'is ignored' || true; }
+	@$(BIN)/uv pip install --quiet --python $(PYTHON) --compile-bytecode --requirement requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation --editable .
+endif
+	@touch $@
+
+.PHONY: lock
+lock: .make/env ## remake requirements.lock from pyproject.toml, then mirror its versions in environment.yml
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock" --python-version 3.11 --all-extras --output-file requirements.lock pyproject.toml
+	$(PYTHON) -m apm.environment
+
+# --------------------------------------------------------------------------------------------------------- notebooks
+
+WANTS_NOTEBOOKS := $(filter reproduce report,$(MAKECMDGOALS))
+ifneq ($(WANTS_NOTEBOOKS),)
+include .make/$(PROFILE)/rules.mk
+endif
+
+.make/$(PROFILE)/rules.mk: $(wildcard notebooks/*.ipynb apm/*.py apm/*/*.py profiles/$(PROFILE)/*.yaml) | .make/env
+	@mkdir -p $(@D)
+	@$(PYTHON) -m apm.depends $(PROFILE) > $@.tmp && mv $@.tmp $@
+
+ifneq ($(ONLY),)
+ifneq ($(NOTEBOOKS),)
+ifneq ($(filter-out $(NOTEBOOKS),$(ONLY)),)
+$(error unknown notebook '$(filter-out $(NOTEBOOKS),$(ONLY))'. Known: $(NOTEBOOKS))
+endif
+endif
+endif
+
+.PHONY: reproduce
+reproduce: $(foreach n,$(or $(ONLY),$(NOTEBOOKS)),.make/$(PROFILE)/$(n).done) ## environment, every notebook of the profile, report
+	@echo "up to date: results/$(PROFILE)/notebooks, tables, figures; the page to read: results/$(PROFILE)/report.html"
+
+.PHONY: report
+report: .make/$(PROFILE)/99_report.done ## the report page, and what it needs
+
+.make/$(PROFILE)/%.done: | .make/env
+	@$(PYTHON) -m apm.run --profile $(PROFILE) --stamp $@ $*
+
+.PHONY: lab
+lab: .make/env ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+# ------------------------------------------------------------------------------------------------- tests and checks
+
+.PHONY: test
+test: .make/env ## unit and property tests, then the executed notebooks under nbval
+	$(PYTHON) -m pytest tests
+	@# under nbval: in a results folder of their own, with the records that exist
+	results=$$(mktemp -d); trap 'rm -rf "$$results"' EXIT; mkdir -p $$results/mini; \
+	[ ! -d results/mini/records ] || ln -s "$$PWD/results/mini/records" $$results/mini/records; \
+	APM_RESULTS=$$results $(PYTHON) -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider $(NBVAL:%=results/mini/notebooks/%.ipynb)
+
+.PHONY: lint
+lint: .make/env ## ruff: lint and format, notebooks included
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: .make/env ## mypy on apm/
+	$(BIN)/mypy
+
+.PHONY: bench
+bench: .make/env ## speed as ratios in one run, into results/bench/
+	$(PYTHON) tests/bench.py
+
+.PHONY: data
+data: .make/env ## train and cache the small teacher of profile mini
+	$(PYTHON) -c "from apm import teachers; print(teachers.mini_checkpoint())"
+
+# ----------------------------------------------------------------------------------------------------------- cleaning
+
+.PHONY: clean
+clean: ## forget what was run (stamps, test caches); keeps environment, records and results
+	rm -rf .make/*/ .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find apm tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: clean-records
+clean-records: ## delete the records of PROFILE and all cached teachers and features: the next run computes anew
+	rm -rf results/$(PROFILE)/records data/cache .make/$(PROFILE)

@@ -1,0 +1,453 @@
+"""Datasets: images, labels, class names, prompts and a fingerprint, by name.
+
+    load("digits-test")            handwritten digits, the held-out half (scikit-learn, real scans)
+    load("printed-digits")         digits in matplotlib's bundled fonts: the natural shift of profile `mini`
+    load("folder:/data/imagenet")  any tree with one folder of images per class
+
+A new set is a function under `@register("name")` that returns a `Dataset`. Images are uint8 RGB arrays; every model
+applies its own preprocessing to them (`apm.teachers`). Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+
+from apm import prompts
+from apm.project import unknown
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SIDE = 32  # pixels of the made sets
+
+
+class UnreadableImage(ValueError):
+    """An image file that cannot be decoded. `path` says which."""
+
+    def __init__(self, path: Path, reason: object) -> None:
+        super().__init__(f"cannot read the image {path}: {reason}. Replace or remove the file")
+        self.path = path
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """N labelled images. Shapes: images[i] (H, W, 3) uint8 RGB, labels (N,) int64, indices (N,) int64.
+
+    Raises ValueError on construction when counts, labels or class names do not fit each other.
+    """
+
+    name: str
+    images: Sequence[np.ndarray] | np.ndarray = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]  # prompts, each with one "{}"
+    fingerprint: str  # sha256 over pixels (or the files' bytes), labels and class names of the full set
+    indices: np.ndarray = field(repr=False)  # position of each image in the full set, kept by `subset`
+    notes: str = ""  # where it comes from, its licence, what it stands for
+    corruption: str = "none"
+    severity: int = 0
+    groups: tuple[str, ...] | None = field(default=None, repr=False)  # one per image: sub-populations (font families)
+
+    def __post_init__(self) -> None:
+        counts = {"images": len(self.images), "labels": len(self.labels), "indices": len(self.indices)}
+        if self.groups is not None:
+            counts["groups"] = len(self.groups)
+        if len(set(counts.values())) != 1:
+            raise ValueError(f"dataset {self.name}: expected equal counts, found {counts}")
+        if not len(self.labels):
+            raise ValueError(f"dataset {self.name}: expected at least one image, found none")
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= len(self.classnames):
+            raise ValueError(
+                f"dataset {self.name}: labels must lie in 0..{len(self.classnames) - 1} "
+                f"({len(self.classnames)} class names), found {low}..{high}"
+            )
+        prompts.check(self.templates)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, which: int | Sequence[int] | np.ndarray, seed: int | None = None) -> Dataset:
+        """Some of the images, as a Dataset with the same fingerprint and the matching `indices`.
+
+        which: positions in this dataset, kept in the given order; or a count n, for a stratified choice in the set's
+        order: the same (n, seed) gives the same images, and the choice for n contains the one for every smaller n.
+        Raises ValueError for a count outside 1..N and for positions outside 0..N-1 or given twice.
+        """
+        if isinstance(which, int | np.integer):
+            positions = _stratified(self.labels, int(which), seed or 0, self.name)
+        else:
+            positions = np.asarray(which, dtype=np.int64)
+            if positions.ndim != 1 or not len(positions):
+                raise ValueError(f"dataset {self.name}: expected a list of positions, found shape {positions.shape}")
+            if positions.min() < 0 or positions.max() >= len(self):
+                raise ValueError(
+                    f"dataset {self.name}: positions must lie in 0..{len(self) - 1}, "
+                    f"found {positions.min()}..{positions.max()}"
+                )
+            if len(np.unique(positions)) != len(positions):
+                raise ValueError(f"dataset {self.name}: a position is given twice")
+        images = self.images[positions] if isinstance(self.images, np.ndarray) else _View(self.images, positions)
+        return replace(
+            self,
+            images=images,
+            labels=self.labels[positions],
+            indices=self.indices[positions],
+            groups=None if self.groups is None else tuple(self.groups[i] for i in positions),
+        )
+
+    def array(self, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """Images at these positions (all by default) as one uint8 array (n, H, W, 3).
+
+        Raises ValueError when their sizes differ, naming the first that does.
+        """
+        positions = range(len(self)) if indices is None else [int(i) for i in indices]
+        chosen = [np.asarray(self.images[i]) for i in positions]
+        for i, image in zip(positions, chosen, strict=True):
+            if image.shape != chosen[0].shape:
+                raise ValueError(
+                    f"dataset {self.name}: array() needs images of one size, found {chosen[0].shape[:2]} and "
+                    f"{image.shape[:2]} at position {i}: use a teacher's transform instead"
+                )
+        return np.stack(chosen)
+
+
+class _View(Sequence[np.ndarray]):
+    """Chosen positions of a lazy sequence, read on access."""
+
+    def __init__(self, parent: Sequence[np.ndarray], positions: np.ndarray) -> None:
+        self._parent: Sequence[np.ndarray] = parent
+        self._positions: np.ndarray = positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._parent[int(self._positions[i])]
+
+
+def _stratified(labels: np.ndarray, n: int, seed: int, name: str) -> np.ndarray:
+    """n positions (n,), sorted: each image gets its place (rank + 1/2) / count within its shuffled class; lowest n win."""
+    if not 1 <= n <= len(labels):
+        raise ValueError(f"dataset {name}: a subset needs 1..{len(labels)} images, found {n}")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(labels))  # also breaks ties between classes without favouring the first
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.sort(order[np.argsort(place[order], kind="stable")][:n])
+
+
+def fingerprint(images: np.ndarray, labels: np.ndarray, classnames: Sequence[str]) -> str:
+    """sha256 over pixels (N, H, W, 3), labels (N,) and class names."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps([list(images.shape), str(images.dtype), list(classnames)]).encode())
+    digest.update(np.ascontiguousarray(images).tobytes())
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------- registry
+
+Loader = Callable[..., Dataset]
+_LOADERS: dict[str, Loader] = {}
+
+
+def register(name: str) -> Callable[[Loader], Loader]:
+    """Decorator: makes `load(name)` call the function with `root` (Path or None) and `seed`."""
+
+    def add(loader: Loader) -> Loader:
+        _LOADERS[name] = loader
+        return loader
+
+    return add
+
+
+def names() -> list[str]:
+    """Names that `load` knows, besides "folder:PATH"."""
+    return sorted(_LOADERS)
+
+
+def load(name: str, *, root: str | Path | None = None, seed: int = 0) -> Dataset:
+    """The dataset of that name.
+
+    root: folder that holds datasets on disk; a relative PATH of "folder:PATH" starts there. seed: of the split of the
+    handwritten digits and of the jitter of the printed ones.
+    Raises ValueError for an unknown name, FileNotFoundError for a missing folder.
+    """
+    base = None if root is None else Path(root)
+    if name.startswith("folder:"):
+        return _folder(name, base)
+    if name not in _LOADERS:
+        raise unknown("dataset", name, [*names(), "folder:PATH"])
+    return _LOADERS[name](root=base, seed=seed)
+
+
+# ------------------------------------------------------------------------------------------------ handwritten digits
+
+
+def _digits(half: str, seed: int) -> Dataset:
+    """One stratified half of scikit-learn's 1797 digits: 8 x 8 scans, enlarged to 32 x 32 (bicubic), three equal channels."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    train, test = train_test_split(
+        np.arange(len(bunch.target)), test_size=0.5, stratify=bunch.target, random_state=seed
+    )
+    chosen = np.sort(train if half == "train" else test)
+    images = _enlarged(bunch.images[chosen])
+    labels = bunch.target[chosen].astype(np.int64)
+    images.flags.writeable = labels.flags.writeable = False
+    return Dataset(
+        name=f"digits-{half}",
+        images=images,
+        labels=labels,
+        classnames=DIGIT_NAMES,
+        templates=prompts.DIGITS,
+        fingerprint=fingerprint(images, labels, DIGIT_NAMES),
+        indices=np.arange(len(labels)),
+        notes=f"Handwritten digits bundled with scikit-learn (UCI optdigits test set, CC BY 4.0), {half} half of a "
+        f"stratified split with seed {seed}, 8 x 8 px enlarged to 32 x 32.",
+    )
+
+
+def _enlarged(counts: np.ndarray) -> np.ndarray:
+    """Scans (N, 8, 8) of values 0..16 -> uint8 (N, 32, 32, 3): bicubic, three equal channels."""
+    small = np.rint(counts * (255 / 16)).astype(np.uint8)
+    grey = np.stack([np.asarray(Image.fromarray(s).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for s in small])
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+@register("digits-train")
+def _digits_train(root: Path | None = None, seed: int = 0) -> Dataset:
+    return _digits("train", seed)
+
+
+@register("digits-test")
+def _digits_test(root: Path | None = None, seed: int = 0) -> Dataset:
+    return _digits("test", seed)
+
+
+# ---------------------------------------------------------------------------------------------------- printed digits
+
+FONTS: dict[str, tuple[str, ...]] = {  # family -> files that matplotlib carries
+    "DejaVu Sans": ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
+    "DejaVu Sans Mono": (
+        "DejaVuSansMono",
+        "DejaVuSansMono-Bold",
+        "DejaVuSansMono-Oblique",
+        "DejaVuSansMono-BoldOblique",
+    ),
+    "DejaVu Serif": ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
+    "STIX": ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
+    "Computer Modern": ("cmr10", "cmb10", "cmss10", "cmtt10"),
+}
+COPIES = 4  # jittered renderings of every digit in every face
+_CANVAS = 256  # pixels at which a glyph is drawn before it is reduced
+
+
+@register("printed-digits")
+def _printed_digits(root: Path | None = None, seed: int = 0) -> Dataset:
+    """Digits in the fonts of matplotlib, each with its own small affine jitter; groups = font family.
+
+    They are scanned as the handwritten ones were: a 32 x 32 bitmap, the set pixels counted in 4 x 4 blocks. So the shift
+    is in what is written, not in resolution or sharpness.
+    """
+    import matplotlib
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    rng = np.random.default_rng([seed, 1])
+    images, labels, groups = [], [], []
+    for family, files in FONTS.items():
+        for file in files:
+            path = folder / f"{file}.ttf"
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"printed-digits: font {path} is missing: reinstall matplotlib, which carries it"
+                )
+            font = ImageFont.truetype(str(path), _CANVAS // 2)
+            for digit in range(10):
+                glyph = _glyph(font, str(digit))
+                for _ in range(COPIES):
+                    images.append(_jittered(glyph, rng))
+                    labels.append(digit)
+                    groups.append(family)
+    bitmaps = np.stack(images) >= 64  # (N, 32, 32); set where a quarter is covered, so that hairlines survive
+    pixels = _enlarged(bitmaps.reshape(-1, 8, 4, 8, 4).sum(axis=(2, 4)))
+    target = np.array(labels, dtype=np.int64)
+    pixels.flags.writeable = target.flags.writeable = False
+    return Dataset(
+        name="printed-digits",
+        images=pixels,
+        labels=target,
+        classnames=DIGIT_NAMES,
+        templates=prompts.DIGITS,
+        fingerprint=fingerprint(pixels, target, DIGIT_NAMES),
+        indices=np.arange(len(target)),
+        notes=f"Digits rendered in {sum(map(len, FONTS.values()))} faces of {len(FONTS)} font families bundled with "
+        f"matplotlib (DejaVu, STIX and BaKoMa Computer Modern, free licences), {COPIES} jittered copies each, seed {seed}; scanned to 8 x 8 px and enlarged "
+        "to 32 x 32 as the handwritten digits were. The dotted zero of DejaVu Sans Mono is close to an 8 at this size.",
+        groups=tuple(groups),
+    )
+
+
+def _glyph(font: ImageFont.FreeTypeFont, text: str) -> Image.Image:
+    """The glyph centred on a black canvas of _CANVAS px, 0.88 of it high (the handwritten ones fill their frame too)."""
+    bounds = font.getbbox(text)
+    sized = font.font_variant(size=round(font.size * 0.88 * _CANVAS / (bounds[3] - bounds[1])))
+    left, top, right, bottom = sized.getbbox(text)
+    canvas = Image.new("L", (_CANVAS, _CANVAS))
+    place = ((_CANVAS - (left + right)) / 2, (_CANVAS - (top + bottom)) / 2)
+    ImageDraw.Draw(canvas).text(place, text, fill=255, font=sized)
+    return canvas
+
+
+def _jittered(glyph: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    """(32, 32) uint8: rotation within 6 degrees, size within 8 %, shear within 0.08, shift within 1 px."""
+    angle = np.deg2rad(rng.uniform(-6, 6))
+    scale, shear = rng.uniform(0.92, 1.08), rng.uniform(-0.08, 0.08)
+    shift = rng.uniform(-1, 1, size=2) * _CANVAS / SIDE
+    forward = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ [[1, shear], [0, 1]]
+    inverse = np.linalg.inv(forward)  # PIL asks where each output pixel comes from
+    centre = np.full(2, _CANVAS / 2)
+    offset = centre - inverse @ (centre + shift)
+    moved = glyph.transform(
+        glyph.size,
+        Image.Transform.AFFINE,
+        (inverse[0, 0], inverse[0, 1], offset[0], inverse[1, 0], inverse[1, 1], offset[1]),
+        resample=Image.Resampling.BICUBIC,
+    )
+    return np.asarray(moved.resize((SIDE, SIDE), Image.Resampling.BOX))
+
+
+# ------------------------------------------------------------------------------------------------------ folder trees
+
+
+PHOTOGRAPHS = {
+    # name: (package, name there, licence as the package states it)
+    "astronaut": ("skimage", "astronaut", "NASA, public domain"),
+    "cat": ("skimage", "chelsea", "CC0, Stefan van der Walt"),
+    "coffee": ("skimage", "coffee", "CC0, Rachel Michetti"),
+    "rocket": ("skimage", "rocket", "CC0, SpaceX"),
+    "china": ("sklearn", "china.jpg", "CC BY, Zoltan Vas"),
+    "flower": ("sklearn", "flower.jpg", "CC BY, dany13"),
+}
+
+
+def photograph(name: str) -> np.ndarray:
+    """A real photograph (H, W, 3) uint8 that scikit-image or scikit-learn ships. Raises ValueError with the known names."""
+    if name not in PHOTOGRAPHS:
+        raise unknown("photograph", name, PHOTOGRAPHS)
+    package, inner, _ = PHOTOGRAPHS[name]
+    if package == "skimage":
+        from skimage import data
+
+        return np.asarray(getattr(data, inner)())
+    from sklearn.datasets import load_sample_image
+
+    return np.asarray(load_sample_image(inner))
+
+
+class ImageFiles(Sequence[np.ndarray]):
+    """Image files, decoded on access to uint8 RGB (H, W, 3)."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: Any) -> Any:
+        return read_image(self.paths[i])
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as uint8 RGB (H, W, 3), upright by its EXIF tag, first frame only.
+
+    Transparency is dropped and CMYK converted as CLIP's own preprocessing does (PIL's conversion to RGB); 16-bit grey is
+    scaled to 8 bits. Raises UnreadableImage (a ValueError with the path) for missing, truncated or undecodable files.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):  # 16-bit grey (mode I;16), or integers that must be such
+                values = np.asarray(image).astype(np.int64)
+                if values.min() < 0 or values.max() > 65535:
+                    raise ValueError(f"grey values {values.min()}..{values.max()} are no 16-bit image")
+                image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+            elif image.mode == "F":
+                raise ValueError("floating-point pixels have no defined range")
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UnreadableImage(path, error) from error
+
+
+def _folder(name: str, root: Path | None) -> Dataset:
+    """A tree with one folder per class; class names are the folders' names, underscores read as spaces."""
+    given = Path(name.removeprefix("folder:")).expanduser()
+    path = (root / given if root is not None else given).resolve()
+    layout = f"expected {path}/<class name>/<image>.jpg (or {', '.join(s for s in SUFFIXES if s != '.jpg')})"
+    if not name.removeprefix("folder:"):
+        raise ValueError("dataset 'folder:' needs a path: folder:PATH, PATH holding one folder of images per class")
+    if not path.exists():
+        raise FileNotFoundError(f"dataset {name}: folder {path} does not exist; {layout}")
+    if not path.is_dir():
+        raise NotADirectoryError(f"dataset {name}: {path} is a file; {layout}")
+    classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not classes:
+        raise ValueError(f"dataset {name}: {path} holds no class folders; {layout}")
+
+    files: list[Path] = []
+    labels: list[int] = []
+    ignored: list[Path] = []
+    for label, folder in enumerate(classes):
+        visible = [
+            p
+            for p in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix())
+            if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+        ]
+        found = [p for p in visible if p.suffix.lower() in SUFFIXES]
+        ignored += [p for p in visible if p.suffix.lower() not in SUFFIXES]
+        if not found:
+            raise ValueError(
+                f"dataset {name}: class folder {folder} holds no images ({len(visible)} other files); {layout}. "
+                "Add images or remove the folder"
+            )
+        files += found
+        labels += [label] * len(found)
+
+    classnames = tuple(folder.name.replace("_", " ") for folder in classes)
+    digest = hashlib.sha256(json.dumps(classnames).encode())
+    for label, file in zip(labels, files, strict=True):
+        content = _file_digest(file)
+        digest.update(json.dumps([label, file.relative_to(path).as_posix(), content]).encode())
+    notes = f"Image tree {path}: {len(files)} images in {len(classes)} class folders."
+    if ignored:
+        notes += f" {len(ignored)} files that are no images were left out, the first: {ignored[0].relative_to(path)}."
+    return Dataset(
+        name=name,
+        images=ImageFiles(files),
+        labels=np.array(labels, dtype=np.int64),
+        classnames=classnames,
+        templates=prompts.SINGLE,
+        fingerprint=digest.hexdigest(),
+        indices=np.arange(len(files)),
+        notes=notes,
+    )
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UnreadableImage(path, error) from error

@@ -1,0 +1,177 @@
+"""Ways to classify a test image with a frozen CLIP teacher, behind one small interface.
+
+A method sees images, the teacher and the class names. It never sees a label: `apm.records` joins labels to predictions
+when both exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from apm import model, teachers, ttt
+from apm.datasets import Dataset
+from apm.project import unknown
+from apm.teachers import Teacher
+from apm.ttt import TTTConfig
+
+
+@dataclass
+class Predictions:
+    """What a method says about n images. Arrays have n rows."""
+
+    prediction: np.ndarray  # (n,) int64 class index; -1 where the method failed
+    path: np.ndarray | None = (
+        None  # (n, K + 1) int16 prediction after k = 0..K updates; None for methods without iterations
+    )
+    first_loss: np.ndarray | None = None  # (n,) loss before the first update
+    last_loss: np.ndarray | None = None  # (n,) loss after the last one
+    minimum_loss_prediction: np.ndarray | None = None  # (n,) prediction at the iteration of lowest loss: label-free
+    status: list[str] | None = None  # "ok", or what went wrong with that image
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)  # further columns of the records
+
+
+class Method(Protocol):
+    """One row of a benchmark table."""
+
+    name: str
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that determines the predictions besides the data and the seed, as plain JSON-able data."""
+        ...
+
+    def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
+        """Classify the images at `positions` (n,) of the dataset. Must not read dataset.labels."""
+        ...
+
+
+@dataclass
+class ZeroShot:
+    """CLIP zero-shot: the class whose mean prompt feature has the largest cosine similarity to the image feature.
+
+    templates: prompts with one "{}" each; None: the dataset's own. One template is the paper's row "CLIP", several are its
+    row "Ensemble" (Table 1).
+    """
+
+    teacher: Teacher
+    name: str = "zero-shot"
+    templates: tuple[str, ...] | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Teacher and prompts."""
+        return {
+            "method": "zero-shot",
+            "teacher": self.teacher.hash,
+            "templates": self.templates and list(self.templates),
+        }
+
+    def scores(self, dataset: Dataset, positions: np.ndarray) -> torch.Tensor:
+        """(n, C) cosine similarities of the images at `positions` to every class."""
+        features = torch.as_tensor(np.array(teachers.features(self.teacher, dataset)[positions]))
+        text = self.teacher.text_features(dataset.classnames, self.templates or dataset.templates)
+        return ttt.cosine_scores(features, text.to(features))
+
+    def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
+        """Deterministic: the seed has no effect."""
+        return Predictions(prediction=self.scores(dataset, positions).argmax(dim=-1).numpy())
+
+
+@dataclass
+class APM:
+    """Test-time training of an asynchronous perception machine towards the teacher's feature of each image (`apm.ttt`).
+
+    The prediction is the one after `config.iterations` updates, a number fixed beforehand.
+    """
+
+    teacher: Teacher
+    config: TTTConfig
+    name: str = "APM"
+    templates: tuple[str, ...] | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Teacher, prompts and every setting of the student and its training that can change a number."""
+        config = asdict(self.config)
+        return {
+            "method": "apm",
+            "teacher": self.teacher.hash,
+            "templates": self.templates and list(self.templates),
+            "config": config,
+        }
+
+    @cached_property
+    def _zero_shot(self) -> ZeroShot:
+        return ZeroShot(self.teacher, templates=self.templates)
+
+    def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
+        """One new student per image; random weights from the seed and the image's pixels."""
+        result = adapt_dataset(self.teacher, dataset, positions, self.config, templates=self.templates, seed=seed)
+        path = result.predictions().cpu().numpy()
+        losses = result.losses.cpu().numpy()
+        failed = np.array([status != "ok" for status in result.status])
+        # nothing finite at all: argmin would raise, and the prediction is -1 anyway
+        lowest = np.where(np.isfinite(losses), losses, np.inf).argmin(axis=1)
+        at_lowest = np.take_along_axis(path, lowest[:, None], axis=1)[:, 0]
+        return Predictions(
+            prediction=path[:, -1].astype(np.int64),
+            path=path.astype(np.int16),
+            first_loss=losses[:, 0].astype(np.float64),
+            last_loss=losses[:, -1].astype(np.float64),
+            minimum_loss_prediction=np.where(failed, -1, at_lowest).astype(np.int64),
+            status=result.status,
+        )
+
+
+def training_config(
+    teacher: Teacher, student: Mapping[str, Any] | None = None, training: Mapping[str, Any] | None = None
+) -> TTTConfig:
+    """The settings of test-time training from a profile's plain values.
+
+    student: fields of `apm.model.APMConfig` over those of its `preset` (default "mini"); its width is the teacher's unless
+    given. training: fields of `apm.ttt.TTTConfig`. Raises ValueError for an unknown field, with the list of known ones.
+    """
+    chosen = {"width": teacher.width, **(student or {})}
+    base = model.preset(str(chosen.pop("preset", "mini")))
+    training = dict(training or {})
+    for kind, values, cls in (
+        ("field of the student", chosen, model.APMConfig),
+        ("field of the training", training, TTTConfig),
+    ):
+        known = [f.name for f in fields(cls) if f.name != "student"]
+        for name in values:
+            if name not in known:
+                raise unknown(kind, name, known)
+    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
+    return TTTConfig(student=replace(base, **chosen), **training)
+
+
+def adapt_dataset(
+    teacher: Teacher,
+    dataset: Dataset,
+    positions: np.ndarray,
+    config: TTTConfig,
+    *,
+    templates: tuple[str, ...] | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> ttt.TTTResult:
+    """`apm.ttt.adapt` on images of a dataset: student images, the teacher's cached features as targets, class scores.
+
+    options go to `adapt`. Raises ValueError when the student's width is not the teacher's.
+    """
+    student = config.student
+    if student.width != teacher.width:
+        raise ValueError(
+            f"the student's width {student.width} must be the width {teacher.width} of teacher {teacher.name}: set width in the profile"
+        )
+    h, w = student.image_size
+    if h != w:
+        raise ValueError(f"datasets are read at square sizes, found a student of {h} x {w} px: use a square grid")
+    images = teachers.student_images([dataset.images[int(i)] for i in positions], h).to(teacher.device)
+    targets = torch.as_tensor(np.array(teachers.features(teacher, dataset)[positions])).to(teacher.device)
+    text = teacher.text_features(dataset.classnames, templates or dataset.templates)
+    return ttt.adapt(images, targets, config, text_features=text, generator=seed, **options)

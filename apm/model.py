@@ -1,0 +1,544 @@
+"""The Asynchronous Perception Machine (APM): one image, one trigger column, a grid of location-aware columns.
+
+The network of Modi & Rawat (NeurIPS 2024, section 3), as plain functions over a dictionary of parameters:
+
+    image --conv--> trigger column T --unfold--> q[i, j] = concat(T, P[i, j]) --shared MLP--> f[i, j] --fold--> feature
+
+Every function works on **one** set of weights (parameters as in `parameter_shapes`) and on **N stacked** sets
+(each parameter with a leading axis N, weight set k belongs to image k); test-time training uses the second form to
+train many students in lockstep. `APM` wraps the first form in an `nn.Module`.
+
+Three exact identities keep the evaluation cheap without changing the result (tests/plain.py has the formulation
+without them, and the tests hold the two together):
+
+* the first layer on `concat(T, P)` splits into a product with T, one per grid row and one per grid column, because the
+  2-D code P is separable: h + w + 1 products instead of h * w;
+* folding is linear in the activations before the head, so the head and the value projection are applied to the pooled
+  activations (one vector, or one per attention head) instead of to all h * w locations;
+* the key projection of a fold with one learned query is folded into the query, once per head.
+
+Shapes in comments: N images, h x w grid, L = h * w locations (or fewer, for a subset), D teacher width.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Parameters = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class APMConfig:
+    """Settings of the network. Defaults are the preset ``mini``; see `PRESETS` for the published sizes.
+
+    Raises ValueError on construction where the settings contradict each other.
+    """
+
+    grid: tuple[int, int] = (8, 8)  # h, w: number of columns
+    patch: int = 4  # p: side of a patch in pixels; the image is h*p x w*p
+    hidden: tuple[int, ...] = (256, 128, 64)  # widths of the shared MLP, ReLU after each
+    width: int = 64  # D: width of the teacher's feature
+    position_width: int | None = None  # width of P; None: h*w, the width of T with one kernel (the paper's choice)
+    column: str = "conv"  # "conv": T = flattened convolution; "tokens": T_vit, the routed token of each location
+    kernels: int = 1  # conv kernels in T (section 6: 1 -> 3)
+    token_width: int | None = None  # width of the routed tokens, for column="tokens"
+    local_patch: bool = False  # I_xy: each column also sees its own patch's pixels (Table 5b)
+    fold: str = "mean"  # "mean" (section 3.6) or "attention" (released code)
+    heads: int = 8  # attention heads of the fold
+    rgb_head: bool = True
+    rgb_hidden: tuple[int, ...] = (256, 256)
+
+    def __post_init__(self) -> None:
+        h, w = self.grid
+        if min(h, w, self.patch, self.kernels, self.width, *self.hidden) < 1 or not self.hidden:
+            raise ValueError(
+                f"grid {self.grid}, patch {self.patch}, kernels {self.kernels}, width {self.width} and hidden {self.hidden} must all be positive"
+            )
+        if self.column not in ("conv", "tokens"):
+            raise ValueError(f"unknown column {self.column!r}. Known: conv, tokens")
+        if self.column == "tokens" and not self.token_width:
+            raise ValueError("column='tokens' needs token_width, the width of the teacher's tokens")
+        if self.fold not in ("mean", "attention"):
+            raise ValueError(f"unknown fold {self.fold!r}. Known: mean, attention")
+        if self.positions % 4:
+            raise ValueError(
+                f"position_width must be divisible by 4 (sin and cos of x and of y), found {self.positions}: pass position_width"
+            )
+        if self.fold == "attention" and (self.width % self.heads or self.width % 4):
+            raise ValueError(
+                f"an attention fold needs a width divisible by its {self.heads} heads and by 4, found width {self.width}"
+            )
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) in pixels that the student reads."""
+        return self.grid[0] * self.patch, self.grid[1] * self.patch
+
+    @property
+    def locations(self) -> int:
+        """h * w."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def positions(self) -> int:
+        """Width of the positional code P."""
+        return self.locations if self.position_width is None else self.position_width
+
+    @property
+    def column_width(self) -> int:
+        """Width of the trigger column T (of one location's token for column='tokens')."""
+        return self.kernels * self.locations if self.column == "conv" else int(self.token_width or 0)
+
+    @property
+    def local_width(self) -> int:
+        """Width of the injected local patch I_xy; 0 without."""
+        return 3 * self.patch**2 if self.local_patch else 0
+
+    @property
+    def query_width(self) -> int:
+        """Width of q[i, j], the MLP's input."""
+        return self.column_width + self.positions + self.local_width
+
+
+PRESETS: dict[str, APMConfig] = {
+    # Reduced scale for 32 px images and a teacher of width 64: 100 k parameters without the RGB head.
+    "mini": APMConfig(),
+    # The student of the released test-time training script (448 px, ViT-L/14 teacher), without its unused LayerNorm.
+    "released": APMConfig(grid=(32, 32), patch=14, hidden=(4096, 2048, 1024), width=768, fold="attention"),
+    # The five-layer variant ("53M net"), trained over many images with a DINOv2 ViT-L/14 teacher.
+    "five_layer": APMConfig(
+        grid=(32, 32), patch=14, hidden=(4096, 4096, 4096, 2048, 1024), width=1024, fold="mean", rgb_head=False
+    ),
+}
+
+
+def preset(name: str, **changes: object) -> APMConfig:
+    """A preset by name, with changes. Raises ValueError with the list of known presets."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown student preset {name!r}. Known: {', '.join(PRESETS)}")
+    return replace(PRESETS[name], **changes)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------------------------- positional encoding
+
+
+def sinusoid(n: int, width: int, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
+    """Fixed 1-D code (n, width): sine and cosine interleaved, wavelengths from 2 pi to 10000 * 2 pi.
+
+    Raises ValueError for an odd width.
+    """
+    if width % 2:
+        raise ValueError(f"a sinusoidal code needs an even width, found {width}")
+    frequency = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(10000.0) / width))
+    angle = torch.arange(n, dtype=torch.float64)[:, None] * frequency  # (n, width / 2)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).reshape(n, width).to(dtype=dtype, device=device)
+
+
+def position_codes(
+    grid: tuple[int, int], width: int, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """The two halves of the separable 2-D code: along x (w, width / 2) and along y (h, width / 2)."""
+    h, w = grid
+    return sinusoid(w, width // 2, dtype=dtype, device=device), sinusoid(h, width // 2, dtype=dtype, device=device)
+
+
+def positional_encoding(
+    grid: tuple[int, int], width: int, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> Tensor:
+    """The 2-D code P (h, w, width): the first half of the channels depends on x only, the second on y only (section 3.4)."""
+    h, w = grid
+    px, py = position_codes(grid, width, dtype=dtype, device=device)
+    return torch.cat([px.expand(h, w, -1), py[:, None].expand(h, w, -1)], dim=-1)
+
+
+# ---------------------------------------------------------------------------------------------------------- weights
+
+
+def parameter_shapes(config: APMConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of one student, in the order in which they are drawn."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def linear(name: str, inputs: int, outputs: int) -> None:
+        shapes[f"{name}_weight"], shapes[f"{name}_bias"] = (inputs, outputs), (outputs,)
+
+    if config.column == "conv":
+        linear("column", 3 * config.patch**2, config.kernels)
+    widths = (config.query_width, *config.hidden)
+    for layer, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+        linear(f"mlp{layer}", inputs, outputs)
+    linear("head", config.hidden[-1], config.width)
+    if config.fold == "attention":
+        shapes["fold_query"] = (config.width,)
+        linear("fold_in", config.width, 3 * config.width)  # query, key and value projections
+        linear("fold_out", config.width, config.width)
+    if config.rgb_head:  # last, so that the other draws do not depend on whether the head exists
+        widths = (config.width + config.query_width, *config.rgb_hidden, 3)
+        for layer, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+            linear(f"rgb{layer}", inputs, outputs)
+    return shapes
+
+
+def count_parameters(config: APMConfig) -> int:
+    """Number of weights of one student."""
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+
+
+def draw_parameters(
+    config: APMConfig,
+    generator: torch.Generator | None = None,
+    *,
+    std: float = 0.01,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> dict[str, Tensor]:
+    """Random weights of one student: every parameter, biases too, from N(0, std) (section 4, App. E.1)."""
+    # one call per parameter: what is drawn for a layer does not depend on the layers after it
+    return {
+        name: torch.randn(shape, generator=generator, dtype=dtype, device=device) * std
+        for name, shape in parameter_shapes(config).items()
+    }
+
+
+def stack(parameters: Sequence[Parameters]) -> dict[str, Tensor]:
+    """Stack the weights of N students: every parameter gets a leading axis N."""
+    return {name: torch.stack([p[name] for p in parameters]) for name in parameters[0]}
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (N, L, in) times weight (in, out) or, stacked, (N, in, out) -> (N, L, out)."""
+    if weight.dim() == 2:
+        return F.linear(x, weight.mT, bias)
+    if bias is None:
+        return torch.bmm(x, weight)
+    return torch.baddbmm(bias.unsqueeze(1), x, weight)
+
+
+def _layer(parameters: Parameters, name: str, x: Tensor) -> Tensor:
+    return _linear(x, parameters[f"{name}_weight"], parameters[f"{name}_bias"])
+
+
+# --------------------------------------------------------------------------------------------- image -> column -> grid
+
+
+def patches(images: Tensor, config: APMConfig) -> Tensor:
+    """Cut images (N, 3, H, W) into the grid's patches (N, h*w, 3*p*p), row by row.
+
+    Raises ValueError when the images do not have the size that the grid needs.
+    """
+    h, w = config.grid
+    if images.dim() != 4 or images.shape[1] != 3 or images.shape[2:] != torch.Size(config.image_size):
+        raise ValueError(
+            f"images must have shape (N, 3, {config.image_size[0]}, {config.image_size[1]}): a grid of {h} x {w} columns "
+            f"with patches of {config.patch} px; found {tuple(images.shape)}. Resize the images or choose another grid or patch"
+        )
+    n, p = images.shape[0], config.patch
+    blocks = images.reshape(n, 3, h, p, w, p).permute(0, 2, 4, 1, 3, 5)  # (N, h, w, 3, p, p)
+    return blocks.reshape(n, h * w, 3 * p * p)
+
+
+def trigger_column(parameters: Parameters, image_patches: Tensor, config: APMConfig) -> Tensor:
+    """The trigger column T (N, kernels*h*w): one convolution filter per kernel with stride p, flattened (section 3.2)."""
+    response = _layer(parameters, "column", image_patches)  # (N, L, kernels)
+    return response.mT.reshape(image_patches.shape[0], config.column_width)
+
+
+@dataclass(frozen=True)
+class Percept:
+    """What one image puts into the grid: all that the columns are unfolded from. Folded, it is a single column."""
+
+    column: Tensor  # T (N, column_width), or routed tokens (N, L, token_width)
+    local: Tensor | None  # I_xy (N, L, 3*p*p) where injected
+
+
+def perceive(parameters: Parameters, image_patches: Tensor, config: APMConfig, tokens: Tensor | None = None) -> Percept:
+    """Fold images, given as patches (N, L, 3*p*p), into their trigger column.
+
+    tokens: (N, L, token_width), the teacher's routed tokens, for column="tokens". Raises ValueError when they are missing
+    or have another shape.
+    """
+    local = image_patches if config.local_patch else None
+    if config.column == "conv":
+        return Percept(trigger_column(parameters, image_patches, config), local)
+    expected = (image_patches.shape[0], config.locations, config.column_width)
+    if tokens is None or tuple(tokens.shape) != expected:
+        found = None if tokens is None else tuple(tokens.shape)
+        raise ValueError(f"column='tokens' needs tokens of shape {expected} (N, h*w, token_width), found {found}")
+    return Percept(tokens, local)
+
+
+def unfold(percept: Percept, config: APMConfig, locations: Tensor | None = None) -> Tensor:
+    """The location-aware columns q (N, L, query_width) = concat(T, P[i, j](, I_xy)) (section 3.4).
+
+    locations: indices i*w + j of the columns wanted, in any order; default all.
+    """
+    n = percept.column.shape[0]
+    code = positional_encoding(
+        config.grid, config.positions, dtype=percept.column.dtype, device=percept.column.device
+    ).flatten(0, 1)
+    where = slice(None) if locations is None else locations
+    code = code[where].expand(n, -1, -1)
+    column = (
+        percept.column[:, where] if percept.column.dim() == 3 else percept.column[:, None].expand(n, code.shape[1], -1)
+    )
+    parts = [column, code] if percept.local is None else [column, code, percept.local[:, where]]
+    return torch.cat(parts, dim=-1)
+
+
+def _first_layer(parameters: Parameters, percept: Percept, config: APMConfig, locations: Tensor | None) -> Tensor:
+    """W1 q + b without making q: W1 [T; Px[j]; Py[i]; I] = W_T T + W_x Px[j] + W_y Py[i] + W_I I.
+
+    One product with the 1 + h + w rows [T; 0; 0], [0; 0; Py[i]], [0; Px[j]; 0], whose results are added at each location.
+    """
+    h, w = config.grid
+    n = percept.column.shape[0]
+    weight, bias = parameters["mlp0_weight"], parameters["mlp0_bias"]
+    px, py = position_codes(config.grid, config.positions, dtype=weight.dtype, device=weight.device)
+    codes = torch.cat([F.pad(py, (px.shape[1], 0)), F.pad(px, (0, py.shape[1]))])  # (h + w, positions)
+    where = slice(None) if locations is None else locations
+    per_location = [] if percept.local is None else [percept.local[:, where]]
+    if percept.column.dim() == 3:  # routed tokens differ from place to place: only the position code is shared
+        per_location.insert(0, percept.column[:, where])
+        rows = codes.expand(n, -1, -1)
+        w_t, w_p, w_i = weight.split([config.column_width, config.positions, config.local_width], dim=-2)
+        weights = [w_t, w_i] if percept.local is not None else [w_t]
+    else:
+        shared = config.column_width + config.positions
+        column = F.pad(percept.column, (0, config.positions))[:, None]
+        rows = torch.cat([column, F.pad(codes, (config.column_width, 0)).expand(n, -1, -1)], dim=1)
+        w_p, weights = weight, []
+        if percept.local is not None:
+            w_p, w_i = weight.split([shared, config.local_width], dim=-2)
+            weights = [w_i]
+    product = _linear(rows, w_p)  # (N, (1 +) h + w, hidden)
+    column_part, row_part, col_part = product.split([rows.shape[1] - h - w, h, w], dim=1)
+    row_part = (
+        row_part + bias.unsqueeze(-2) if column_part.shape[1] == 0 else row_part + (column_part + bias.unsqueeze(-2))
+    )
+    if locations is None:
+        z = (row_part[:, :, None] + col_part[:, None]).flatten(1, 2)  # (N, L, hidden)
+    else:
+        z = row_part[:, locations // w] + col_part[:, locations % w]
+    for x, part in zip(per_location, weights, strict=True):
+        z = z + _linear(x, part)
+    return z
+
+
+def activations(parameters: Parameters, percept: Percept, config: APMConfig, locations: Tensor | None = None) -> Tensor:
+    """The shared MLP's last activations (N, L, hidden[-1]) at all locations or at the given ones, in the given order."""
+    x = F.relu(_first_layer(parameters, percept, config, locations))
+    for layer in range(1, len(config.hidden)):
+        x = F.relu(_layer(parameters, f"mlp{layer}", x))
+    return x
+
+
+def head(parameters: Parameters, x: Tensor) -> Tensor:
+    """Linear feature head: activations (N, L, hidden[-1]) -> features f (N, L, D)."""
+    return _layer(parameters, "head", x)
+
+
+def rgb(
+    parameters: Parameters,
+    features: Tensor,
+    percept: Percept,
+    config: APMConfig,
+    locations: Tensor | None = None,
+) -> Tensor:
+    """RGB value of every column (N, L, 3) from concat(f, q), ReLU after each layer, the last included (released code).
+
+    Raises ValueError for a student without RGB head.
+    """
+    if not config.rgb_head:
+        raise ValueError("this student has no RGB head: build it with rgb_head=True")
+    x = torch.cat([features, unfold(percept, config, locations)], dim=-1)
+    for layer in range(len(config.rgb_hidden) + 1):
+        x = F.relu(_layer(parameters, f"rgb{layer}", x))
+    return x
+
+
+# ------------------------------------------------------------------------------------------------------------- fold
+
+
+def _fold_projections(parameters: Parameters, config: APMConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Query with the key projection folded in (N, heads, D), value weight (N, D, D), value bias (N, D); N = 1 unstacked."""
+    d, heads = config.width, config.heads
+    weight, bias, query = (parameters[f"fold_{k}"] for k in ("in_weight", "in_bias", "query"))
+    if weight.dim() == 2:
+        weight, bias, query = weight[None], bias[None], query[None]
+    w_q, w_k, w_v = weight.split(d, dim=2)
+    b_q, _, b_v = bias.split(d, dim=1)  # the key bias moves all scores alike: softmax does not see it
+    q = torch.baddbmm(b_q[:, None], query[:, None], w_q).view(-1, heads, 1, d // heads)
+    w_k = w_k.unflatten(2, (heads, -1)).permute(0, 2, 3, 1)  # (N, heads, D / heads, D)
+    return (q @ w_k).squeeze(2) / math.sqrt(d // heads), w_v, b_v
+
+
+def _attend(parameters: Parameters, pooled: Tensor, w_v: Tensor, b_v: Tensor, config: APMConfig) -> Tensor:
+    """Value and output projection of pooled inputs (N, heads, D), one per head -> (N, D)."""
+    n, heads, d = pooled.shape
+    w_v = w_v.unflatten(2, (heads, -1)).transpose(1, 2)  # (N, heads, D, D / heads)
+    values = (pooled[:, :, None] @ w_v).reshape(n, 1, d) + b_v[:, None]
+    return _layer(parameters, "fold_out", values)[:, 0]
+
+
+def fold(parameters: Parameters, x: Tensor, config: APMConfig) -> Tensor:
+    """Fold the whole grid's activations (N, h*w, hidden[-1]) into one feature (N, D), head included.
+
+    "mean": average over the grid (section 3.6). "attention": multi-head attention of one learned query over f + P_out
+    (released code). Both equal head-then-pool; the head is applied after pooling because it is linear.
+    """
+    if config.fold == "mean":
+        return head(parameters, x.mean(dim=1, keepdim=True))[:, 0]
+    h, w = config.grid
+    query, w_v, b_v = _fold_projections(parameters, config)  # (N, heads, D)
+    px, py = position_codes(config.grid, config.width, dtype=query.dtype, device=query.device)
+    q_x, q_y = query.split(config.width // 2, dim=-1)
+    weight = parameters["head_weight"]
+    place = (q_y @ py.mT)[..., :, None] + (q_x @ px.mT)[..., None, :]  # (N, heads, h, w)
+    scores = (query @ weight.mT) @ x.mT + place.flatten(-2)  # (N, heads, L); the head's bias cancels in the softmax
+    attention = scores.softmax(dim=-1)
+    pooled = _linear(attention @ x, weight, parameters["head_bias"])  # (N, heads, D)
+    share = attention.unflatten(-1, (h, w))
+    pooled = pooled + torch.cat([share.sum(-2) @ px, share.sum(-1) @ py], dim=-1)  # + attention average of P_out
+    return _attend(parameters, pooled, w_v, b_v, config)
+
+
+class OnlineFold:
+    """Fold a stream of columns, any order, any subset, any chunks, in memory that does not grow with the grid.
+
+    "mean" is the paper's running average (n f_avg + f_ij) / (n + 1) (section 3.6); "attention" accumulates its softmax
+    online. `result()` may be asked for at any time: it is the fold of the locations seen so far.
+    """
+
+    def __init__(self, parameters: Parameters, config: APMConfig) -> None:
+        self.parameters, self.config = parameters, config
+        self.count = 0
+        self.pooled: Tensor | None = None
+        self.maximum: Tensor | None = None
+        self.weight: Tensor | None = None
+        if config.fold == "attention":
+            self.query, self.w_v, self.b_v = _fold_projections(parameters, config)
+
+    def update(self, features: Tensor, locations: Tensor) -> None:
+        """Add features f (N, l, D) of the given l locations (indices i*w + j)."""
+        added = features.shape[1]
+        if self.config.fold == "mean":
+            total = features.sum(dim=1)
+            before = 0 if self.pooled is None else self.count * self.pooled
+            self.pooled = (before + total) / (self.count + added)
+        else:
+            code = positional_encoding(
+                self.config.grid, self.config.width, dtype=features.dtype, device=features.device
+            )
+            inputs = features + code.flatten(0, 1)[locations]  # (N, l, D)
+            scores = self.query @ inputs.mT  # (N, heads, l)
+            top = scores.amax(dim=-1, keepdim=True)
+            if self.maximum is None or self.pooled is None or self.weight is None:
+                self.maximum = top
+                self.pooled = torch.zeros_like(self.query.expand(inputs.shape[0], -1, -1))
+                self.weight = torch.zeros_like(top)
+            maximum = torch.maximum(self.maximum, top)
+            kept, share = (self.maximum - maximum).exp(), (scores - maximum).exp()
+            self.pooled = self.pooled * kept + share @ inputs
+            self.weight = self.weight * kept + share.sum(dim=-1, keepdim=True)
+            self.maximum = maximum
+        self.count += added
+
+    def result(self) -> Tensor:
+        """Folded feature (N, D). Raises ValueError before the first update."""
+        if self.pooled is None:
+            raise ValueError("nothing folded yet: call update first")
+        if self.config.fold == "mean":
+            return self.pooled
+        assert self.weight is not None
+        return _attend(self.parameters, self.pooled / self.weight, self.w_v, self.b_v, self.config)
+
+
+# ------------------------------------------------------------------------------------------------------- one student
+
+
+class APM(nn.Module):
+    """One student with its own weights: for a look inside, for asynchronous evaluation, and for dataset-scale training."""
+
+    def __init__(
+        self,
+        config: APMConfig,
+        generator: torch.Generator | None = None,
+        *,
+        std: float | None = 0.01,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """std: every parameter from N(0, std), the paper's test-time initialisation; None: PyTorch's default for linear
+        layers, uniform in +-1/sqrt(fan_in), for training over a dataset."""
+        super().__init__()
+        self.config = config
+        weights = draw_parameters(config, generator, std=std or 1.0, dtype=dtype)
+        if std is None:
+            bound = 0.0
+            for name, value in weights.items():
+                if value.dim() == 2:
+                    bound = 1 / math.sqrt(value.shape[0])
+                # the normal draws, mapped to uniform ones
+                weights[name] = (torch.special.ndtr(value) * 2 - 1) * bound
+        self.weights = nn.ParameterDict({name: nn.Parameter(value.clone()) for name, value in weights.items()})
+
+    @classmethod
+    def from_parameters(cls, config: APMConfig, parameters: Parameters) -> APM:
+        """A student with given weights, for example one that `apm.ttt.adapt` has trained. Raises ValueError on other shapes."""
+        expected = parameter_shapes(config)
+        found = {name: tuple(value.shape) for name, value in parameters.items()}
+        if wrong := {k: (expected[k], found.get(k)) for k in expected if found.get(k) != expected[k]}:
+            raise ValueError(f"weights do not fit the config: {{name: (expected, found)}} = {wrong}")
+        model = cls(config, dtype=next(iter(parameters.values())).dtype)
+        with torch.no_grad():
+            for name in expected:
+                model.weights[name].copy_(parameters[name])
+        return model
+
+    @property
+    def parameters_dict(self) -> dict[str, Tensor]:
+        """The weights by name, as the functions of this module take them."""
+        return dict(self.weights.items())
+
+    def perceive(self, images: Tensor, tokens: Tensor | None = None) -> Percept:
+        """Images (N, 3, H, W) -> their folded percepts."""
+        return perceive(self.parameters_dict, patches(images, self.config), self.config, tokens)
+
+    def columns(self, percept: Percept, locations: Tensor | None = None) -> Tensor:
+        """Features f (N, L, D) of the given locations, in their order; default all, row by row."""
+        weights = self.parameters_dict
+        return head(weights, activations(weights, percept, self.config, locations))
+
+    def stream(
+        self, percept: Percept, order: Iterable[int] | None = None, chunk: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Evaluate columns asynchronously: yields (locations (l,), features (N, l, D)) with at most `chunk` locations at a time.
+
+        order: any permutation or subset of range(h * w); default row by row.
+        """
+        where = torch.as_tensor(
+            list(range(self.config.locations) if order is None else order), device=percept.column.device
+        )
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1 location, found {chunk}")
+        for part in where.split(chunk):
+            yield part, self.columns(percept, part)
+
+    def grid(self, images: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Feature grid (N, h, w, D) of images (N, 3, H, W): all locations at once."""
+        return self.columns(self.perceive(images, tokens)).unflatten(1, self.config.grid)
+
+    def rgb(self, percept: Percept, features: Tensor, locations: Tensor | None = None) -> Tensor:
+        """RGB values (N, L, 3) of the given columns."""
+        return rgb(self.parameters_dict, features, percept, self.config, locations)
+
+    def forward(self, images: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Folded feature (N, D) of images (N, 3, H, W)."""
+        weights = self.parameters_dict
+        x = activations(weights, self.perceive(images, tokens), self.config)
+        return fold(weights, x, self.config)

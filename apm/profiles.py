@@ -1,0 +1,108 @@
+"""Profiles: the numbers of a run, in small YAML files that papermill passes to the notebooks.
+
+`profiles/<profile>/common.yaml` holds what all notebooks share, `<notebook>.yaml` what one notebook changes or adds. The
+parameters that a notebook knows are the names in its cell tagged `parameters`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from apm.project import root, unknown
+
+
+def names() -> list[str]:
+    """The profiles that exist."""
+    return sorted(path.parent.name for path in (root() / "profiles").glob("*/common.yaml"))
+
+
+def notebooks() -> list[str]:
+    """The notebooks, in the order in which they are read; those named 99_* come last and use what the others made."""
+    return sorted(path.stem for path in (root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def notebook_path(notebook: str) -> Path:
+    """The clean notebook. Raises ValueError with the list of known ones."""
+    if notebook not in notebooks():
+        raise unknown("notebook", notebook, notebooks())
+    return root() / "notebooks" / f"{notebook}.ipynb"
+
+
+def load(profile: str, notebook: str) -> dict[str, Any]:
+    """The parameters of one notebook in one profile.
+
+    Values of common.yaml that the notebook has no use for are left out; a name in <notebook>.yaml that it does not know is an
+    error, as is a parameter without value in notebook and profile (None in the notebook means "must be given" only when the
+    comment beside it says so). Raises ValueError with the known names, and for YAML that is no mapping.
+    """
+    if profile not in names():
+        raise unknown("profile", profile, names())
+    known = notebook_parameters(notebook_path(notebook))
+    folder = root() / "profiles" / profile
+    common = _read(folder / "common.yaml")
+    own = _read(folder / f"{notebook}.yaml")
+    every = {name for other in notebooks() for name in notebook_parameters(notebook_path(other))}
+    for name in common:
+        if name not in every:
+            raise ValueError(f"{folder / 'common.yaml'}: {unknown('parameter', name, sorted(every))}")
+    for name in own:
+        if name not in known:
+            raise ValueError(f"{folder / f'{notebook}.yaml'}: {unknown(f'parameter of {notebook}', name, list(known))}")
+    values = {**{name: value for name, value in common.items() if name in known}, **own}
+    if "profile" in known:
+        values["profile"] = profile
+    return values
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected `name: value` lines, found a {type(values).__name__}")
+    for name, value in values.items():
+        if isinstance(value, str) and _looks_like_number(value):
+            raise ValueError(
+                f"{path}: {name} is the text {value!r}, not a number: write 1.0e-5 with a point (YAML reads 1e-5 as text)"
+            )
+    return values
+
+
+def _looks_like_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def notebook_parameters(path: Path) -> dict[str, Any]:
+    """Names and default values in the cell tagged `parameters`, in order.
+
+    Raises ValueError for a notebook without exactly one such cell, or with defaults that are no plain values.
+    """
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    if len(tagged) != 1:
+        raise ValueError(f"{path}: expected one cell tagged `parameters`, found {len(tagged)}")
+    values: dict[str, Any] = {}
+    for statement in ast.parse("".join(tagged[0]["source"])).body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                try:
+                    values[name] = ast.literal_eval(value)
+                except ValueError as error:
+                    raise ValueError(f"{path}: the default of parameter {name} must be a plain value") from error
+            case _:
+                raise ValueError(f"{path}: the parameters cell may hold only lines `name = value`")
+    return values

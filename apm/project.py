@@ -1,0 +1,128 @@
+"""Where things are, and how files are written: project root, caches, results, atomic writes, stable hashes, clear errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def root() -> Path:
+    """The project's folder: $APM_ROOT, else the nearest folder above the working directory or this package that has both
+    `notebooks/` and `profiles/`. Raises FileNotFoundError when there is none."""
+    if chosen := os.environ.get("APM_ROOT"):
+        return Path(chosen).resolve()
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents, *Path(__file__).resolve().parents):
+        if (folder / "notebooks").is_dir() and (folder / "profiles").is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"no project folder (one with notebooks/ and profiles/) at or above {here}: start from inside the clone, or set APM_ROOT"
+    )
+
+
+def cache_dir() -> Path:
+    """Folder of trained teachers and cached features: $APM_CACHE, else data/cache in the project."""
+    return Path(os.environ["APM_CACHE"]).resolve() if os.environ.get("APM_CACHE") else root() / "data" / "cache"
+
+
+def results_dir(profile: str) -> Path:
+    """Folder of a profile's results: $APM_RESULTS/<profile>, else results/<profile> in the project."""
+    base = Path(os.environ["APM_RESULTS"]).resolve() if os.environ.get("APM_RESULTS") else root() / "results"
+    return base / profile
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """A temporary path in the same folder, renamed to `path` on success and removed on any error.
+
+    Raises OSError that names the folder and what to do when it cannot be written; the file that was there stays.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path | str, data: bytes | str) -> Path:
+    """Write a file whole or not at all. Raises as `atomic_path`."""
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+_ADVICE = {
+    errno.EACCES: "the folder is not writable: change its permissions, or choose another with APM_RESULTS or APM_CACHE",
+    errno.EPERM: "the folder is not writable: change its permissions, or choose another with APM_RESULTS or APM_CACHE",
+    errno.EROFS: "the file system is read-only: choose another folder with APM_RESULTS or APM_CACHE",
+    errno.ENOSPC: "the disk is full: free some space and run again, what was written before is intact",
+    errno.EDQUOT: "the disk quota is used up: free some space and run again, what was written before is intact",
+    errno.ENOTDIR: "a file stands where a folder is needed: move it away",
+    errno.EEXIST: "a file stands where a folder is needed: move it away",
+}
+
+
+def _explained(error: OSError, path: Path) -> OSError:
+    advice = _ADVICE.get(error.errno or 0)
+    if advice is None:
+        return error
+    return type(error)(error.errno, f"cannot write {path.name} in {path.parent}: {advice}")
+
+
+def plain(value: Any) -> Any:
+    """Plain JSON data for dicts, sequences, dataclasses, paths and numpy scalars. Raises TypeError for anything else."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return value.as_posix()
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return plain(value.item())
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"cannot hash a {type(value).__name__}: pass plain data (dict, list, str, number)")
+
+
+def sha256_of(value: Any) -> str:
+    """Hex digest of plain data: equal data give equal digests, whatever the order of keys."""
+    text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path | str) -> str:
+    """Hex digest of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
+    """A ValueError to raise: what is unknown, what is known, and what was probably meant."""
+    names = list(known)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"unknown {kind} {name!r}. Known: {', '.join(names) or 'none'}.{hint}")

@@ -1,0 +1,79 @@
+"""The paper's numbers, and those it is compared with, from `data/published/*.csv`. The only source of published numbers.
+
+A value nobody found is empty, never guessed. Every row says where its value was read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from apm import project
+
+COLUMNS = ("table", "row", "column", "value", "unit", "source")
+
+
+def folder() -> Path:
+    """Where the CSV files are."""
+    return project.root() / "data" / "published"
+
+
+def names(where: Path | str | None = None) -> list[str]:
+    """Names of the tables, as `load` takes them. Raises FileNotFoundError when there is none."""
+    where = folder() if where is None else Path(where)
+    found = sorted(path.stem for path in where.glob("*.csv"))
+    if not found:
+        raise FileNotFoundError(f"no published tables (*.csv) in {where}: restore data/published from the repository")
+    return found
+
+
+def load(name: str, where: Path | str | None = None) -> pd.DataFrame:
+    """One file of published numbers, one row per value.
+
+    name: the file's stem, or a beginning that fits one file only, such as "table1".
+    Returns columns table, row, column, value (float; NaN where the source gives no plain number), text (the value as
+    written), unit, source.
+
+    Raises ValueError for an unknown or ambiguous name, for other columns than expected, and for a number without a source;
+    FileNotFoundError when there are no files.
+    """
+    where = folder() if where is None else Path(where)
+    known = names(where)
+    fitting = [name] if name in known else [stem for stem in known if stem.startswith(name)]
+    if not fitting or not name:
+        raise project.unknown("published table", name, known)
+    if len(fitting) > 1:
+        raise ValueError(f"published table {name!r} fits several: {', '.join(fitting)}. Name one of them")
+    path = where / f"{fitting[0]}.csv"
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    if list(frame.columns) != list(COLUMNS):
+        raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}; found {', '.join(frame.columns)}")
+    text = frame["value"].str.strip()
+    frame["value"] = pd.to_numeric(text, errors="coerce").astype(float)
+    frame.insert(4, "text", text)
+    homeless = frame.index[frame["value"].notna() & (frame["source"].str.strip() == "")]
+    if len(homeless):
+        raise ValueError(f"{path}, line {homeless[0] + 2}: the value {text[homeless[0]]} has no source")
+    return frame
+
+
+def wide(published: pd.DataFrame, table: str | None = None) -> pd.DataFrame:
+    """Published values in the paper's layout: its rows and columns in their order, NaN where no number is known.
+
+    table: which of the tables in the file, by the column `table`; needed when the file holds several. Raises ValueError when
+    it is missing or unknown, or a cell is given twice.
+    """
+    known = list(dict.fromkeys(published["table"]))
+    if table is None:
+        if len(known) != 1:
+            raise ValueError(f"this file holds several tables: choose one of {', '.join(known)}")
+        (table,) = known
+    if table not in known:
+        raise project.unknown("table", table, known)
+    cells = published[published["table"] == table]
+    twice = cells[cells.duplicated(["row", "column"])]
+    if len(twice):
+        raise ValueError(f"{table}: {twice.iloc[0]['row']} / {twice.iloc[0]['column']} is given twice")
+    rows, columns = list(dict.fromkeys(cells["row"])), list(dict.fromkeys(cells["column"]))
+    return cells.set_index(["row", "column"])["value"].unstack().reindex(index=rows, columns=columns)  # noqa: PD010

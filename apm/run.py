@@ -1,0 +1,169 @@
+"""Run notebooks with the parameters of a profile: `python -m apm.run --profile mini 02_corruptions`.
+
+Each notebook is executed by papermill into results/<profile>/notebooks/<name>.partial.ipynb, which gets its final name when
+every cell has succeeded. The executed copy holds no times and no paths of this machine, so that two runs differ only where
+results do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from apm import depends, profiles
+from apm.project import atomic_write, results_dir, root
+
+
+def run(notebook: str, profile: str) -> Path:
+    """Execute one notebook; returns the path of the executed copy.
+
+    Raises ValueError for an unknown notebook, profile or parameter, OSError for a results folder that cannot be written,
+    papermill.PapermillExecutionError when a cell fails (the half-executed copy stays beside the final name).
+    """
+    import papermill as pm
+
+    parameters = profiles.load(profile, notebook)
+    source = profiles.notebook_path(notebook)
+    folder = results_dir(profile) / "notebooks"
+    partial, final = folder / f"{notebook}.partial.ipynb", folder / f"{notebook}.ipynb"
+    atomic_write(partial, source.read_bytes())  # a folder that cannot be written is said now, not after the run
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    os.environ.setdefault("APM_PROGRESS", _terminal())
+    pm.execute_notebook(
+        str(source),
+        str(partial),
+        parameters=parameters,
+        cwd=str(root()),
+        kernel_name="python3",
+        progress_bar=False,
+        log_output=False,
+        autosave_cell_every=10,
+        execution_timeout=None,
+        extra_arguments=["--IPKernelApp.log_level=40"],
+    )
+    atomic_write(final, clean(partial))
+    partial.unlink()
+    return final
+
+
+def clean(path: Path) -> str:
+    """An executed notebook as text, without what changes from run to run: times, paths, process numbers, papermill's notes."""
+    import nbformat
+
+    book = nbformat.read(path, as_version=4)
+    book.metadata.pop("papermill", None)
+    for cell in book.cells:
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if "injected-parameters" in tags:
+            cell.source = re.sub(r"^# Parameters\n", "# from the profile\n", cell.source)
+            cell.id = "injected-parameters"
+    if "widgets" in book.metadata:
+        del book.metadata["widgets"]
+    book.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    text = nbformat.writes(book, indent=1)
+    return text.replace(str(root()) + os.sep, "") + "\n"
+
+
+def export_html(executed: Path, target: Path) -> Path:
+    """The executed notebook as one HTML page without code cells and without anything loaded from elsewhere."""
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config
+
+    settings: Any = Config()
+    settings.HTMLExporter.exclude_input = True
+    settings.HTMLExporter.exclude_input_prompt = True
+    settings.HTMLExporter.exclude_output_prompt = True
+    settings.HTMLExporter.mathjax_url = ""
+    settings.HTMLExporter.require_js_url = ""
+    settings.HTMLExporter.jquery_url = ""
+    settings.HTMLExporter.embed_images = True
+    page, _ = HTMLExporter(config=settings).from_filename(str(executed))
+    page = re.sub(r"<title>.*?</title>", "<title>APM: reproducibility report</title>", page, count=1, flags=re.S)
+    # what nbconvert's template would load from elsewhere: formula and diagram scripts, which this page does not use
+    page = re.sub(r"<script[^>]*\bsrc=\"?https?:[^>]*></script>", "", page)
+    page = re.sub(r"<script type=\"module\">.*?</script>", "", page, flags=re.S)
+    return atomic_write(target, page)
+
+
+def _terminal() -> str:
+    """A path through which a kernel can write to the standard error of this process; "" where there is none."""
+    if sys.stderr.isatty():
+        return os.ttyname(sys.stderr.fileno())
+    own = Path(f"/proc/{os.getpid()}/fd/2")
+    return str(own) if own.exists() else ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status: 0 done, 1 a cell failed, 2 bad input, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m apm.run", description="Execute notebooks with a profile's parameters."
+    )
+    parser.add_argument("notebooks", nargs="+", metavar="NOTEBOOK", help="such as 02_corruptions")
+    parser.add_argument("--profile", default="mini")
+    parser.add_argument("--stamp", type=Path, help="file to write when done; an identical stamp means nothing changed")
+    options = parser.parse_args(arguments)
+    for name in options.notebooks:
+        start = time.monotonic()
+        try:
+            wanted = _stamp(name, options.profile)
+            if options.stamp and options.stamp.is_file() and options.stamp.read_text() == wanted:
+                print(f"{name}: only touched, nothing changed")
+                options.stamp.touch()
+                continue
+            print(f"{name}: running with profile {options.profile} ...", flush=True)
+            executed = run(name, options.profile)
+            if name.startswith("99_"):
+                page = export_html(executed, results_dir(options.profile) / "report.html")
+                print(f"{name}: wrote {_shown(page)}")
+            if options.stamp:
+                atomic_write(options.stamp, wanted)
+        except KeyboardInterrupt:
+            print(f"\n{name}: interrupted; run again to go on where it stopped", file=sys.stderr)
+            return 130
+        except (ValueError, OSError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 2
+        except Exception as error:
+            if type(error).__name__ not in ("PapermillExecutionError", "DeadKernelError", "CellTimeoutError"):
+                raise
+            partial = results_dir(options.profile) / "notebooks" / f"{name}.partial.ipynb"
+            print(_failure(error), file=sys.stderr)
+            print(f"{name}: failed. The half-executed notebook is {_shown(partial)}", file=sys.stderr)
+            return 1
+        print(f"{name}: done in {time.monotonic() - start:.0f} s, {_shown(executed)}", flush=True)
+    return 0
+
+
+def _stamp(name: str, profile: str) -> str:
+    """Content of a stamp: the hash of all inputs, and for 99_* of what the other notebooks left."""
+    paths = depends.inputs(root(), profile, profiles.notebook_path(name))
+    if name.startswith("99_"):
+        folder = results_dir(profile)
+        paths += sorted(p for part in ("tables", "figures") for p in (folder / part).glob("*") if p.is_file())
+    return depends.digest(paths) + "\n"
+
+
+def _failure(error: Exception) -> str:
+    """The end of a failing cell's traceback, without terminal colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).rstrip()
+    return "\n".join(text.splitlines()[-25:])
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(root()) if path.is_relative_to(root()) else path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,576 @@
+"""Tables: from records to tidy numbers, to the paper's layout, to CSV, Markdown and LaTeX.
+
+Accuracies are in percent with one decimal. Nothing here depends on the time or the machine: the same records give the same
+bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from apm import project, stats
+from apm.records import provenance
+from apm.stats import Interval
+
+CONDITION = ("dataset", "corruption", "severity")
+RULE_LABELS = {
+    "teacher": "teacher (zero-shot)",
+    "final": "final",
+    "minimum loss": "minimum loss",
+    "any": "any (upper bound, uses labels)",
+}
+DIFFERENCE = "final - teacher"
+HEADERS = {
+    "n_failed": "failed",
+    "minimum_loss": "minimum loss",
+    "any": RULE_LABELS["any"],
+    "difference": DIFFERENCE,
+    "p": "p (McNemar)",
+}
+_KEY = {"teacher": "teacher", "final": "final", "minimum loss": "minimum_loss", "any": "any"}
+_NO_INTERVAL: dict[str, Any] = {"resamples": 1, "minimum": 1}
+_P_VALUES = ("p", HEADERS["p"])
+
+
+# ------------------------------------------------------------------------------------------------------------ tidy numbers
+
+
+def summary(
+    records: pd.DataFrame,
+    *,
+    by: Sequence[str] = (*CONDITION, "method"),
+    intervals: bool = True,
+) -> pd.DataFrame:
+    """One row of numbers per (dataset, corruption, severity, method), in the order of the records.
+
+    Columns, after those of `by`: n (images), seeds, n_failed (rows without prediction, counted as wrong); final, teacher, any,
+    minimum_loss in percent, each with _low and _high (95 % interval); agreement of final and teacher in percent; difference
+    final - teacher in percentage points with low and high (paired bootstrap over images); p (McNemar exact). Empty where the
+    records do not hold what a number needs; p is empty too for several seeds, whose rows are not independent.
+
+    by: other groupings, such as ("dataset", "group", "method"); rows of one group that belong to several conditions are
+    averaged over the conditions, images drawn with all their copies. intervals=False allows groups of any size.
+
+    Raises ValueError for no records, unknown columns, or groups too small for an interval.
+    """
+    _columns(records, (*by, *CONDITION, "sample", "seed", "label", "prediction", "teacher_prediction", "path"))
+    if records.empty:
+        raise ValueError("no records: run a method first")
+    rows = []
+    for values, group in records.groupby(list(by), sort=False, observed=True):
+        name = ", ".join(f"{column} {value}" for column, value in zip(by, values, strict=True))
+        try:
+            rows.append({**dict(zip(by, values, strict=True)), **_numbers(group, intervals)})
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return pd.DataFrame(rows)
+
+
+def _numbers(group: pd.DataFrame, intervals: bool) -> dict[str, Any]:
+    images = len(group[["dataset", "sample"]].drop_duplicates())
+    independent = images == len(group)
+    row: dict[str, Any] = {
+        "n": images,
+        "seeds": group["seed"].nunique(),
+        "n_failed": int((group["prediction"] < 0).sum()),
+    }
+    for rule, key in (("final", "final"), ("teacher", "teacher"), ("any", "any"), ("minimum loss", "minimum_loss")):
+        row[key], row[f"{key}_low"], row[f"{key}_high"] = _accuracy(group, rule, independent, intervals)
+    final, teacher = stats.correct(group, "final"), stats.correct(group, "teacher")
+    row.update(agreement=np.nan, difference=np.nan, low=np.nan, high=np.nan, p=np.nan)
+    if final is not None and teacher is not None:
+        asked = group["teacher_prediction"].fillna(-1).to_numpy(dtype=np.int64)
+        row["agreement"] = stats.agreement(group["prediction"].to_numpy(), asked)
+        difference = stats.mean_difference(group, **({} if intervals else _NO_INTERVAL))
+        assert difference is not None
+        row["difference"] = difference.value
+        if intervals:
+            row["low"], row["high"] = difference.low, difference.high
+        row["p"] = stats.mcnemar(final, teacher) if independent else np.nan
+    return row
+
+
+def _accuracy(group: pd.DataFrame, rule: str, independent: bool, intervals: bool) -> tuple[float, float, float]:
+    right = stats.correct(group, rule)
+    if right is None:
+        return (np.nan,) * 3
+    if independent and group.groupby(list(CONDITION)).ngroups == 1:
+        value, low, high, _ = stats.accuracy(right, minimum=stats.MINIMUM_SAMPLES if intervals else 1)
+    else:
+        options = _NO_INTERVAL if not intervals else {}
+        interval = stats.mean_accuracy(group, rule, **options)
+        assert interval is not None
+        value, low, high, _ = interval
+    return (value, low, high) if intervals else (value, np.nan, np.nan)
+
+
+# ----------------------------------------------------------------------------------------------------------- paper's layout
+
+
+def condition_label(dataset: str, corruption: str, severity: int) -> str:
+    """Heading of one condition: the corruption, with its severity, or the dataset's name for clean images."""
+    return dataset if severity == 0 else f"{corruption.replace('_', ' ')} {severity}"
+
+
+def label_conditions(records: pd.DataFrame) -> pd.DataFrame:
+    """The records with a column `condition` of readable headings (`condition_label`)."""
+    _columns(records, CONDITION)
+    unique = records[list(CONDITION)].drop_duplicates()
+    headings = {tuple(row): condition_label(*row) for row in unique.itertuples(index=False)}
+    if len(set(headings.values())) < len(headings):  # two datasets with the same corruptions
+        headings = {row: label if row[2] == 0 else f"{row[0]}, {label}" for row, label in headings.items()}
+    rows = zip(*(records[column] for column in CONDITION), strict=True)
+    return records.assign(condition=[headings[row] for row in rows])
+
+
+def wide(
+    records: pd.DataFrame,
+    *,
+    columns: str = "condition",
+    order: Sequence[str] | None = None,
+    means: Mapping[str, Sequence[str]] | None = None,
+    rules: Sequence[str] = (*stats.RULES, DIFFERENCE),
+    intervals: str = "means",
+    transpose: bool = False,
+) -> pd.DataFrame:
+    """The paper's layout: methods and counting rules down, conditions across, means at the end. Cells are text.
+
+    columns: what the columns are: "condition" (dataset or corruption with severity) or a column of the records.
+    order: columns wanted, in this order; default all, as they come in the records.
+    means: heading -> the columns it averages, each with the same weight; default one "Mean" over all when there are several.
+    rules: of `stats.RULES`, and "final - teacher" for the paired difference in percentage points. The teacher's row stands once where all methods share it. Methods without iterations have a
+        single row of their own name: for them "any" and "minimum loss" mean nothing.
+    intervals: 95 % intervals beside "means", "all" cells or "none".
+    transpose: conditions down, for many conditions and few methods.
+
+    Raises ValueError for unknown rules or columns, empty groups, and too few images for an interval.
+    """
+    for rule in rules:
+        if rule not in (*RULE_LABELS, DIFFERENCE):
+            raise project.unknown("counting rule", rule, [*RULE_LABELS, DIFFERENCE])
+    if intervals not in ("means", "all", "none"):
+        raise project.unknown("choice of intervals", intervals, ("means", "all", "none"))
+    if columns == "condition":
+        records = label_conditions(records)
+    _columns(records, (columns, *CONDITION))
+    present = list(dict.fromkeys(records[columns]))
+    order = present if order is None else list(order)
+    means = ({"Mean": order} if len(order) > 1 else {}) if means is None else means
+    for name in {*order, *(column for part in means.values() for column in part)}:
+        if name not in present:
+            raise project.unknown(f"value of column {columns}", str(name), [str(p) for p in present])
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for label, rule, part in _lines(records, rules):
+        line = {str(name): _cell(part[part[columns] == name], rule, columns, intervals == "all") for name in order}
+        for heading, members in means.items():
+            chosen = part[part[columns].isin(list(members))]
+            complete = set(chosen[columns]) == set(
+                members
+            )  # a mean over fewer conditions than the heading says is none
+            line[heading] = _cell(chosen, rule, columns, intervals != "none") if complete else ""
+        lines[label] = line
+    table = pd.DataFrame.from_dict(lines, orient="index")
+    table.index = pd.MultiIndex.from_tuples(list(lines), names=["method", "counting rule"])
+    return table.T.rename_axis(columns) if transpose else table
+
+
+def _lines(records: pd.DataFrame, rules: Sequence[str]) -> Iterable[tuple[tuple[str, str], str, pd.DataFrame]]:
+    """(method, rule as shown), rule, its records."""
+    methods = list(dict.fromkeys(records["method"]))
+    parts = {method: records[records["method"] == method] for method in methods}
+    if "teacher" in rules:
+        asked = {m: part for m, part in parts.items() if part["teacher_prediction"].notna().any()}
+        by_image = {
+            m: part.drop_duplicates([*CONDITION, "sample"])
+            .set_index([*CONDITION, "sample"])["teacher_prediction"]
+            .sort_index()
+            for m, part in asked.items()
+        }
+        first = next(iter(by_image), None)
+        if first is not None and all(series.equals(by_image[first]) for series in by_image.values()):
+            yield ("teacher", "zero-shot"), "teacher", asked[first].drop_duplicates([*CONDITION, "sample"])
+            parts = {m: part for m, part in parts.items() if not _is_teacher(part)}
+        else:
+            for method, part in asked.items():
+                if not _is_teacher(part):
+                    yield (method, RULE_LABELS["teacher"]), "teacher", part
+    for method, part in parts.items():
+        iterative = stats.has_path(part)
+        for rule in rules if iterative else [rule for rule in ("final", DIFFERENCE) if rule in rules]:
+            if rule == DIFFERENCE:
+                if part["teacher_prediction"].notna().any():
+                    yield (method, DIFFERENCE), rule, part
+            elif rule != "teacher":
+                yield (method, RULE_LABELS[rule] if iterative else ""), rule, part
+
+
+def _is_teacher(part: pd.DataFrame) -> bool:
+    """Whether a method without iterations says what the teacher says on each image: then its row is the teacher's."""
+    if stats.has_path(part) or part["teacher_prediction"].isna().any():
+        return False
+    return bool((part["prediction"] == part["teacher_prediction"]).all())
+
+
+def _cell(part: pd.DataFrame, rule: str, conditions: str, interval: bool) -> str:
+    if part.empty:
+        return ""
+    options = _NO_INTERVAL if not interval else {}
+    several = len(part[conditions].unique()) > 1 or part.duplicated(["dataset", "sample"]).any()
+    if rule == DIFFERENCE:
+        value = stats.mean_difference(part, conditions=(conditions, *CONDITION), **options)
+    elif several or not interval:
+        value = stats.mean_accuracy(part, rule, conditions=(conditions, *CONDITION), **options)
+    else:
+        right = stats.correct(part, rule)
+        value = None if right is None else stats.accuracy(right)
+    return "" if value is None else percent(value, interval=interval)
+
+
+def percent(value: Interval | Sequence[float] | float, *, interval: bool = True) -> str:
+    """ "60.5" or "60.5 [57.3, 63.6]" from an estimate in percent with or without its interval; "" for an empty one."""
+    if isinstance(value, numbers.Real):
+        return "" if np.isnan(float(value)) else _one_decimal(float(value))
+    estimate, low, high = (float(x) for x in list(value)[:3])  # type: ignore[arg-type]
+    if np.isnan(estimate):
+        return ""
+    if not interval or np.isnan(low):
+        return _one_decimal(estimate)
+    return f"{_one_decimal(estimate)} [{_one_decimal(low)}, {_one_decimal(high)}]"
+
+
+def _one_decimal(value: float) -> str:
+    text = f"{value:.1f}"
+    return "0.0" if text == "-0.0" else text
+
+
+def p_value(p: float) -> str:
+    """ "0.031", "< 0.001", or "" for an empty one."""
+    return "" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def compact(table: pd.DataFrame) -> pd.DataFrame:
+    """A summary for reading: each number with its interval in one cell, columns with readable headings.
+
+    Takes the frame that `summary` returns and drops columns that are empty throughout, and `seeds` where it is 1 and the
+    failures where there are none.
+    """
+    shown = table[[c for c in table.columns if c not in _SUMMARY]].copy()
+    if "corruption" in shown and "severity" in shown:
+        shown["corruption"] = shown["corruption"].where(shown["corruption"] != "none", "clean")
+    shown["n"] = table["n"]
+    if (table["seeds"] > 1).any():
+        shown["seeds"] = table["seeds"]
+    if table["n_failed"].any():
+        shown[HEADERS["n_failed"]] = table["n_failed"]
+    for key in ("teacher", "final", "minimum_loss", "any", "difference"):
+        low, high = ("low", "high") if key == "difference" else (f"{key}_low", f"{key}_high")
+        if table[key].notna().any():
+            cells = zip(table[key], table[low], table[high], strict=True)
+            header = RULE_LABELS["teacher"] if key == "teacher" else HEADERS.get(key, key)
+            shown[header] = [percent(cell) for cell in cells]
+        if key == "difference" and table["agreement"].notna().any():
+            shown["agreement"] = [percent(value) for value in table["agreement"]]
+            shown[HEADERS["p"]] = [p_value(p) for p in table["p"]]
+    return shown
+
+
+_SUMMARY = {"n", "seeds", "n_failed", "agreement", "difference", "low", "high", "p"} | {
+    f"{key}{end}" for key in _KEY.values() for end in ("", "_low", "_high")
+}
+
+
+def beside_published(
+    ours: pd.DataFrame,
+    published: pd.DataFrame,
+    *,
+    rows: Mapping[str, str],
+    columns: Mapping[str, str] | None = None,
+    table: str | None = None,
+    not_run: bool = True,
+) -> pd.DataFrame:
+    """Our numbers and the published ones side by side, one row per cell of the published table.
+
+    ours: rows by name in the index, columns by name; numbers or text such as `wide` gives (a two-level index is joined by
+        ", "). published: from `apm.published.load`.
+    rows, columns: our name -> the published name; columns default to the names that are the same in both.
+    table: which of several tables in `published`. not_run: also list published rows that we have not run.
+
+    Returns row, column, ours, published (as printed; empty where unknown), unit, source. Raises ValueError for names that
+    either side does not have.
+    """
+    if table is not None:
+        if table not in set(published["table"]):
+            raise project.unknown("table", table, list(dict.fromkeys(published["table"])))
+        published = published[published["table"] == table]
+    ours = ours.copy()
+    if isinstance(ours.index, pd.MultiIndex):
+        ours.index = [", ".join(str(level) for level in name if str(level)) for name in ours.index]
+    their_rows, their_columns = list(dict.fromkeys(published["row"])), list(dict.fromkeys(published["column"]))
+    if columns is None:
+        columns = {str(name): str(name) for name in ours.columns if name in their_columns}
+        if not columns:
+            raise ValueError(
+                f"no column name in common: ours {list(ours.columns)}, published {their_columns}. Pass columns="
+            )
+    for what, mapping, known_ours, known_theirs in (
+        ("row", rows, list(ours.index), their_rows),
+        ("column", columns, list(ours.columns), their_columns),
+    ):
+        for mine, theirs in mapping.items():
+            if mine not in known_ours:
+                raise project.unknown(f"{what} of our table", str(mine), [str(k) for k in known_ours])
+            if theirs not in known_theirs:
+                raise project.unknown(f"published {what}", str(theirs), [str(k) for k in known_theirs])
+    cells = {(r, c): (text, unit, source) for r, c, text, unit, source in _printed(published)}
+    lines = []
+    listed: list[tuple[str | None, str]] = list(rows.items())
+    listed += [(None, row) for row in their_rows if not_run and row not in rows.values()]
+    for name, theirs in listed:
+        for my_column, their_column in columns.items():
+            printed, unit, source = cells.get((theirs, their_column), ("", "", ""))
+            value = "" if name is None else ours.loc[name, my_column]
+            lines.append(
+                {
+                    "row": theirs if name is None else name,
+                    "column": my_column,
+                    "ours": "" if _empty(value) else value if isinstance(value, str) else percent(float(value)),
+                    "published": printed,
+                    "unit": unit,
+                    "source": source,
+                }
+            )
+    return pd.DataFrame(lines, columns=["row", "column", "ours", "published", "unit", "source"])
+
+
+def _printed(published: pd.DataFrame) -> Iterable[tuple[str, str, str, str, str]]:
+    """Published cells as printed where they are plain numbers."""
+    for line in published.itertuples(index=False):
+        yield line.row, line.column, "" if np.isnan(line.value) else line.text, line.unit, line.source
+
+
+def _empty(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
+
+
+# ------------------------------------------------------------------------------------------------------------ footnotes
+
+
+def footer(records: pd.DataFrame, *, rules: Sequence[str] = stats.RULES, notes: Sequence[str] = ()) -> str:
+    """What a reader must know under a table: n, failed images, counting rules, intervals, and which records it came from."""
+    per_condition = sorted(set(records.groupby(list(CONDITION), sort=False)["sample"].nunique()))
+    n = str(per_condition[0]) if len(per_condition) == 1 else f"{per_condition[0]} to {per_condition[-1]}"
+    parts = [f"n = {n} images" + (" per condition" if len(records.groupby(list(CONDITION))) > 1 else "")]
+    seeds = sorted(set(records["seed"]))
+    if len(seeds) > 1:
+        parts[0] += f", seeds {', '.join(str(seed) for seed in seeds)}"
+    parts[0] += "."
+    failed = records[records["prediction"] < 0]
+    if len(failed):
+        reasons = failed["status"].astype(str).value_counts().sort_index(kind="stable")
+        reasons = reasons.sort_values(ascending=False, kind="stable")
+        shown = "; ".join(f"{reason} ({count})" for reason, count in reasons.head(3).items())
+        more = f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
+        parts.append(f"{len(failed)} of {len(records)} predictions failed and count as wrong: {shown}{more}.")
+    if stats.has_path(records):
+        if "final" in rules:
+            k = sorted({len(path) - 1 for path in records["path"].dropna()})
+            parts.append(f"final: after {' or '.join(map(str, k))} iterations, fixed beforehand.")
+        if "any" in rules:
+            parts.append(
+                "any: right after at least one iteration; it uses the labels, so it is an upper bound and never a score."
+            )
+    parts.append(
+        "Accuracy in %; brackets: 95 % intervals (Wilson for one condition, bootstrap over images for means and paired differences)."
+    )
+    return " ".join([*parts, *notes, f"Made from {provenance(records)}."])
+
+
+# ------------------------------------------------------------------------------------------------------- saving and showing
+
+
+def save(table: pd.DataFrame, name: str, folder: Path | str, caption: str, footer: str = "") -> dict[str, Path]:
+    """Write <name>.csv (numbers as they are), <name>.md and <name>.tex (as read, with caption and footer) into a folder.
+
+    Numbers are shown with one decimal, p-values with three. Each file is replaced as a whole, and the same table gives the same
+    bytes. Returns the paths by suffix. Raises ValueError for an empty table or a name that is no plain file name; OSError for a folder
+    that cannot be written.
+    """
+    if table.empty:
+        raise ValueError(f"table {name!r} is empty: there is nothing to save")
+    if not name or name != Path(name).name:
+        raise ValueError(f"expected a plain file name for a table, found {name!r}")
+    folder = Path(folder)
+    flat = _flat(table)
+    texts = {
+        "csv": flat.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
+        "md": _markdown(flat, caption, footer),
+        "tex": _latex(flat, name, caption, footer),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {suffix: folder / f"{name}.{suffix}" for suffix in texts}
+    for suffix, text in texts.items():
+        project.atomic_write(paths[suffix], text)
+    return paths
+
+
+def _flat(table: pd.DataFrame) -> pd.DataFrame:
+    """A copy with the index as columns, where it says something, and single-level text headings."""
+    named = any(name is not None for name in table.index.names) or table.index.inferred_type in ("string", "mixed")
+    flat = table.copy()
+    if isinstance(flat.columns, pd.MultiIndex):
+        flat.columns = [", ".join(str(level) for level in column if str(level)) for column in flat.columns]
+    if named or isinstance(table.index, pd.MultiIndex):
+        flat = flat.reset_index(names=[str(n) if n is not None else "" for n in table.index.names])
+    flat.columns = [str(column) for column in flat.columns]
+    return flat
+
+
+def _shown(flat: pd.DataFrame) -> pd.DataFrame:
+    """All cells as text."""
+    return pd.DataFrame(
+        {column: [_text(value, column) for value in flat[column]] for column in flat.columns}, index=flat.index
+    )
+
+
+def _text(value: Any, column: str) -> str:
+    if _empty(value):
+        return ""
+    if isinstance(value, (bool, np.bool_, str)):
+        return str(value)
+    if isinstance(value, numbers.Integral):
+        return str(int(value))
+    if isinstance(value, numbers.Real):
+        return p_value(float(value)) if column in _P_VALUES else _one_decimal(float(value))
+    return str(value)
+
+
+def _numeric_looking(text: pd.Series) -> bool:
+    filled = text[text != ""]
+    return len(filled) > 0 and bool(filled.str.match(r"^(?:[<>] ?)?[+-]?\d").all())
+
+
+def _markdown(flat: pd.DataFrame, caption: str, footer: str) -> str:
+    shown = _shown(flat)
+    align = ["right" if _numeric_looking(shown[column]) else "left" for column in shown]
+    escaped = shown.map(lambda text: text.replace("|", "\\|").replace("\n", " "))
+    body = escaped.to_markdown(index=False, disable_numparse=True, colalign=align)
+    return "\n\n".join(part for part in (f"**{caption}**", body, footer) if part) + "\n"
+
+
+def _latex(flat: pd.DataFrame, name: str, caption: str, footer: str) -> str:
+    shown = _shown(flat)
+    shown.columns = [_escape(column) for column in shown.columns]
+    columns = "".join("r" if _numeric_looking(flat_column) else "l" for _, flat_column in shown.items())
+    text = (
+        shown.style.hide(axis="index")
+        .format(_escape)
+        .to_latex(
+            hrules=True,
+            column_format=columns,
+            caption=_escape(caption),
+            label=f"tab:{name}",
+            position="tb",
+            position_float="centering",
+        )
+    )
+    if len(shown.columns) > 7:  # wider than a page: scaled to it
+        text = text.replace("\\begin{tabular}", "\\resizebox{\\linewidth}{!}{%\n\\begin{tabular}")
+        text = text.replace("\\end{tabular}", "\\end{tabular}}")
+    if footer:
+        note = f"\\par\\smallskip\\footnotesize {_escape(footer)}\n"
+        text = text.replace("\\end{table}", note + "\\end{table}")
+    return "% needs \\usepackage{booktabs, graphicx}\n" + text
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+_LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
+
+
+def _escape(text: Any) -> str:
+    return "".join(_LATEX.get(character, character) for character in str(text))
+
+
+class Shown:
+    """A table as a notebook shows it: caption above, footer below, scrolling sideways when it is wider than the page."""
+
+    def __init__(self, html: str, text: str):
+        self._html, self._text = html, text
+
+    def _repr_html_(self) -> str:
+        return self._html
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def show(
+    table: pd.DataFrame, caption: str, footer: str = "", *, bold: Callable[[pd.Series], bool] | None = None
+) -> Shown:
+    """A table for the end of a notebook cell, as `save` writes it. bold: which rows of the flat table stand out.
+
+    The HTML holds no random identifiers, so an executed notebook does not change between runs.
+    """
+    flat = _flat(table)
+    shown = _shown(flat)
+    shown.columns = [_html(column) for column in shown.columns]
+    right = [column for column in shown if _numeric_looking(shown[column])]
+    uuid = hashlib.sha256((caption + shown.to_csv()).encode()).hexdigest()[:8]
+    strong = pd.Series(
+        [bool(bold(row)) for _, row in flat.iterrows()] if bold else [False] * len(flat), index=flat.index
+    )
+    style = (
+        shown.style.hide(axis="index")
+        .format(escape="html")
+        .set_uuid(uuid)
+        .set_table_styles(
+            [
+                {"selector": "", "props": "border-collapse: collapse; font-size: 0.9em; margin: 0"},
+                {"selector": "th, td", "props": "padding: 0.25em 0.7em; white-space: nowrap"},
+                {
+                    "selector": "th",
+                    "props": "text-align: left; border-bottom: 1.5px solid; vertical-align: bottom; white-space: normal",
+                },
+                {"selector": "td", "props": "text-align: left; border-bottom: 1px solid rgba(128, 128, 128, 0.25)"},
+            ]
+        )
+        .set_properties(subset=right, **{"text-align": "right", "font-variant-numeric": "tabular-nums"})
+        .apply(lambda row: ["font-weight: bold" if strong[row.name] else ""] * len(row), axis=1)
+        .apply_index(
+            lambda names: ["text-align: right" if name in right else "" for name in names],
+            axis="columns",
+        )
+    )
+    buffer = io.StringIO()
+    buffer.write('<figure style="margin: 1em 0; max-width: 100%">')
+    buffer.write(f'<figcaption style="margin-bottom: 0.5em"><strong>{_html(caption)}</strong></figcaption>')
+    buffer.write(f'<div style="overflow-x: auto">{style.to_html()}</div>')
+    if footer:
+        buffer.write(
+            f'<p style="font-size: 0.85em; opacity: 0.8; margin-top: 0.5em; max-width: 60em">{_html(footer)}</p>'
+        )
+    buffer.write("</figure>")
+    return Shown(buffer.getvalue(), _markdown(flat, caption, footer))
+
+
+def _html(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _columns(frame: pd.DataFrame, needed: Iterable[str]) -> None:
+    for name in needed:
+        if name not in frame.columns:
+            raise project.unknown("column of the records", name, list(frame.columns))

@@ -1,0 +1,827 @@
+"""Teachers: CLIP models from open_clip, their features, and the small one that profile `mini` trains for itself.
+
+    teacher = load("mini")                                                  # trained at first use, then cached
+    teacher = load("ViT-B-16-quickgelu", pretrained="openai")               # any open_clip model and tag
+    teacher = load("ViT-B-32", pretrained="/weights/vit_b_32.safetensors")  # or a local checkpoint
+    feature = teacher.encode(teacher.transform(images)).feature             # (N, D)
+
+Every teacher, ours included, is built by open_clip's factory from a JSON configuration and a checkpoint. Its image feature
+is the target of test-time training (Modi & Rawat, NeurIPS 2024, section 3.6), its text features are the classifier.
+
+    python -m apm.teachers train --data folder:PATH --out FILE.safetensors
+
+trains one on any class-per-folder image tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import inspect
+import json
+import logging
+import math
+import os
+import re
+import sys
+import time
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from apm import prompts
+from apm.datasets import Dataset
+from apm.datasets import load as load_dataset
+from apm.progress import progress
+from apm.project import atomic_path, cache_dir, sha256_of, unknown
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CONFIGS = Path(__file__).parent / "model_configs"
+Images = Sequence[np.ndarray] | np.ndarray
+
+open_clip.add_model_config(CONFIGS)
+
+
+# ---------------------------------------------------------------------------------------------------------- images
+
+
+def preprocess(images: Images, config: PreprocessCfg) -> Tensor:
+    """uint8 RGB images (H, W, 3) of any sizes -> float32 (N, 3, S, S) by open_clip's evaluation transform.
+
+    Raises ValueError for images of another type or shape, and for none.
+    """
+    if not len(images):
+        raise ValueError("expected at least one image, found none")
+    for i, image in enumerate(images):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            raise ValueError(f"image {i}: expected uint8 (H, W, 3), found {image.dtype} {image.shape}")
+    transform = image_transform_v2(config, is_train=False)
+    if {image.shape for image in images} == {(*_pair(config.size), 3)}:
+        # Resizing and cropping do nothing at the model's own size: the rest of the transform, on all images at once.
+        pixels = torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2).contiguous()  # (N, 3, S, S)
+        return transform.transforms[-1](pixels.float().div(255))
+    return torch.stack([transform(Image.fromarray(image)) for image in images])
+
+
+def student_images(images: Images, size: int) -> Tensor:
+    """uint8 RGB images -> float32 (N, 3, size, size) for the student: ImageNet mean and standard deviation (appendix E.1).
+
+    Geometry as the teacher's (bicubic resize of the shorter side, centre crop), so that both see the same pixels.
+    """
+    return preprocess(images, PreprocessCfg(size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD))
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+# ---------------------------------------------------------------------------------------------------------- teacher
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What a teacher says about N images."""
+
+    feature: Tensor  # (N, D) float32, not normalised
+    tokens: Tensor | None = (
+        None  # (N, h, w, D) float32 patch tokens in the feature's space; None where not asked or none
+    )
+
+
+class Teacher:
+    """A frozen CLIP. Attributes: name, model (open_clip's), width D, image_size S, mean, std, device, precision."""
+
+    def __init__(self, name: str, model: Any, tokenizer: Any, config: dict[str, Any], precision: str = "fp32") -> None:
+        self.name = name
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.config = config
+        self.precision = precision
+        self.device = next(model.parameters()).device
+        self.preprocess_config = PreprocessCfg(**model.visual.preprocess_cfg)
+        self.image_size = _pair(self.preprocess_config.size)[0]
+        self.mean = tuple(self.preprocess_config.mean)
+        self.std = tuple(self.preprocess_config.std)
+        self._texts: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of the configuration and of every weight."""
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for key, value in sorted(self.model.state_dict().items()):
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @cached_property
+    def width(self) -> int:
+        """D, the width of image and text features."""
+        return int(self.config["embed_dim"])
+
+    @property
+    def logit_scale(self) -> float:
+        """The learned inverse temperature that multiplies cosine similarities."""
+        return float(self.model.logit_scale.exp())
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """(h, w) of the patch tokens that `encode` can return; None for towers without."""
+        visual = self.model.visual
+        if not isinstance(visual, open_clip.transformer.VisionTransformer) or visual.attn_pool is not None:
+            return None
+        return None if visual.pool_type == "none" or visual.proj is None else visual.grid_size
+
+    def transform(self, images: Images) -> Tensor:
+        """uint8 RGB images (H, W, 3) -> float32 (N, 3, S, S) by the model's own preprocessing, on the CPU."""
+        return preprocess(images, self.preprocess_config)
+
+    def encode(self, images: Tensor, *, tokens: bool = False) -> Encoding:
+        """The image tower on `transform`ed images (N, 3, S, S), as one batch.
+
+        tokens=True adds the patch tokens, through the tower's own last LayerNorm and projection (L_grid, section 3.6);
+        they are None for towers that have none (`grid`). Raises ValueError for another shape.
+        """
+        size = (3, *_pair(self.preprocess_config.size))
+        if images.ndim != 4 or tuple(images.shape[1:]) != size:
+            expected = ", ".join(map(str, size))
+            raise ValueError(f"teacher {self.name} expects images (N, {expected}), found {tuple(images.shape)}")
+        visual, grid = self.model.visual, self.grid if tokens else None
+        with torch.inference_mode():
+            batch = images.to(self.device, PRECISIONS[self.precision])
+            if grid is None:
+                pooled, patches = visual(batch), None
+                pooled = pooled if isinstance(pooled, Tensor) else pooled[0]  # CoCa towers return their tokens too
+            else:
+                visual.output_tokens = True
+                try:
+                    pooled, patches = visual(batch)  # (N, D), (N, h * w, width)
+                finally:
+                    visual.output_tokens = False
+                if visual.final_ln_after_pool:
+                    patches = visual.ln_post(patches)
+                patches = (patches @ visual.proj).unflatten(1, grid)  # (N, h, w, D)
+        # Copies made outside inference mode can take part in a loss.
+        return Encoding(_copy(pooled), None if patches is None else _copy(patches))
+
+    def text_features(self, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """(C, D) float32, unit length: CLIP's zero-shot recipe, the renormalised mean over templates of unit features.
+
+        Kept in memory per (classnames, templates). Raises ValueError for no class names, templates without exactly one
+        "{}", and prompts longer than the text tower's context.
+        """
+        if isinstance(classnames, str) or not len(classnames):
+            raise ValueError(f"expected a sequence of class names, found {classnames!r}")
+        key = (tuple(classnames), prompts.check(templates))
+        if key not in self._texts:
+            texts = [prompts.fill(template, name) for name in key[0] for template in key[1]]
+            with torch.inference_mode():
+                units = torch.cat([self._encode_text(texts[i : i + 256]) for i in range(0, len(texts), 256)])
+            means = units.clone().unflatten(0, (len(key[0]), len(key[1]))).mean(dim=1)  # (C, templates, D) -> (C, D)
+            self._texts[key] = F.normalize(means, dim=-1)
+        return self._texts[key].clone()
+
+    def _encode_text(self, texts: list[str]) -> Tensor:
+        """(n, D) unit features of texts."""
+        return F.normalize(self.model.encode_text(_tokenize(self.tokenizer, texts).to(self.device)).float(), dim=-1)
+
+
+def _copy(x: Tensor) -> Tensor:
+    return x.to(torch.float32, copy=True)
+
+
+def _tokenize(tokenizer: Any, texts: list[str]) -> Tensor:
+    """(n, context) token ids. open_clip cuts long texts without a word; here that is a ValueError."""
+    if isinstance(tokenizer, open_clip.tokenizer.SimpleTokenizer):
+        for text in texts:
+            length = len(tokenizer.encode(text)) + 2  # start and end of text
+            if length > tokenizer.context_length:
+                raise ValueError(
+                    f"the prompt {text!r} has {length} tokens, the text tower reads {tokenizer.context_length}: "
+                    "use shorter templates or class names"
+                )
+    return tokenizer(texts)
+
+
+# ---------------------------------------------------------------------------------------------------------- loading
+
+
+def load(
+    name: str,
+    *,
+    pretrained: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    cache: str | Path | None = None,
+) -> Teacher:
+    """A frozen teacher.
+
+    name: "mini" (trained on the spot at first use), any open_clip model name, an open_clip "hf-hub:" or "local-dir:"
+    name, or the path of a model configuration (.json). pretrained: an open_clip tag or a checkpoint file (.safetensors,
+    or .pt/.bin/.pth read with weights_only). precision: "fp32", "bf16" or "fp16". cache: folder for the trained mini
+    teacher (default: the project's cache) and for downloads (default: open_clip's).
+
+    Raises ValueError for unknown names, tags and precisions, for weights trained with another activation (QuickGELU) and
+    for checkpoints of another architecture; FileNotFoundError for weights that are neither here nor reachable.
+    """
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, list(PRECISIONS))
+    if name == "mini":
+        if pretrained is not None:
+            raise ValueError(
+                "teacher 'mini' is trained here; for a checkpoint of its architecture pass name='apm-mini'"
+            )
+        return _create("apm-mini", str(mini_checkpoint(cache)), device, precision, None, label="mini")
+    if open_clip.factory.parse_model_name(name)[0] is None:
+        name = _register_config(name)
+        pretrained = _check_weights(name, None if pretrained is None else str(pretrained), cache)
+    elif name.startswith("hf-hub:") and not _online(_hub_url()) and not _hub_cached(name[7:], None, cache):
+        raise FileNotFoundError(
+            f"teacher {name}: not in {_hub_folder(cache)}, and the hub cannot be reached. {_BY_HAND}"
+        )
+    return _create(name, pretrained, device, precision, cache, label=name)
+
+
+_BY_HAND = "Download the weights where there is a network and pass the file: load(name, pretrained='/path/to/weights.safetensors')"
+
+
+def _create(
+    name: str, pretrained: Any, device: str | torch.device, precision: str, cache: str | Path | None, *, label: str
+) -> Teacher:
+    """open_clip's own factory and tokenizer."""
+    config = open_clip.factory.get_model_config(name)
+    where = None if cache is None else str(cache)
+    try:
+        model = open_clip.create_model(
+            name,
+            pretrained,
+            precision=precision,
+            device=device,
+            cache_dir=where,
+            require_pretrained=True,
+            weights_only=True,
+        )
+    except Exception as error:  # a state dict that does not fit fails in many ways
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"the weights {pretrained or name!r} cannot be loaded into model {name}: {type(error).__name__}: {reason}. "
+            "Expected a checkpoint of this architecture (.safetensors, or a state dict saved by torch.save)"
+        ) from error
+    if pretrained and Path(pretrained).is_file():
+        _check_positions(name, model, Path(pretrained))
+    return Teacher(label, model, open_clip.get_tokenizer(name, cache_dir=where), config, precision)
+
+
+def _check_positions(name: str, model: Any, file: Path) -> None:
+    """open_clip stretches position codes to fit any grid and context; a local file of another size is an error here."""
+    stored, expected = open_clip.factory.load_state_dict(str(file)), model.state_dict()
+    for key in ("visual.positional_embedding", "positional_embedding"):
+        if key in stored and key in expected and stored[key].shape != expected[key].shape:
+            raise ValueError(
+                f"the checkpoint {file} is of another architecture than {name}: {key} is {tuple(stored[key].shape)}, "
+                f"expected {tuple(expected[key].shape)} (image size, patch size or context length differ)"
+            )
+
+
+def _register_config(name: str) -> str:
+    """The open_clip name of a model; a .json path is registered first. Raises ValueError for an unknown name."""
+    if name.endswith(".json"):
+        path = Path(name)
+        if not path.is_file():
+            raise FileNotFoundError(f"model configuration {path} does not exist")
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"model configuration {path} is no JSON: {error}") from error
+        missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
+        if missing:
+            raise ValueError(
+                f"model configuration {path} lacks {', '.join(missing)}: expected an open_clip model config"
+            )
+        if path.stem in open_clip.list_models() and open_clip.factory.get_model_config(path.stem) != config:
+            raise ValueError(f"{path}: the model name {path.stem} is taken by another configuration: rename the file")
+        open_clip.add_model_config(path)
+        return path.stem
+    known = open_clip.list_models()
+    if name not in known:
+        raise unknown("model", name, ["mini", *known])
+    return name
+
+
+def _check_weights(name: str, pretrained: str | None, cache: str | Path | None) -> str:
+    """The tag or file to load, after everything that can be known to go wrong was ruled out."""
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is None:
+        raise ValueError(
+            f"teacher {name} needs weights: pass pretrained=TAG ({', '.join(tags) or 'no tags for this model'}) or a "
+            "checkpoint file; `python -m apm.teachers train` makes one for our own configurations"
+        )
+    tag = open_clip.get_pretrained_cfg(name, pretrained)
+    if not tag:
+        if not Path(pretrained).is_file():
+            raise FileNotFoundError(
+                f"teacher {name}: {pretrained!r} is neither a file nor a tag of this model. Known tags: {', '.join(tags) or 'none'}"
+            )
+        return pretrained
+    quick = bool(open_clip.factory.get_model_config(name).get("quick_gelu", False))
+    other = name.removesuffix("-quickgelu") if quick else f"{name}-quickgelu"
+    if quick != bool(tag.get("quick_gelu", False)) and other in open_clip.list_models():
+        raise ValueError(
+            f"the weights {name}:{pretrained} were trained {'without' if quick else 'with'} QuickGELU and give wrong features "
+            f"in {name}: use {other}"
+        )
+    _check_reachable(name, pretrained, tag, cache)
+    return pretrained
+
+
+def _check_reachable(name: str, pretrained: str, tag: dict[str, Any], cache: str | Path | None) -> None:
+    """open_clip retries an unreachable host for most of a minute: look first. Raises FileNotFoundError."""
+    if tag.get("hf_hub"):
+        repository, _, file = tag["hf_hub"].rpartition("/")
+        found, where, url = _hub_cached(repository, file or None, cache), _hub_folder(cache), _hub_url()
+    else:
+        where, url = Path(cache or "~/.cache/clip").expanduser(), tag["url"]
+        found = (where / Path(url).name).is_file()
+    if not found and not _online(url):
+        raise FileNotFoundError(
+            f"the weights {name}:{pretrained} are not in {where}, and {url} cannot be reached. {_BY_HAND}"
+        )
+
+
+def _hub_url() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def _hub_folder(cache: str | Path | None) -> Path:
+    from huggingface_hub import constants
+
+    return Path(cache or constants.HF_HUB_CACHE)
+
+
+def _hub_cached(repository: str, file: str | None, cache: str | Path | None) -> bool:
+    """Whether any form of these weights that open_clip would take lies in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    names = [file or "open_clip_pytorch_model.bin", "open_clip_model.safetensors"]
+    names += [re.sub(r"\.(bin|pth)$", ".safetensors", n) for n in names]
+    folder = str(_hub_folder(cache))
+    return any(isinstance(try_to_load_from_cache(repository, n, cache_dir=folder), str) for n in names)
+
+
+def _online(url: str, seconds: float = 4.0) -> bool:
+    """Whether the host answers at all, proxies included; an HTTP error is an answer. Honours HF_HUB_OFFLINE."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    try:
+        request = urllib.request.Request(url, method="HEAD")
+        with urllib.request.urlopen(request, timeout=seconds):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+# --------------------------------------------------------------------------------------------------- cached features
+
+
+def features(
+    teacher: Teacher, dataset: Dataset, cache: str | Path | None = None, *, batch_size: int = 256
+) -> np.ndarray:
+    """(N, D) float32 image features of a dataset, a read-only memory map of a file in cache (default: the project's).
+
+    The file's name carries the hash of the teacher, its preprocessing, precision and kind of device, of the data's
+    fingerprint and of the images' indices: whatever changes, changes the file. Not normalised.
+    """
+    key = sha256_of(
+        {
+            "teacher": teacher.hash,
+            "transform": asdict(teacher.preprocess_config),
+            "precision": teacher.precision,
+            "device": teacher.device.type,
+            "data": dataset.fingerprint,
+            "indices": hashlib.sha256(np.ascontiguousarray(dataset.indices, dtype="<i8").tobytes()).hexdigest(),
+            "corruption": [dataset.corruption, dataset.severity],
+            "batch": batch_size,
+        }
+    )
+    folder = (cache_dir() if cache is None else Path(cache)) / "features"
+    path = folder / f"{_slug(dataset.name)}-{_slug(teacher.name)}-{key[:24]}.npy"
+    expected = (len(dataset), teacher.width)
+    if path.is_file():
+        try:
+            stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            warnings.warn(f"the cached features {path} cannot be read ({error}): computing them again", stacklevel=2)
+        else:
+            if stored.shape == expected and stored.dtype == np.float32:
+                return stored
+            warnings.warn(
+                f"the cached features {path} are {stored.dtype} {stored.shape}, expected float32 {expected}: computing them again",
+                stacklevel=2,
+            )
+    result = np.empty(expected, dtype=np.float32)
+    what = f"{teacher.name} features of {dataset.name}"
+    with progress(total=len(dataset), desc=what, unit="image") as bar:
+        for start in range(0, len(dataset), batch_size):
+            images = [dataset.images[i] for i in range(start, min(start + batch_size, len(dataset)))]
+            result[start : start + len(images)] = teacher.encode(teacher.transform(images)).feature.cpu().numpy()
+            bar.update(len(images))
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary, Path(temporary).open("wb") as file:
+        np.save(file, result, allow_pickle=False)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[-48:]
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a contrastive training. Defaults: the teacher of profile `mini`."""
+
+    model: str = "apm-mini"  # open_clip model configuration
+    epochs: int = 50
+    groups: int = 9  # groups of one image per class in a batch
+    learning_rate: float = 1e-3
+    warmup: float = 0.1  # share of the steps
+    weight_decay: float = 0.05
+    beta2: float = 0.98
+    clip_norm: float = 1.0
+    rotation: float = 10.0  # affine augmentation: degrees, and the rest as shares of the image's side
+    scale: float = 0.1
+    shear: float = 0.1
+    shift: float = 0.08
+    flip: float = 0.0  # share of images mirrored left to right
+    seed: int = 0
+    # CPU threads: fixed, because sums split in another way round differently; a second one gains little, stalls when shared.
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.groups, self.threads) < 1 or self.learning_rate <= 0:
+            raise ValueError(
+                "epochs, groups, threads and learning_rate must be positive, found "
+                f"{self.epochs}, {self.groups}, {self.threads} and {self.learning_rate}"
+            )
+
+
+CAPTIONS = (
+    "{}",
+    "a photo of {}.",
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "an image of a {}.",
+    "a picture of the {}.",
+    "a drawing of a {}.",
+)
+
+
+def captions(dataset: Dataset) -> list[list[str]]:
+    """Per class, all captions: general ones and the dataset's templates, with every form of the class name."""
+    templates = dict.fromkeys((*CAPTIONS, *dataset.templates))
+    return [
+        [prompts.fill(template, form) for template in templates for form in prompts.forms(name)]
+        for name in dataset.classnames
+    ]
+
+
+def train(dataset: Dataset, config: TrainConfig, *, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Weights (a state dict on the CPU) of a CLIP trained from scratch on images and captions of their class names.
+
+    A batch is made of groups with one image per class. Within a group every caption is unique, so open_clip's ClipLoss
+    has no false negatives; in a plain random batch most negatives of a ten-class set would be true captions. Per step one
+    caption is drawn per class and encoded once for all groups, which gives the gradient of encoding it for each image.
+    Only the rows of the token embedding that occur in captions are trained: the others have no gradient.
+    The same config, data, machine and library versions give bit-identical weights.
+
+    Raises ValueError for a class without images, RuntimeError for a loss that is not finite.
+    """
+    counts = np.bincount(dataset.labels, minlength=len(dataset.classnames))
+    if not counts.all():
+        raise ValueError(
+            f"training set {dataset.name}: no images of class {dataset.classnames[int(counts.argmin())]!r}"
+        )
+    name = _register_config(config.model)
+    device = torch.device(device)
+    with _reproducible(config.seed, config.threads):
+        model = _untrained(name).to(device)
+        ids = [_tokenize(open_clip.get_tokenizer(name), texts) for texts in captions(dataset)]
+        used = torch.unique(
+            torch.cat(ids)
+        )  # sorted, so the end-of-text token stays the highest id, which CLIP pools by
+        ids = [torch.searchsorted(used, i).to(device) for i in ids]
+        embedding = _token_embedding(model)
+        all_rows = embedding.weight.data
+        embedding.weight = torch.nn.Parameter(all_rows[used].clone())
+        embedding.num_embeddings = len(used)
+        _sinusoidal_positions(model)
+        _fit(model, dataset, ids, config, device)
+        all_rows[used] = embedding.weight.data
+        embedding.weight = torch.nn.Parameter(all_rows)
+    return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+
+
+def _fit(model: Any, dataset: Dataset, captions: list[Tensor], config: TrainConfig, device: torch.device) -> None:
+    """The loop: AdamW, linear warm-up, cosine decay to zero."""
+    preprocessing = PreprocessCfg(**model.visual.preprocess_cfg)
+    pixels, normalise = (
+        _training_pixels(dataset, preprocessing),
+        image_transform_v2(preprocessing, False).transforms[-1],
+    )
+    classes = len(dataset.classnames)
+    per_epoch = math.ceil(len(dataset) / (classes * config.groups))
+    steps = config.epochs * per_epoch
+    generator = torch.Generator().manual_seed(
+        config.seed
+    )  # data, captions and augmentation; on the CPU for every device
+    batches = _balanced(torch.tensor(dataset.labels), classes, config.groups, generator)
+    parameters = _decay_groups(model, config.weight_decay)
+    optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, config.beta2), eps=1e-6, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warmup_cosine(steps, config.warmup))
+    clip_loss = open_clip.ClipLoss()
+    model.train()
+    with progress(total=steps * classes * config.groups, desc=f"training teacher {config.model}", unit="image") as bar:
+        for step in range(steps):
+            images = augment(pixels[next(batches)].float().div(255), config, generator)  # (groups * C, 3, S, S)
+            texts = torch.stack([c[torch.randint(len(c), (), generator=generator)] for c in captions])  # (C, context)
+            image_features = model.encode_image(normalise(images).to(device), normalize=True).unflatten(
+                0, (-1, classes)
+            )
+            text_features = model.encode_text(texts, normalize=True)
+            scale = model.logit_scale.exp()
+            loss = torch.stack([clip_loss(group, text_features, scale) for group in image_features]).mean()
+            if not torch.isfinite(loss):
+                raise RuntimeError(
+                    f"training {config.model} on {dataset.name}: loss {loss.item()} in step {step} of {steps}; "
+                    "lower the learning rate"
+                )
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            optimiser.step()
+            schedule.step()
+            with torch.no_grad():
+                model.logit_scale.clamp_(0, math.log(100))  # as open_clip trains
+            bar.update(len(images))
+    model.eval()
+
+
+def _untrained(name: str) -> Any:
+    """A model with random weights, without open_clip's warning that it has them."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        return open_clip.create_model(name, load_weights=False)
+    finally:
+        logging.disable(level)
+
+
+def _training_pixels(dataset: Dataset, config: PreprocessCfg) -> Tensor:
+    """All images at the model's size, uint8 (N, 3, S, S), by the evaluation transform's resizing and cropping."""
+    geometry = image_transform_v2(config, is_train=False).transforms[
+        :-3
+    ]  # without conversion to RGB, tensor, normalise
+    size = _pair(config.size)
+    result = np.empty((len(dataset), *size, 3), dtype=np.uint8)
+    for i in range(len(dataset)):
+        image = Image.fromarray(dataset.images[i])
+        for step in geometry:
+            image = step(image)
+        result[i] = np.asarray(image)
+    return torch.from_numpy(result).permute(0, 3, 1, 2).contiguous()
+
+
+def _balanced(labels: Tensor, classes: int, groups: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Endless positions (groups * classes,) with one image per class in every group, each class in shuffled passes."""
+    members = [torch.nonzero(labels == c).flatten() for c in range(classes)]
+    queues = [torch.empty(0, dtype=torch.long) for _ in members]
+    while True:
+        rows = []
+        for c, own in enumerate(members):
+            while len(queues[c]) < groups:
+                queues[c] = torch.cat([queues[c], own[torch.randperm(len(own), generator=generator)]])
+            rows.append(queues[c][:groups])
+            queues[c] = queues[c][groups:]
+        yield torch.stack(rows, dim=1).flatten()  # (groups, C) -> (groups * C,)
+
+
+def augment(images: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
+    """Random rotation, anisotropic scale, shear, shift and mirroring of each image (N, 3, S, S); black outside."""
+    n = len(images)
+
+    def uniform(limit: float) -> Tensor:
+        return (torch.rand(n, generator=generator) * 2 - 1) * limit  # (n,)
+
+    angle, shear = uniform(math.radians(config.rotation)), uniform(config.shear)
+    scale_x, scale_y = uniform(config.scale).exp(), uniform(config.scale).exp()
+    mirror = 1 - 2 * (torch.rand(n, generator=generator) < config.flip).float()
+    rows = [
+        torch.stack([mirror * scale_x * angle.cos(), shear - scale_y * angle.sin(), uniform(2 * config.shift)], dim=-1),
+        torch.stack([mirror * scale_x * angle.sin(), scale_y * angle.cos(), uniform(2 * config.shift)], dim=-1),
+    ]
+    grid = F.affine_grid(
+        torch.stack(rows, dim=1), list(images.shape), align_corners=False
+    )  # (n, S, S, 2) from (n, 2, 3)
+    return F.grid_sample(images, grid, align_corners=False, padding_mode="zeros")
+
+
+def _decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on matrices only: not on gains, biases, embeddings and the temperature, as open_clip trains."""
+    trained = [(key, p) for key, p in model.named_parameters() if p.requires_grad]
+    decayed = [p for key, p in trained if p.ndim > 1 and "embedding" not in key]
+    other = [p for key, p in trained if not (p.ndim > 1 and "embedding" not in key)]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}]
+
+
+def _warmup_cosine(steps: int, warmup: float) -> Any:
+    first = warmup * steps
+
+    def factor(step: int) -> float:
+        if step < first:
+            return (step + 1) / (first + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - first) / max(1.0, steps - first)))
+
+    return factor
+
+
+def _token_embedding(model: Any) -> torch.nn.Embedding:
+    owner = model if hasattr(model, "token_embedding") else getattr(model, "text", None)
+    if not hasattr(owner, "token_embedding"):
+        raise ValueError("training needs open_clip's own text tower: the configuration must not name hf_model_name")
+    return owner.token_embedding  # type: ignore[union-attr]
+
+
+def _sinusoidal_positions(model: Any) -> None:
+    """Start a square ViT's learned position codes from 2-D sinusoids: with small patches learning starts much sooner."""
+    visual = model.visual
+    if not isinstance(visual, open_clip.transformer.VisionTransformer) or len(set(visual.grid_size)) != 1:
+        return
+    from open_clip.pos_embed import get_2d_sincos_pos_embed
+
+    codes = get_2d_sincos_pos_embed(visual.positional_embedding.shape[1], visual.grid_size[0], cls_token=True)
+    visual.positional_embedding.data.copy_(torch.from_numpy(codes))
+
+
+@contextmanager
+def _reproducible(seed: int, threads: int) -> Iterator[None]:
+    """Seeded generators, a fixed number of threads and deterministic kernels; everything as before afterwards."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        try:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(True, warn_only=True)  # some CUDA kernels have no deterministic form
+            torch.manual_seed(seed)
+            yield
+        finally:
+            torch.set_num_threads(before[0])
+            torch.use_deterministic_algorithms(before[1], warn_only=warn_only)
+
+
+RECIPE = (
+    train,
+    _fit,
+    _reproducible,
+    _training_pixels,
+    _balanced,
+    augment,
+    _decay_groups,
+    _warmup_cosine,
+    _sinusoidal_positions,
+)
+
+
+def save(weights: dict[str, Tensor], path: str | Path, metadata: dict[str, Any]) -> None:
+    """A checkpoint file (.safetensors), atomically; metadata as one JSON text "apm" in its header.
+
+    Raises ValueError for another suffix.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"checkpoints are written as .safetensors, found {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        save_file(weights, str(temporary), metadata={"apm": json.dumps(metadata)})  # several keys have no fixed order
+
+
+def mini_checkpoint(cache: str | Path | None = None, config: TrainConfig | None = None) -> Path:
+    """The checkpoint of the small teacher, trained on the digits' training half unless it is in the cache already.
+
+    Its name carries the hash of all that determines it: settings, model configuration, captions, training data, the source
+    of the training functions and the versions of torch and open_clip. A damaged file is trained again, with a warning.
+    """
+    config = config or TrainConfig()
+    dataset = load_dataset("digits-train")
+    determined_by = {
+        "settings": asdict(config),
+        "model": open_clip.factory.get_model_config(config.model),
+        "captions": captions(dataset),
+        "data": dataset.fingerprint,
+        "versions": {"torch": str(torch.__version__), "open_clip": open_clip.__version__},
+        "recipe": [inspect.getsource(part) for part in RECIPE],
+    }
+    folder = (cache_dir() if cache is None else Path(cache)) / "teachers"
+    path = folder / f"{config.model}-{sha256_of(determined_by)[:24]}.safetensors"
+    if path.is_file():
+        try:
+            load_file(str(path))
+            return path
+        except Exception as error:  # safetensors raises its own types for a cut or foreign file
+            warnings.warn(f"the cached teacher {path} cannot be read ({error}): training it again", stacklevel=2)
+    save(train(dataset, config), path, determined_by)
+    return path
+
+
+def accuracy(teacher: Teacher, dataset: Dataset, cache: str | Path | None = None) -> float:
+    """Zero-shot top-1 accuracy (0..1) with the dataset's own class names and templates."""
+    image_features = torch.from_numpy(np.array(features(teacher, dataset, cache)))
+    scores = F.normalize(image_features, dim=-1) @ teacher.text_features(dataset.classnames, dataset.templates).cpu().T
+    return float((scores.argmax(dim=-1).numpy() == dataset.labels).mean())
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m apm.teachers", description="Train a small CLIP teacher.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    sub = commands.add_parser("train", help="train on images and captions of their class names")
+    sub.add_argument("--data", required=True, help="digits-train or folder:PATH (one folder of images per class)")
+    sub.add_argument("--out", required=True, type=Path, help="checkpoint to write (.safetensors)")
+    sub.add_argument("--test", help="dataset for the accuracy printed at the end")
+    sub.add_argument("--templates", choices=prompts.names(), help="prompts, default: the dataset's own")
+    sub.add_argument(
+        "--config", default=TrainConfig.model, help="open_clip model name or a model configuration (.json)"
+    )
+    sub.add_argument("--device", default="cpu")
+    for name in ("epochs", "groups", "seed", "threads"):
+        sub.add_argument(f"--{name}", type=int, default=getattr(TrainConfig, name))
+    for name in ("learning_rate", "weight_decay", "rotation", "scale", "shear", "shift", "flip"):
+        sub.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(TrainConfig, name))
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; prints the accuracy on --test. Returns the exit status."""
+    options = vars(_parser().parse_args(arguments))
+    fields = {key: value for key, value in options.items() if key in TrainConfig.__dataclass_fields__}
+    try:
+        if options["out"].suffix != ".safetensors":
+            raise ValueError(f"--out: checkpoints are written as .safetensors, found {options['out']}")
+        data = load_dataset(options["data"])
+        test = load_dataset(options["test"]) if options["test"] else None
+        if options["templates"]:
+            templates = prompts.templates(options["templates"])
+            data, test = replace(data, templates=templates), test and replace(test, templates=templates)
+        if test and test.classnames != data.classnames:
+            raise ValueError(f"--test {test.name} has other classes than --data {data.name}: {test.classnames[:5]}...")
+        config = TrainConfig(model=options["config"], **fields)
+        start = time.perf_counter()
+        weights = train(data, config, device=options["device"])
+        name = _register_config(config.model)
+        metadata = {
+            "settings": asdict(config),
+            "model": open_clip.factory.get_model_config(name),
+            "captions": captions(data),
+            "data": data.fingerprint,
+        }
+        save(weights, options["out"], metadata)
+        print(
+            f"trained {name} on {len(data)} images of {data.name} in {time.perf_counter() - start:.0f} s: {options['out']}"
+        )
+        if test:
+            teacher = load(config.model, pretrained=options["out"], device=options["device"])
+            print(f"zero-shot top-1 on {test.name}: {100 * accuracy(teacher, test):.1f} % of {len(test)} images")
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"apm.teachers: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,323 @@
+"""Test-time training of the APM: one image, one random student, K steps towards the teacher's feature.
+
+The whole method (Modi & Rawat, NeurIPS 2024, sections 3.6 and 4), for every image by itself:
+
+    t      = teacher's feature of the image, encoded once
+    theta ~ N(0, 0.01)                                     new weights, new optimiser, new schedule
+    repeat K times:
+        loss  = mean((fold(MLP(unfold(T(image; theta)))) - t)^2)
+        theta = Adam(theta, gradient of loss)              gradients zeroed every step
+    predict the class whose text feature has the largest cosine similarity to the folded feature
+
+Labels are no argument of anything here: they cannot influence a prediction.
+
+Many images are adapted in lockstep. Their students are stacked on a leading axis and the losses are summed; the summands
+share no parameter, so every student receives exactly the gradient of its own loss, and Adam acts elementwise: each image
+is trained as if it were alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apm.model import (
+    APMConfig,
+    activations,
+    draw_parameters,
+    fold,
+    head,
+    parameter_shapes,
+    patches,
+    perceive,
+    rgb,
+    stack,
+)
+
+Callback = Callable[[int, slice, Mapping[str, Tensor]], None]
+
+
+@dataclass(frozen=True)
+class TTTConfig:
+    """Everything that determines a test-time training run but the images, the teacher and the seed.
+
+    Defaults follow section 2.2 of the method as published: 20 iterations, Adam at 1e-4, a tenfold cut every 200 steps.
+    Raises ValueError on construction for values that make no sense.
+    """
+
+    student: APMConfig = field(default_factory=APMConfig)
+    iterations: int = 20  # K, fixed beforehand
+    learning_rate: float = 1e-4
+    decay_every: int = 200  # StepLR, counted in iterations of one image
+    decay: float = 0.1
+    init_std: float = 0.01  # every parameter ~ N(0, init_std)
+    normalise_target: bool = True  # target of unit length; the published losses (1e-3 at the start, D = 768) fit this
+    loss_cls: float = 1.0  # weight of L_cls: folded feature against the teacher's feature
+    loss_grid: float = 0.0  # weight of L_grid: every column against the teacher's token at its place
+    loss_rgb: float = 0.0  # weight of L_rgb: decoded RGB against the mean colour of the patch
+    precision: str = "float32"  # "float32", "bfloat16" (autocast; weights and Adam stay float32) or "float64"
+    lockstep: int = 16  # images trained side by side; changes speed and memory only
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or self.lockstep < 1 or self.decay_every < 1:
+            raise ValueError(
+                f"iterations, lockstep and decay_every must be at least 1, found {self.iterations}, {self.lockstep}, {self.decay_every}"
+            )
+        if not (self.learning_rate > 0 and self.init_std > 0 and self.decay > 0):
+            raise ValueError(
+                f"learning_rate, init_std and decay must be positive, found {self.learning_rate}, {self.init_std}, {self.decay}"
+            )
+        if self.precision not in ("float32", "bfloat16", "float64"):
+            raise ValueError(f"unknown precision {self.precision!r}. Known: float32, bfloat16, float64")
+        losses = (self.loss_cls, self.loss_grid, self.loss_rgb)
+        if min(losses) < 0 or max(losses) == 0:
+            raise ValueError(f"the loss weights (cls, grid, rgb) must be >= 0 and not all zero, found {losses}")
+        if self.loss_rgb and not self.student.rgb_head:
+            raise ValueError("loss_rgb > 0 needs a student with rgb_head=True")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights, optimiser state and loss."""
+        return torch.float64 if self.precision == "float64" else torch.float32
+
+
+@dataclass(frozen=True)
+class TTTResult:
+    """What test-time training leaves behind. Entry k of the iteration axis is the state after k updates; entry 0 is the
+    student at random weights."""
+
+    losses: Tensor  # (N, K + 1) total loss
+    features: Tensor | None  # (N, K + 1, D) folded feature; None when text features were given
+    scores: Tensor | None  # (N, K + 1, C) cosine similarity to every class's text feature; None without text features
+    status: list[str]  # "ok", or "non-finite loss at iteration k": that image stopped there, its later entries are NaN
+    parameters: dict[str, Tensor] | None  # final weights, stacked (N, ...), when asked for
+
+    def predictions(self) -> Tensor:
+        """(N, K + 1) int64: class after every iteration; -1 where the image had failed. Raises ValueError without scores."""
+        if self.scores is None:
+            raise ValueError("no class scores: pass text_features to adapt")
+        best = self.scores.nan_to_num(-math.inf).argmax(dim=-1)
+        return torch.where(self.scores.isnan().any(dim=-1), -1, best)
+
+
+def cosine_scores(features: Tensor, text_features: Tensor) -> Tensor:
+    """Cosine similarity (..., C) of features (..., D) to unit-length text features (C, D)."""
+    return F.normalize(features, dim=-1) @ text_features.T
+
+
+def image_seed(seed: int, image: Tensor) -> int:
+    """Seed of one image's random weights: a hash of the run's seed and the image's pixels.
+
+    So the draw is new for every image, and depends neither on the other images of a batch nor on their order.
+    """
+    pixels = image.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
+    return int.from_bytes(hashlib.blake2b(pixels, digest_size=8, key=str(seed).encode()).digest(), "little") >> 1
+
+
+def initial_parameters(
+    images: Tensor, config: TTTConfig, generator: torch.Generator | int | None = None
+) -> dict[str, Tensor]:
+    """Random students for images (N, 3, H, W): stacked weights (N, ...), one independent draw per image.
+
+    generator: only its initial seed is used, and its state is left alone, so that the draw of an image does not depend on
+    what was drawn before it.
+    """
+    seed = generator.initial_seed() if isinstance(generator, torch.Generator) else int(generator or 0)
+    device = images.device
+    draws = []
+    for image in images:
+        source = torch.Generator(device).manual_seed(image_seed(seed, image))
+        draws.append(
+            draw_parameters(trained_student(config), source, std=config.init_std, dtype=config.dtype, device=device)
+        )
+    return stack(draws)
+
+
+def adapt(
+    images: Tensor,
+    targets: Tensor,
+    config: TTTConfig,
+    *,
+    text_features: Tensor | None = None,
+    init: Mapping[str, Tensor] | None = None,
+    generator: torch.Generator | int | None = None,
+    tokens: Tensor | None = None,
+    colours: Tensor | None = None,
+    keep_parameters: bool = False,
+    callback: Callback | None = None,
+) -> TTTResult:
+    """Train one student per image to equal the teacher's feature; no image sees another (section 3.6).
+
+    images: (N, 3, H, W) float, normalised, of the size that the student's grid needs.
+    targets: (N, D) teacher features, D = config.student.width; brought to unit length if config.normalise_target.
+    text_features: (C, D) unit-length class features. With them the result holds class scores instead of features.
+    init: stacked weights (N, ...) to start from; default: a random draw per image (`initial_parameters`).
+    generator: torch.Generator or int, the seed of the random draws (default 0). Its state is neither read nor advanced.
+    tokens: (N, h*w, D') teacher tokens: target of L_grid, and the routed tokens of column="tokens".
+    colours: (N, h*w, 3) mean colour of every patch in [0, 1], the target of L_rgb.
+    callback(k, images, parameters): called after k = 0..K updates with the slice of images and their stacked weights.
+
+    Raises ValueError for wrong shapes, non-finite inputs and missing targets.
+    """
+    student = trained_student(config)
+    _check(images, targets, config, text_features, tokens, colours)
+    n, steps = images.shape[0], config.iterations + 1
+    device, dtype = images.device, config.dtype
+    targets = F.normalize(targets.to(dtype), dim=-1) if config.normalise_target else targets.to(dtype)
+    if text_features is not None:
+        text_features = text_features.to(device=device, dtype=dtype)
+
+    losses = torch.full((n, steps), math.nan, dtype=dtype, device=device)
+    width = student.width if text_features is None else text_features.shape[0]
+    outputs = torch.full((n, steps, width), math.nan, dtype=dtype, device=device)
+    kept: list[dict[str, Tensor]] = []
+
+    for start in range(0, n, config.lockstep):
+        part = slice(start, min(start + config.lockstep, n))
+        x = patches(images[part].to(dtype), student)
+        token = None if tokens is None else tokens[part].to(dtype)
+        colour = None if colours is None else colours[part].to(dtype)
+        if init is None:
+            weights = initial_parameters(images[part], config, generator)
+        else:
+            weights = {name: init[name][part].to(dtype).clone() for name in _names(student, init, n)}
+        weights = {name: value.requires_grad_() for name, value in weights.items()}
+        optimiser = torch.optim.Adam(list(weights.values()), lr=config.learning_rate, fused=True)
+        schedule = torch.optim.lr_scheduler.StepLR(optimiser, config.decay_every, config.decay)
+
+        for k in range(steps):
+            last = k == config.iterations
+            with torch.set_grad_enabled(not last):
+                loss, feature = objective(weights, x, targets[part], config, token, colour)  # (n,), (n, D)
+            losses[part, k] = loss.detach()
+            feature = feature.detach().to(dtype)
+            outputs[part, k] = feature if text_features is None else cosine_scores(feature, text_features)
+            if callback is not None:
+                callback(k, part, {name: value.detach() for name, value in weights.items()})
+            if last:
+                break
+            optimiser.zero_grad()
+            loss.sum().backward()  # no parameter is shared between images: each gets the gradient of its own loss
+            optimiser.step()
+            schedule.step()
+        if keep_parameters:
+            kept.append({name: value.detach() for name, value in weights.items()})
+
+    status = _stop_non_finite(losses, outputs)
+    return TTTResult(
+        losses=losses,
+        features=outputs if text_features is None else None,
+        scores=None if text_features is None else outputs,
+        status=status,
+        parameters={name: torch.cat([k[name] for k in kept]) for name in kept[0]} if keep_parameters else None,
+    )
+
+
+def objective(
+    weights: Mapping[str, Tensor],
+    x: Tensor,
+    target: Tensor,
+    config: TTTConfig,
+    tokens: Tensor | None,
+    colours: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Loss (n,) and folded feature (n, D) of n students for their images' patches x (n, L, 3*p*p).
+
+    Heads whose loss is off are not evaluated.
+    """
+    student = trained_student(config)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        percept = perceive(weights, x, student, tokens if student.column == "tokens" else None)
+        a = activations(weights, percept, student)
+        feature = fold(weights, a, student)
+        loss = config.loss_cls * (feature.to(target.dtype) - target).square().mean(dim=-1)
+        if config.loss_grid or config.loss_rgb:
+            f = head(weights, a)
+            if config.loss_grid:
+                assert tokens is not None
+                loss = loss + config.loss_grid * (f.to(target.dtype) - tokens).square().mean(dim=(1, 2))
+            if config.loss_rgb:
+                assert colours is not None
+                decoded = rgb(weights, f, percept, student).to(target.dtype)
+                loss = loss + config.loss_rgb * (decoded - colours).square().mean(dim=(1, 2))
+    return loss, feature
+
+
+def trained_student(config: TTTConfig) -> APMConfig:
+    """The student that is trained: without the RGB head where no loss trains it."""
+    student = config.student
+    return replace(student, rgb_head=False) if student.rgb_head and not config.loss_rgb else student
+
+
+def _names(student: APMConfig, init: Mapping[str, Tensor], n: int) -> list[str]:
+    shapes = parameter_shapes(student)
+    wrong = {
+        name: ((n, *shape), tuple(init[name].shape) if name in init else None)
+        for name, shape in shapes.items()
+        if name not in init or tuple(init[name].shape) != (n, *shape)
+    }
+    if wrong:
+        raise ValueError(f"init must hold stacked weights for {n} images; {{name: (expected, found)}} = {wrong}")
+    return list(shapes)
+
+
+def _check(
+    images: Tensor,
+    targets: Tensor,
+    config: TTTConfig,
+    text: Tensor | None,
+    tokens: Tensor | None,
+    colours: Tensor | None,
+) -> None:
+    student = config.student
+    n = images.shape[0]
+    if images.dim() != 4 or tuple(images.shape[1:]) != (3, *student.image_size):
+        raise ValueError(
+            f"images must have shape (N, 3, {student.image_size[0]}, {student.image_size[1]}) for a grid of "
+            f"{student.grid[0]} x {student.grid[1]} columns of {student.patch} px, found {tuple(images.shape)}"
+        )
+    if tuple(targets.shape) != (n, student.width):
+        raise ValueError(
+            f"targets must have shape ({n}, {student.width}) for {n} images and a student of width {student.width}, found "
+            f"{tuple(targets.shape)}: set the student's width to the teacher's"
+        )
+    if text is not None and (text.dim() != 2 or text.shape[1] != student.width):
+        raise ValueError(f"text_features must have shape (C, {student.width}), found {tuple(text.shape)}")
+    needed = {"tokens": (tokens, bool(config.loss_grid)), "colours": (colours, bool(config.loss_rgb))}
+    widths = {"tokens": student.width, "colours": 3}
+    for name, (value, used) in needed.items():
+        expected = (n, student.locations, widths[name])
+        if used and (value is None or tuple(value.shape) != expected):
+            raise ValueError(
+                f"{name} must have shape {expected} for its loss, found {None if value is None else tuple(value.shape)}"
+            )
+    for name, value in {
+        "images": images,
+        "targets": targets,
+        "text_features": text,
+        "tokens": tokens,
+        "colours": colours,
+    }.items():
+        if value is not None and not bool(value.isfinite().all()):
+            bad = (~value.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
+            raise ValueError(f"{name} of shape {tuple(value.shape)} has NaN or infinite values in row(s) {bad[:10]}")
+
+
+def _stop_non_finite(losses: Tensor, outputs: Tensor) -> list[str]:
+    """Status of every image; entries from the first non-finite loss on become NaN."""
+    finite = losses.isfinite() & outputs.isfinite().all(dim=-1)
+    status = []
+    for row, good in enumerate(finite.cpu().tolist()):
+        if all(good):
+            status.append("ok")
+        else:
+            first = good.index(False)
+            losses[row, first:] = outputs[row, first:] = math.nan
+            status.append(f"non-finite loss at iteration {first}")
+    return status

@@ -1,0 +1,88 @@
+"""Published numbers: the committed files are what they were, and every number says where it was read."""
+
+import hashlib
+
+import pandas as pd
+import pytest
+
+from apm import published
+
+EXPECTED = {  # rows and sha256 of each file: published numbers are not edited by accident
+    "consistency_checks": (33, "6ad93643f197d5c83bc9a23b2919046bd2321cd1f3538283e147e7c6655dd4d2"),
+    "settings": (37, "2189c9baac8b6c36faa18eec0ebf2f57b897077a6cd04401a89d559bed8d02e4"),
+    "table1_natural_shifts": (96, "95f4a75133cd1c03d637ad13bc552e3c74689e309dd5b5219a6f514ca58be15a"),
+    "table2_imagenet_c_level5": (102, "02ea443055044dd02fbcba4e1d1b34d9615d7441f4ac56887ff7e070b1aadad7"),
+    "table3_cross_dataset": (66, "d1089efebcf667ef3e90af212aca6e565ab5a704d4be55fd03d96416fb9ea6bc"),
+    "table4_compute": (52, "9f9e6a3992c2731d0fcb65f259334c2fd9efa084b13c7ce349417cd663a9eba1"),
+    "table5_and_appendix": (41, "f8c26dd21567b9d6583535e5bf5e78015c79d3c91ca3e838f374244672d9857c"),
+    "teacher_zero_shot_openclip": (75, "f96494c70efdf007b9998b0e7685740727ab444dedd59b2f9e1e38a800305fe4"),
+    "tpt_reference": (85, "ff91f974aa77b39d6329056c5780f2ca87662ad38742c54534de5587526ba164"),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_files_are_unchanged_and_every_number_has_a_source(name):
+    rows, digest = EXPECTED[name]
+    content = (published.folder() / f"{name}.csv").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == digest
+    frame = published.load(name)
+    assert list(frame.columns) == ["table", "row", "column", "value", "text", "unit", "source"]
+    assert len(frame) == rows
+    assert (frame.loc[frame["value"].notna(), "source"].str.len() > 0).all()
+    assert not frame.duplicated(["table", "row", "column"]).any()
+
+
+def test_all_files_are_listed():
+    assert published.names() == sorted(EXPECTED)
+
+
+def test_values_are_numbers_or_nan_with_their_text():
+    frame = published.load("table1")
+    cell = frame[(frame["row"] == "CLIP-ViT-B/16") & (frame["column"] == "ImageNet-A")].iloc[0]
+    assert (cell["value"], cell["text"], cell["unit"]) == (47.8, "47.8", "% top-1")
+    flag = frame[frame["unit"] == "flag"].iloc[0]
+    assert pd.isna(flag["value"])
+    assert flag["text"] == "no"
+
+
+def test_wide_is_the_papers_layout():
+    table = published.wide(published.load("table2"))
+    assert table.shape[1] == 17  # the flag, 15 corruptions, the printed average
+    assert table.loc["Joint Train", "brightness"] == 62.3
+    assert table.index[0] == "Joint Train"
+    several = published.load("table5")
+    with pytest.raises(ValueError, match="several tables: choose one of"):
+        published.wide(several)
+    with pytest.raises(ValueError, match="unknown table 'Table 77'"):
+        published.wide(several, "Table 77")
+
+
+def test_unknown_ambiguous_and_missing_tables(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown published table 'table7'.*table1_natural_shifts"):
+        published.load("table7")
+    with pytest.raises(ValueError, match="fits several"):
+        published.load("t")
+    with pytest.raises(FileNotFoundError, match="no published tables"):
+        published.load("table1", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "table,row,value\nT,a,1\n",
+            "expected the columns table, row, column, value, unit, source; found table, row, value",
+        ),
+        ("table,row,column,value,unit,source\nT,a,x,no,,\nT,a,b,1.5,%,\n", "line 3: the value 1.5 has no source"),
+    ],
+)
+def test_malformed_files_are_refused(tmp_path, text, message):
+    (tmp_path / "bad.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        published.load("bad", tmp_path)
+
+
+def test_a_cell_given_twice_is_refused():
+    frame = published.load("table1")
+    with pytest.raises(ValueError, match="given twice"):
+        published.wide(pd.concat([frame, frame.iloc[:1]]))

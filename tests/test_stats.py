@@ -1,0 +1,261 @@
+"""Statistics: counting rules by hand, intervals that cover, and images instead of rows as the unit of resampling."""
+
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from apm import stats
+from apm.stats import accuracy, agreement, bootstrap_mean, calibration_error, correct, mcnemar, paired_difference
+
+
+def records(**changes) -> pd.DataFrame:
+    """Five images of one condition, K = 2. Labels 0 1 2 3 0."""
+    columns = {
+        "dataset": ["d"] * 5,
+        "corruption": ["none"] * 5,
+        "severity": [0] * 5,
+        "sample": [0, 1, 2, 3, 4],
+        "method": ["m"] * 5,
+        "seed": [0] * 5,
+        "label": [0, 1, 2, 3, 0],
+        "prediction": [0, 1, 0, -1, 1],
+        "teacher_prediction": pd.array([0, 2, 2, 3, None], dtype="Int32"),
+        "minimum_loss_prediction": pd.array([0, 1, 2, 3, 1], dtype="Int32"),
+        "path": [np.array(p, dtype=np.int16) for p in ([1, 2, 0], [0, 1, 1], [2, 0, 0], [0, 3, -1], [0, 1, 1])],
+    }
+    return pd.DataFrame({**columns, **changes})
+
+
+def test_counting_rules_by_hand():
+    frame = records()
+    assert list(correct(frame, "final")) == [True, True, False, False, False]
+    assert list(correct(frame, "teacher")) == [True, False, True, True, False]  # no answer is no right answer
+    assert list(correct(frame, "any")) == [True, True, False, True, False]  # random weights (k = 0) do not count
+    assert list(correct(frame, "minimum loss")) == [True, True, True, False, False]  # the failed image is wrong
+    with pytest.raises(ValueError, match=r"unknown counting rule 'best'.*teacher, final"):
+        correct(frame, "best")
+
+
+def test_rules_that_the_records_cannot_answer_are_none():
+    frame = records(path=None, teacher_prediction=pd.array([None] * 5, dtype="Int32"))
+    assert correct(frame, "any") is None
+    assert correct(frame, "minimum loss") is None
+    assert correct(frame, "teacher") is None
+    assert correct(frame, "final") is not None
+
+
+def test_paths_of_different_lengths_are_not_mixed():
+    frame = records()
+    frame["path"] = [np.zeros(5, dtype=np.int16), *frame["path"][1:]]
+    with pytest.raises(ValueError, match=r"found K \+ 1 in \[3, 5\]"):
+        stats.paths(frame)
+
+
+def test_an_unreadable_image_without_path_is_wrong_at_every_iteration():
+    frame = records()
+    path = list(frame["path"])
+    frame["path"] = [*path[:3], None, path[4]]
+    assert list(stats.paths(frame)[3]) == [-1, -1, -1]
+    frame["path"] = [None, *path[1:]]  # an image with a prediction has no excuse
+    with pytest.raises(ValueError, match="needs a method with iterations"):
+        stats.paths(frame)
+
+
+@given(st.integers(1, 8), st.integers(0, 2**32 - 1))
+def test_any_is_never_below_final(k, seed):
+    rng = np.random.default_rng(seed)
+    path = rng.integers(0, 3, (5, k + 1)).astype(np.int16)
+    frame = records(path=list(path), prediction=path[:, -1], label=rng.integers(0, 3, 5))
+    assert (correct(frame, "any") >= correct(frame, "final")).all()
+
+
+def test_agreement_by_hand():
+    assert agreement(np.array([0, 1, 2, -1]), np.array([0, 1, 1, -1])) == 50.0
+    with pytest.raises(ValueError, match=r"\(2,\) and \(3,\)"):
+        agreement(np.zeros(2), np.zeros(3))
+    with pytest.raises(ValueError, match="found none"):
+        agreement(np.zeros(0), np.zeros(0))
+
+
+def test_accuracy_has_wilsons_interval():
+    value, low, high, n = accuracy(np.arange(100) < 80)
+    # p = 0.8, n = 100, z = 1.95996: centre (p + z^2/2n) / (1 + z^2/n), half width z sqrt(p q/n + z^2/4n^2) / (1 + z^2/n)
+    z2 = 1.959963984540054**2
+    centre, half = (0.8 + z2 / 200) / (1 + z2 / 100), np.sqrt(z2) * np.sqrt(0.0016 + z2 / 40000) / (1 + z2 / 100)
+    assert (value, n) == (80.0, 100)
+    assert low == pytest.approx(100 * (centre - half))
+    assert high == pytest.approx(100 * (centre + half))
+
+
+def test_an_accuracy_of_100_percent_keeps_an_interval():
+    interval = accuracy(np.ones(20, dtype=bool))
+    assert interval.value == 100.0
+    assert 80 < interval.low < 90
+    assert interval.high == 100.0
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: accuracy(x), lambda x: bootstrap_mean(x), lambda x: paired_difference(x, ~x)]
+)
+def test_too_few_images_say_how_many_are_needed(function):
+    with pytest.raises(ValueError, match=r"needs at least 10 images, found 9"):
+        function(np.ones(9, dtype=bool))
+    function(np.ones(10, dtype=bool))
+
+
+def test_few_images_with_many_copies_are_still_few():
+    with pytest.raises(ValueError, match="at least 10 images, found 3"):
+        bootstrap_mean(np.ones(300), np.arange(300) % 3, conditions=np.arange(300) // 3)
+
+
+def test_bootstrap_is_scipys_for_independent_images():
+    rng = np.random.default_rng(1)
+    right = rng.random(300) < 0.7
+    ours = bootstrap_mean(right)
+    theirs = scipy_stats.bootstrap((right.astype(float),), np.mean, n_resamples=10_000, method="percentile", rng=2)
+    assert ours.value == pytest.approx(100 * right.mean())
+    assert ours.low == pytest.approx(100 * theirs.confidence_interval.low, abs=0.4)
+    assert ours.high == pytest.approx(100 * theirs.confidence_interval.high, abs=0.4)
+
+
+def test_bootstrap_draws_whole_images():
+    """15 equal copies of every image carry the information of one: the interval must not shrink by sqrt(15)."""
+    right = np.random.default_rng(0).random(400) < 0.6
+    one = bootstrap_mean(right)
+    images, copies = np.tile(np.arange(400), 15), np.repeat(np.arange(15), 400)
+    many = bootstrap_mean(np.tile(right, 15), images, conditions=copies)
+    assert many.n == 400
+    assert many.value == pytest.approx(one.value)
+    assert many.high - many.low == pytest.approx(one.high - one.low, rel=0.05)
+    naive = bootstrap_mean(np.tile(right, 15))
+    assert naive.high - naive.low < 0.35 * (many.high - many.low)
+
+
+def test_collapsed_resampling_equals_plain_resampling():
+    """Multinomial counts of distinct rows against the definition: draw images, keep their copies, average the conditions."""
+    rng = np.random.default_rng(3)
+    ability = rng.random(60)
+    keep = rng.random((60, 4)) < 0.8  # unbalanced: not every image in every condition
+    values = (rng.random((60, 4)) < ability[:, None]).astype(float)
+    image, condition = np.nonzero(keep)
+    ours = bootstrap_mean(values[keep], image, conditions=condition, resamples=20_000)
+    drawn = rng.integers(0, 60, (20_000, 60))
+    plain = np.mean((values * keep)[drawn].sum(axis=1) / keep[drawn].sum(axis=1), axis=1)
+    low, high = 100 * np.percentile(plain, [2.5, 97.5])
+    assert ours.value == pytest.approx(100 * np.mean((values * keep).sum(axis=0) / keep.sum(axis=0)))
+    assert ours.low == pytest.approx(low, abs=0.5)
+    assert ours.high == pytest.approx(high, abs=0.5)
+
+
+def test_images_with_one_number_in_two_datasets_are_different_images():
+    rng = np.random.default_rng(0)
+    right = rng.random(200) < 0.5
+    values, samples = np.concatenate([right, right]), np.tile(np.arange(200), 2)
+    dataset = np.repeat([0, 1], 200)
+    together = bootstrap_mean(values, samples, conditions=dataset)
+    apart = bootstrap_mean(values, samples, conditions=dataset, strata=dataset)
+    assert apart.n == 400
+    assert apart.high - apart.low == pytest.approx((together.high - together.low) / np.sqrt(2), rel=0.1)
+
+
+def test_conditions_have_equal_weight_whatever_their_size():
+    values = np.concatenate([np.ones(30), np.zeros(10)])
+    interval = bootstrap_mean(values, conditions=np.repeat([0, 1], [30, 10]), strata=np.repeat([0, 1], [30, 10]))
+    assert interval.value == 50.0
+
+
+def test_interval_covers_the_truth_about_95_percent_of_the_time():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(300):
+        ability = rng.beta(2, 1, 150)  # mean 2/3; three copies per image depend on it
+        right = rng.random((3, 150)) < ability
+        low, high = bootstrap_mean(right.ravel(), np.tile(np.arange(150), 3), resamples=500, seed=trial)[1:3]
+        covered += low <= 100 * 2 / 3 <= high
+    assert 0.90 < covered / 300 < 0.98
+
+
+def test_same_input_same_interval():
+    right = np.random.default_rng(0).random(500) < 0.5
+    assert bootstrap_mean(right) == bootstrap_mean(right)
+    assert bootstrap_mean(right) != bootstrap_mean(right, seed=1)
+
+
+def test_paired_difference_by_hand():
+    right = np.array([True] * 12 + [False] * 8)
+    reference = np.array([True] * 10 + [False] * 9 + [True])
+    value, low, high, n = paired_difference(right, reference)
+    assert value == pytest.approx(100 * (12 - 11) / 20)
+    assert low < value < high
+    assert n == 20
+
+
+def test_equal_predictions_differ_by_nothing():
+    right = np.arange(50) % 3 == 0
+    assert paired_difference(right, right)[:3] == (0.0, 0.0, 0.0)
+    assert mcnemar(right, right) == 1.0
+
+
+def test_pairs_narrow_the_interval():
+    rng = np.random.default_rng(0)
+    reference = rng.random(500) < 0.6
+    right = reference.copy()
+    right[:10] = ~right[:10]
+    paired = paired_difference(right, reference)
+    single = accuracy(right)
+    assert paired.high - paired.low < 0.5 * (single.high - single.low)
+
+
+def test_mcnemar_by_hand():
+    right = np.array([True] * 5 + [False] + [True] * 20)
+    reference = np.array([False] * 5 + [True] + [True] * 20)
+    # 5 gained, 1 lost: two-sided binomial p = 2 * (1 + 6) / 2**6
+    assert mcnemar(right, reference) == pytest.approx(2 * 7 / 64)
+    assert mcnemar(reference, right) == pytest.approx(2 * 7 / 64)
+    with pytest.raises(ValueError, match="same images"):
+        mcnemar(right, reference[:-1])
+
+
+def test_calibration_error_by_hand():
+    # bin (0.4, 0.6]: confidence 0.5, accuracy 1/2; bin (0.8, 1]: confidence 0.9, accuracy 1/2, half of the images
+    confidence = np.array([0.5, 0.5, 0.9, 0.9])
+    assert calibration_error(confidence, np.array([1, 0, 1, 0]), bins=5) == pytest.approx(20.0)
+    assert calibration_error(np.array([0.0, 1.0]), np.array([False, True])) == 0.0
+    with pytest.raises(ValueError, match=r"0..1, found -0.1 to 0.5"):
+        calibration_error(np.array([-0.1, 0.5]), np.array([True, True]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(10, 60), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_an_interval_contains_its_estimate(n, conditions, seed):
+    right = np.random.default_rng(seed).random(n * conditions) < 0.5
+    interval = bootstrap_mean(
+        right, np.arange(n * conditions) % n, conditions=np.arange(n * conditions) // n, resamples=500
+    )
+    assert 0 <= interval.low <= interval.value + 1e-9
+    assert interval.value - 1e-9 <= interval.high <= 100
+
+
+def test_too_unbalanced_data_are_refused():
+    conditions = np.array([0] * 19 + [1])
+    with pytest.raises(ValueError, match="leave a condition empty"):
+        bootstrap_mean(np.ones(20), conditions=conditions)
+
+
+def test_arrays_of_different_lengths_are_refused():
+    with pytest.raises(ValueError, match="expected 20 samples, one per value, found 19"):
+        bootstrap_mean(np.ones(20), np.arange(19))
+
+
+def test_fifteen_conditions_of_900_images_take_less_than_two_seconds():
+    rng = np.random.default_rng(0)
+    right, samples, conditions = rng.random(13_500) < 0.6, np.tile(np.arange(900), 15), np.repeat(np.arange(15), 900)
+    start = time.perf_counter()
+    bootstrap_mean(right, samples, conditions=conditions, resamples=2000)
+    bootstrap_mean(right[7:], samples[7:], conditions=conditions[7:], resamples=2000)
+    assert time.perf_counter() - start < 2.0

@@ -1,0 +1,246 @@
+"""Test-time training: equal to the plain formulation, image by image independent, honest about failure."""
+
+import dataclasses
+import inspect
+
+import plain
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apm import ttt
+from apm.model import APMConfig, draw_parameters, stack
+from apm.ttt import TTTConfig, adapt, initial_parameters
+
+STUDENT = APMConfig(grid=(4, 4), patch=4, hidden=(32, 24, 16), width=16, heads=4, rgb_hidden=(8,))
+CONFIG = TTTConfig(STUDENT, iterations=12, learning_rate=3e-3, precision="float64", lockstep=3)
+VARIANTS = {
+    "mean": ({}, {}),
+    "attention": ({"fold": "attention"}, {}),
+    "unnormalised target": ({}, {"normalise_target": False}),
+    "all losses": ({"fold": "attention"}, {"loss_grid": 0.7, "loss_rgb": 0.3}),
+    "three kernels, local patch": ({"kernels": 3, "local_patch": True}, {"loss_rgb": 1.0}),
+    "routed tokens": ({"column": "tokens", "token_width": 16}, {"loss_grid": 1.0}),
+    "schedule steps inside the run": ({}, {"decay_every": 4}),
+}
+
+
+def problem(n: int, student: APMConfig = STUDENT, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict:
+    g = torch.Generator().manual_seed(seed)
+    return {
+        "images": torch.randn(n, 3, *student.image_size, generator=g, dtype=dtype),
+        "targets": torch.randn(n, student.width, generator=g, dtype=dtype),
+        "tokens": torch.randn(n, student.locations, student.width, generator=g, dtype=dtype),
+        "colours": torch.rand(n, student.locations, 3, generator=g, dtype=dtype),
+    }
+
+
+def variant(name: str, **more: object) -> TTTConfig:
+    student, changes = VARIANTS[name]
+    return dataclasses.replace(CONFIG, student=dataclasses.replace(STUDENT, **student), **{**changes, **more})
+
+
+def oracle(data: dict, config: TTTConfig, weights: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    runs = [
+        plain.adapt_one(
+            data["images"][k], data["targets"][k], config, {n: v[k] for n, v in weights.items()},
+            data["tokens"][k], data["colours"][k],
+        )
+        for k in range(len(data["images"]))
+    ]  # fmt: skip
+    return torch.stack([r[0] for r in runs]), torch.stack([r[1] for r in runs])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_float64_agrees_with_the_plain_formulation_at_every_iteration_to_1e_9(name: str) -> None:
+    config, data = variant(name), problem(4)
+    result = adapt(**data, config=config)
+    losses, features = oracle(data, config, initial_parameters(data["images"], config))
+    assert ((result.losses - losses).abs() / losses).max() < 1e-9
+    assert ((result.features - features).norm(dim=-1) / features.norm(dim=-1)).max() < 1e-9
+    assert (losses[:, -1] < losses[:, 0]).all()  # it trained: the comparison is not one of standing still
+
+
+@pytest.mark.parametrize("fold", ["mean", "attention"])
+def test_float32_agrees_with_the_plain_formulation_over_50_iterations_to_1e_5(fold: str) -> None:
+    config = variant(fold, iterations=50, precision="float32")
+    data = problem(2, dtype=torch.float32)
+    result = adapt(**data, config=config)
+    losses, features = oracle(data, config, initial_parameters(data["images"], config))
+    assert ((result.losses - losses).abs() / losses[:, :1]).max() < 1e-5
+    assert ((result.features - features).norm(dim=-1) / features.norm(dim=-1)).max() < 1e-5
+
+
+@given(order=st.permutations(range(5)), lockstep=st.integers(1, 6), keep=st.integers(1, 5))
+@settings(max_examples=12, deadline=None)
+def test_an_image_does_not_depend_on_the_others_nor_on_their_order(order: list, lockstep: int, keep: int) -> None:
+    config, data = variant("attention", lockstep=lockstep), problem(5)
+    everything = adapt(data["images"], data["targets"], variant("attention", lockstep=5))
+    chosen = order[:keep]
+    part = adapt(data["images"][chosen], data["targets"][chosen], config)
+    torch.testing.assert_close(part.features, everything.features[chosen], rtol=1e-9, atol=1e-12)
+
+
+def test_every_image_has_its_own_random_weights_and_the_seed_changes_them() -> None:
+    images = problem(3)["images"]
+    first, again, other = (initial_parameters(images, CONFIG, seed) for seed in (0, 0, 1))
+    weight = first["mlp0_weight"]
+    assert torch.equal(weight, again["mlp0_weight"])
+    assert not torch.equal(weight, other["mlp0_weight"])
+    assert not torch.equal(weight[0], weight[1])
+
+
+def test_a_generator_stands_for_its_seed_whatever_was_drawn_from_it() -> None:
+    images = problem(2)["images"]
+    generator = torch.Generator().manual_seed(7)
+    torch.randn(100, generator=generator)
+    state = generator.get_state()
+    assert torch.equal(
+        initial_parameters(images, CONFIG, generator)["head_weight"],
+        initial_parameters(images, CONFIG, 7)["head_weight"],
+    )
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_nothing_leaks_from_one_call_to_the_next() -> None:
+    data = problem(2)
+    first = adapt(data["images"], data["targets"], CONFIG)
+    adapt(data["targets"].new_ones(1, 3, 16, 16), data["targets"][:1], CONFIG)
+    assert torch.equal(adapt(data["images"], data["targets"], CONFIG).features, first.features)
+
+
+def test_given_weights_are_the_starting_point_and_stay_untouched() -> None:
+    data = problem(2)
+    g = torch.Generator().manual_seed(5)
+    trained = dataclasses.replace(STUDENT, rgb_head=False)
+    init = stack([draw_parameters(trained, g, std=0.2, dtype=torch.float64) for _ in range(2)])
+    before = {k: v.clone() for k, v in init.items()}
+    result = adapt(data["images"], data["targets"], CONFIG, init=init, keep_parameters=True)
+    _, features = oracle(data, CONFIG, init)
+    torch.testing.assert_close(result.features, features, rtol=1e-9, atol=1e-12)
+    assert all(torch.equal(init[k], before[k]) for k in init)
+    assert not torch.equal(result.parameters["head_weight"], init["head_weight"])
+
+
+def test_scores_are_cosines_to_the_text_features_and_predictions_their_best_class() -> None:
+    data = problem(3)
+    text = torch.nn.functional.normalize(
+        torch.randn(7, 16, generator=torch.Generator().manual_seed(2)).double(), dim=-1
+    )
+    plain_result = adapt(data["images"], data["targets"], CONFIG)
+    scored = adapt(data["images"], data["targets"], CONFIG, text_features=text)
+    expected = torch.nn.functional.cosine_similarity(plain_result.features[:, :, None], text, dim=-1)
+    torch.testing.assert_close(scored.scores, expected)
+    assert torch.equal(scored.predictions(), expected.argmax(-1))
+    assert scored.features is None
+
+
+def test_entry_zero_is_the_student_at_random_weights_and_the_last_one_fits_the_target() -> None:
+    data, config = problem(2), variant("mean", iterations=200, decay_every=1000)
+    result = adapt(data["images"], data["targets"], config)
+    assert result.features.shape == (2, 201, 16)
+    target = torch.nn.functional.normalize(data["targets"], dim=-1)
+    cosine = torch.nn.functional.cosine_similarity(result.features[:, -1], target, dim=-1)
+    assert (cosine > 0.99).all()
+    assert (result.losses[:, -1] < 0.01 * result.losses[:, 0]).all()
+
+
+def test_a_non_finite_loss_stops_that_image_alone() -> None:
+    data = problem(3)
+    g = torch.Generator().manual_seed(5)
+    trained = dataclasses.replace(STUDENT, rgb_head=False)
+    init = stack([draw_parameters(trained, g, dtype=torch.float64) for _ in range(3)])
+    clean = adapt(data["images"], data["targets"], CONFIG, init=init)
+    init["head_weight"][1, 0, 0] = float("inf")
+    text = torch.eye(16, dtype=torch.float64)
+    result = adapt(data["images"], data["targets"], CONFIG, init=init, text_features=text)
+    assert result.status == ["ok", "non-finite loss at iteration 0", "ok"]
+    assert (result.predictions()[1] == -1).all()
+    assert result.losses[1].isnan().all()
+    torch.testing.assert_close(result.losses[[0, 2]], clean.losses[[0, 2]])
+
+
+def test_a_learning_rate_that_diverges_is_reported_with_its_iteration() -> None:
+    data = problem(1, dtype=torch.float32)
+    config = variant("mean", precision="float32", learning_rate=1e12)
+    status = adapt(data["images"], data["targets"], config).status[0]
+    assert status.startswith("non-finite loss at iteration")
+    assert int(status.split()[-1]) >= 1
+
+
+def test_callback_sees_every_iteration_with_the_weights_of_that_iteration() -> None:
+    data, seen = problem(4), []
+    adapt(
+        data["images"],
+        data["targets"],
+        CONFIG,
+        callback=lambda k, part, p: seen.append((k, part.start, p["head_bias"].clone())),
+    )
+    assert [s[:2] for s in seen] == [(k, start) for start in (0, 3) for k in range(13)]
+    assert torch.equal(seen[0][2], initial_parameters(data["images"][:3], CONFIG)["head_bias"])
+
+
+def test_bfloat16_keeps_weights_in_float32_and_follows_the_float32_loss() -> None:
+    data = problem(4, dtype=torch.float32)
+    low = adapt(
+        data["images"], data["targets"], variant("mean", precision="bfloat16", iterations=40), keep_parameters=True
+    )
+    full = adapt(data["images"], data["targets"], variant("mean", precision="float32", iterations=40))
+    assert low.parameters["mlp0_weight"].dtype == torch.float32
+    cosine = torch.nn.functional.cosine_similarity(low.features[:, -1], full.features[:, -1], dim=-1)
+    assert (cosine > 0.99).all()
+
+
+def test_labels_are_no_argument_of_test_time_training() -> None:
+    assert not any("label" in name for name in inspect.signature(adapt).parameters)
+    assert not any("label" in name.co_names for name in [adapt.__code__, ttt.objective.__code__])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": torch.zeros(2, 3, 15, 16)}, r"\(N, 3, 16, 16\).*grid of 4 x 4.*found \(2, 3, 15, 16\)"),
+        ({"targets": torch.zeros(2, 17)}, r"\(2, 16\).*found \(2, 17\)"),
+        ({"targets": torch.zeros(3, 16)}, r"\(2, 16\).*found \(3, 16\)"),
+        ({"text_features": torch.zeros(5, 9)}, r"\(C, 16\), found \(5, 9\)"),
+        (
+            {"images": torch.full((2, 3, 16, 16), float("nan"))},
+            r"images of shape \(2, 3, 16, 16\) has NaN.*row\(s\) \[0, 1\]",
+        ),
+        ({"targets": torch.tensor([[0.0] * 16, [float("inf")] * 16])}, r"targets of shape \(2, 16\).*\[1\]"),
+    ],
+)
+def test_bad_input_is_refused_with_names_and_shapes(change: dict, message: str) -> None:
+    arguments = {"images": torch.zeros(2, 3, 16, 16), "targets": torch.ones(2, 16), **change}
+    with pytest.raises(ValueError, match=message):
+        adapt(config=CONFIG, **arguments)
+
+
+@pytest.mark.parametrize(("loss", "name"), [("loss_grid", "tokens"), ("loss_rgb", "colours")])
+def test_a_loss_without_its_target_is_refused(loss: str, name: str) -> None:
+    data = problem(2)
+    with pytest.raises(ValueError, match=f"{name} must have shape"):
+        adapt(data["images"], data["targets"], dataclasses.replace(CONFIG, **{loss: 1.0}))
+
+
+def test_stacked_weights_of_the_wrong_count_are_refused() -> None:
+    data = problem(2)
+    init = initial_parameters(data["images"][:1], CONFIG)
+    with pytest.raises(ValueError, match="stacked weights for 2 images"):
+        adapt(data["images"], data["targets"], CONFIG, init=init)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"iterations": 0}, "at least 1"),
+        ({"learning_rate": 0.0}, "positive"),
+        ({"precision": "float8"}, "Known: float32, bfloat16, float64"),
+        ({"loss_cls": 0.0}, "not all zero"),
+        ({"loss_rgb": 1.0, "student": dataclasses.replace(STUDENT, rgb_head=False)}, "rgb_head=True"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **change)
