@@ -87,7 +87,7 @@ def _stream() -> tuple[IO[str] | None, bool]:
         return None, False
     if path := os.environ.get("APM_PROGRESS"):
         try:
-            return open(path, "a", encoding="utf-8"), True  # noqa: SIM115, PTH123 - kept open while the bar lives
+            return open(path, "a", encoding="utf-8"), True  # noqa: PTH123 - kept open while the bar lives
         except OSError:
             return None, False
     if "ipykernel" in sys.modules and not sys.stderr.isatty():

@@ -566,6 +566,26 @@ def show(
     return Shown(buffer.getvalue(), _markdown(flat, caption, footer))
 
 
+def upright(table: pd.DataFrame, *, widest: int = 12) -> pd.DataFrame:
+    """A table with more columns than fit a page, turned: its columns down, its rows across under joined names.
+
+    table: with names in its index, or flat as read from CSV, where the leading columns of text are the names. A table of up
+    to `widest` columns, or of more rows than that, comes back as it is. For reading only; what is saved keeps the paper's layout.
+    """
+    flat = _flat(table)
+    if len(flat.columns) <= widest or len(flat) > widest:
+        return table
+    names = next((i for i, column in enumerate(flat) if _numeric_looking(flat[column].astype(str))), 0)
+    if not 0 < names < len(flat.columns):
+        return table
+    headings = [
+        " · ".join(str(part) for part in row if str(part)) for row in flat.iloc[:, :names].itertuples(index=False)
+    ]
+    turned = flat.iloc[:, names:].T
+    turned.columns = pd.Index(headings)
+    return turned.rename_axis("condition").reset_index()
+
+
 def _html(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
