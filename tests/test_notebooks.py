@@ -1,0 +1,89 @@
+"""Clean notebooks, executed references that match them, and nbval that notices an edited number."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from apm import depends, profiles
+
+ROOT = Path(__file__).resolve().parents[1]
+CLEAN = sorted((ROOT / "notebooks").glob("*.ipynb"))
+EXECUTED = ROOT / "results" / "mini" / "notebooks"
+
+
+@pytest.mark.parametrize("path", CLEAN, ids=lambda p: p.stem)
+def test_notebooks_are_kept_without_outputs(path: Path) -> None:
+    done = subprocess.run(
+        ["nbstripout", "--verify", str(path)], env=_path(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{path.name} has outputs: run nbstripout on it"
+
+
+@pytest.mark.parametrize("path", CLEAN, ids=lambda p: p.stem)
+def test_the_executed_copy_has_the_source_of_the_notebook_and_ran_to_its_end(path: Path) -> None:
+    reference = nbformat.read(EXECUTED / path.name, 4)
+    own = [c for c in reference.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    assert [c.source for c in own] == [c.source for c in nbformat.read(path, 4).cells], "run `make reproduce` again"
+    code = [c for c in reference.cells if c.cell_type == "code"]
+    assert all(c.execution_count for c in code)
+    assert not [o for c in code for o in c.outputs if o.output_type == "error" or o.get("name") == "stderr"]
+
+
+@pytest.mark.parametrize("path", CLEAN, ids=lambda p: p.stem)
+def test_defaults_of_a_notebook_opened_by_hand_are_those_of_profile_mini(path: Path) -> None:
+    defaults = profiles.notebook_parameters(path)
+    assert {**defaults, **profiles.load("mini", path.stem)} == defaults
+
+
+@pytest.mark.parametrize("path", CLEAN, ids=lambda p: p.stem)
+def test_notebooks_define_no_functions_and_executed_ones_hold_no_path_of_a_machine(path: Path) -> None:
+    assert "def " not in depends.code(path)
+    text = (EXECUTED / path.name).read_text()
+    for word in ("/home/", "/root/", "/Users/", "/tmp/", str(ROOT) + "/"):
+        assert word not in text
+
+
+@pytest.mark.parametrize(("printed", "passes"), [("42", True), ("43", False)])
+def test_nbval_fails_on_one_edited_number_in_a_checked_cell(tmp_path: Path, printed: str, passes: bool) -> None:
+    cell = new_code_cell("print(6 * 7)", execution_count=1, metadata={"tags": ["nbval-check-output"]})
+    cell.outputs = [new_output("stream", text=f"{printed}\n")]
+    free = new_code_cell("import time\nprint(time.time())", execution_count=2)
+    free.outputs = [new_output("stream", text="0\n")]
+    book = new_notebook(
+        cells=[cell, free], metadata={"kernelspec": {"name": "python3", "display_name": "", "language": ""}}
+    )
+    nbformat.write(book, tmp_path / "book.ipynb")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval-lax",
+        "--nbval-current-env",
+        "-p",
+        "no:cacheprovider",
+        "book.ipynb",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == passes, done.stdout
+
+
+def test_every_notebook_that_nbval_runs_has_a_checked_cell_with_an_output() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    names = next(line for line in makefile.splitlines() if line.startswith("NBVAL ?=")).split("=")[1].split()
+    assert names
+    for name in names:
+        cells = json.loads((EXECUTED / f"{name}.ipynb").read_text())["cells"]
+        checked = [c for c in cells if "nbval-check-output" in c["metadata"].get("tags", [])]
+        assert checked
+        assert all(c["outputs"] for c in checked)
+
+
+def _path() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
