@@ -332,9 +332,10 @@ def _first_layer(parameters: Parameters, percept: Percept, config: APMConfig, lo
 
 def activations(parameters: Parameters, percept: Percept, config: APMConfig, locations: Tensor | None = None) -> Tensor:
     """The shared MLP's last activations (N, L, hidden[-1]) at all locations or at the given ones, in the given order."""
-    x = F.relu(_first_layer(parameters, percept, config, locations))
+    # in place: the values before the ReLU are not needed again, and a pass over memory costs as much as a small product
+    x = _first_layer(parameters, percept, config, locations).relu_()
     for layer in range(1, len(config.hidden)):
-        x = F.relu(_layer(parameters, f"mlp{layer}", x))
+        x = _layer(parameters, f"mlp{layer}", x).relu_()
     return x
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import IO, Any
 
 from tqdm import tqdm
@@ -21,7 +21,7 @@ class Bar:
     """Counts units of work. A context manager, an iterator over what it was given, or both; `update(n)` adds by hand."""
 
     def __init__(self, iterable: Iterable[Any] | None, total: int | None, desc: str, unit: str) -> None:
-        if total is None and iterable is not None and hasattr(iterable, "__len__"):
+        if total is None and isinstance(iterable, Sized):
             total = len(iterable)
         self._iterable, self._total, self._desc, self._unit = iterable, total, desc, unit
         self._n, self._start = 0, time.monotonic()

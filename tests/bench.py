@@ -67,7 +67,8 @@ def operations(images: torch.Tensor, targets: torch.Tensor, config: TTTConfig) -
 def measure(iterations: int, images: int, repeats: int) -> pd.DataFrame:
     """One row per variant at the scale of profile mini."""
     generator = torch.Generator().manual_seed(0)
-    rows = []
+    rows: list[dict[str, object]] = []
+    counted: list[str] = []
     peaks = {"float32": matrix_peak(torch.float32), "bfloat16": matrix_peak(torch.bfloat16)}
     for fold in ("mean", "attention"):
         student = preset("mini", fold=fold, rgb_head=False)
@@ -101,6 +102,7 @@ def measure(iterations: int, images: int, repeats: int) -> pd.DataFrame:
                     times[name].append(elapsed / n)
         reference = statistics.median(times["plain loop"])
         work = operations(x[:16], t[:16], config)
+        counted.append(f"{work / 1e6:.1f} MFLOP with {fold} fold")
         for name, (_, _, precision) in variants.items():
             per_image = statistics.median(times[name])
             rate = work * (iterations + 1 / 3) / per_image / 1e9  # the last forward pass has no backward one
@@ -118,7 +120,7 @@ def measure(iterations: int, images: int, repeats: int) -> pd.DataFrame:
             )
     table = pd.DataFrame(rows)
     table.attrs["note"] = (
-        f"{iterations} iterations, student preset mini ({work / 1e6:.1f} MFLOP per image and iteration with attention fold), "
+        f"{iterations} iterations an image, student preset mini ({', '.join(counted)}, per image and iteration), "
         f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}, torch {torch.__version__}; "
         f"measured matrix peak {peaks['float32']:.0f} GFLOP/s float32, {peaks['bfloat16']:.0f} bfloat16, fused Adam "
         f"{adam_bandwidth():.0f} GB/s; medians of {repeats} rounds in which the variants take turns. GFLOP/s count the "
@@ -136,7 +138,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     table = measure(options.iterations, options.images, options.repeats)
-    shown = table.to_markdown(index=False, floatfmt=("", "", ".3f", ".1f", ".1f", ".0f", ".2f"), missingval="")
+    formats = {
+        "ms per image and iteration": ".3f",
+        "images/s": ".1f",
+        "times faster": ".1f",
+        "GFLOP/s": ".0f",
+        "of matrix peak": ".0%",
+    }
+    text = table.assign(
+        **{name: ["" if pd.isna(v) else format(v, f) for v in table[name]] for name, f in formats.items()}
+    )
+    shown = text.to_markdown(index=False, disable_numparse=True, colalign=("left", "left", *["right"] * len(formats)))
     print(shown, "", table.attrs["note"], sep="\n")
     folder = root() / "results" / "bench"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,70 @@
+"""The README tells the truth: its excerpt is the committed table, its paths exist, its example runs."""
+
+import csv
+import io
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def committed(path: str) -> str:
+    """The committed file: results made again on another machine may differ from those the README shows."""
+    done = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else (ROOT / path).read_text()
+
+
+def test_the_excerpt_is_the_committed_table() -> None:
+    rows = list(csv.DictReader(io.StringIO(committed("results/mini/tables/02_corruptions.csv"))))
+    table = {(r["method"], r["counting rule"]): [r["digits-test"], r["printed-digits"], r["Mean"]] for r in rows}
+    excerpt = README.split("<!-- excerpt")[1].split("<!-- end -->")[0]
+    shown = [
+        [c.strip().replace("*", "") for c in line.strip("|").split("|")] for line in excerpt.splitlines() if "|" in line
+    ]
+    for name, *cells in shown[2:]:
+        assert table[tuple(name.split(", ", 1))] == cells, name
+    assert len(shown) == 2 + 5
+
+
+def test_every_linked_file_exists() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_make_target_it_names_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`?make ([a-z]+)", README):
+        assert re.search(rf"^{target}:", makefile, flags=re.M) or target in ("is",), target
+
+
+def test_the_example_runs_as_written() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    names: dict = {}
+    exec(example, names)
+    assert names["result"].losses.shape == (8, 51)
+    assert names["result"].status == ["ok"] * 8
+
+
+def test_the_yaml_example_is_accepted() -> None:
+    yaml = pytest.importorskip("yaml")
+    from apm import methods, model, profiles
+
+    (example,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
+    values = yaml.safe_load(example)
+    assert set(values) <= set(profiles.notebook_parameters(ROOT / "notebooks" / "02_corruptions.ipynb"))
+
+    class Teacher:
+        width = model.PRESETS["mini"].width
+
+    config = methods.training_config(Teacher(), values["student"], values["training"])
+    assert (config.iterations, config.student.fold) == (20, "attention")
+
+
+def test_every_module_is_on_its_map() -> None:
+    words = set(re.findall(r"[a-z_]+", README.split("## How the pieces fit")[1].split("```")[1]))
+    modules = {p.stem for p in (ROOT / "apm").glob("*.py")} - {"__init__"}
+    assert modules <= words
