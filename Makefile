@@ -11,6 +11,7 @@ ONLY ?=
 CONDA := $(if $(filter venv,$(ENV)),,$(firstword $(foreach c,micromamba mamba conda,$(shell command -v $(c) 2>/dev/null))))
 BIN := $(if $(CONDA),.conda/bin,.venv/bin)
 PYTHON := $(BIN)/python
+ENVIRONMENT := .make/$(if $(CONDA),conda,venv)
 PYTHON3 ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python,$(shell $(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && command -v $(p))))
 UV := $(shell sed -n 's/^\(uv==[0-9.]*\).*/\1/p' requirements.lock)
 # executed notebooks that `make test` runs again, comparing the outputs of their checked cells
@@ -32,19 +33,19 @@ help: ## this list
 # ------------------------------------------------------------------------------------------------------- environment
 
 .PHONY: env
-env: .make/env ## the environment: conda where present, else .venv with the lock file
+env: $(ENVIRONMENT) ## the environment: conda where present, else .venv with the lock file
 
-.make/env: requirements.lock environment.yml pyproject.toml
+$(ENVIRONMENT): requirements.lock environment.yml pyproject.toml
 	@mkdir -p .make
 ifneq ($(CONDA),)
-	@if [ -x $(PYTHON) ]; then $(CONDA) env update --prefix ./.conda --file environment.yml; \
-	elif [ "$(notdir $(CONDA))" = micromamba ]; then $(CONDA) create --yes --prefix ./.conda --file environment.yml; \
-	else $(CONDA) env create --yes --prefix ./.conda --file environment.yml; fi
+	@if [ -x $(PYTHON) ]; then $(CONDA) env update --prefix $(CURDIR)/.conda --file environment.yml; \
+	elif [ "$(notdir $(CONDA))" = micromamba ]; then $(CONDA) create --yes --prefix $(CURDIR)/.conda --file environment.yml; \
+	else $(CONDA) env create --yes --prefix $(CURDIR)/.conda --file environment.yml; fi
 	@$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
 else
 	@if [ -z "$(PYTHON3)" ]; then echo "no Python 3.11, 3.12 or 3.13 found on PATH: install one, or name it: make env PYTHON3=/path/to/python3" >&2; exit 2; fi
 	@echo "environment: .venv from requirements.lock ($$($(PYTHON3) --version))"
-	@[ -x $(PYTHON) ] || $(PYTHON3) -m venv .venv || { echo "python3 -m venv failed: install your system's package for it, such as python3-venv" >&2; exit 2; }
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON3) -m venv --clear .venv || { echo "python3 -m venv failed: install your system's package for it, such as python3-venv" >&2; exit 2; }
 	@$(PYTHON) -m pip install --quiet $(UV) 2>&1 | { grep -v 'is ignored' || true; }
 	@$(BIN)/uv pip install --quiet --python $(PYTHON) --compile-bytecode --requirement requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation --editable .
@@ -52,7 +53,7 @@ endif
 	@touch $@
 
 .PHONY: lock
-lock: .make/env ## remake requirements.lock from pyproject.toml, then mirror its versions in environment.yml
+lock: $(ENVIRONMENT) ## remake requirements.lock from pyproject.toml, then mirror its versions in environment.yml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command "make lock" --python-version 3.11 --all-extras --output-file requirements.lock pyproject.toml
 	$(PYTHON) -m apm.environment
@@ -64,9 +65,13 @@ ifneq ($(WANTS_NOTEBOOKS),)
 include .make/$(PROFILE)/rules.mk
 endif
 
-.make/$(PROFILE)/rules.mk: $(wildcard notebooks/*.ipynb apm/*.py apm/*/*.py profiles/$(PROFILE)/*.yaml) | .make/env
+.make/$(PROFILE)/rules.mk: $(wildcard notebooks/*.ipynb apm/*.py apm/*/*.py profiles/$(PROFILE)/*.yaml) | $(ENVIRONMENT)
 	@mkdir -p $(@D)
 	@$(PYTHON) -m apm.depends $(PROFILE) > $@.tmp && mv $@.tmp $@
+
+# a result that was deleted is made again
+$(foreach n,$(NOTEBOOKS),$(if $(wildcard results/$(PROFILE)/notebooks/$(n).ipynb),,$(shell rm -f .make/$(PROFILE)/$(n).done)))
+$(if $(wildcard results/$(PROFILE)/report.html),,$(shell rm -f .make/$(PROFILE)/99_report.done))
 
 ifneq ($(ONLY),)
 ifneq ($(NOTEBOOKS),)
@@ -83,17 +88,17 @@ reproduce: $(foreach n,$(or $(ONLY),$(NOTEBOOKS)),.make/$(PROFILE)/$(n).done) ##
 .PHONY: report
 report: .make/$(PROFILE)/99_report.done ## the report page, and what it needs
 
-.make/$(PROFILE)/%.done: | .make/env
+.make/$(PROFILE)/%.done: | $(ENVIRONMENT)
 	@$(PYTHON) -m apm.run --profile $(PROFILE) --stamp $@ $*
 
 .PHONY: lab
-lab: .make/env ## JupyterLab on the notebooks
+lab: $(ENVIRONMENT) ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
 # ------------------------------------------------------------------------------------------------- tests and checks
 
 .PHONY: test
-test: .make/env ## unit and property tests, then the executed notebooks under nbval
+test: $(ENVIRONMENT) ## unit and property tests, then the executed notebooks under nbval
 	$(PYTHON) -m pytest tests
 	@# under nbval: in a results folder of their own, with the records that exist
 	results=$$(mktemp -d); trap 'rm -rf "$$results"' EXIT; mkdir -p $$results/mini; \
@@ -101,20 +106,20 @@ test: .make/env ## unit and property tests, then the executed notebooks under nb
 	APM_RESULTS=$$results $(PYTHON) -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider $(NBVAL:%=results/mini/notebooks/%.ipynb)
 
 .PHONY: lint
-lint: .make/env ## ruff: lint and format, notebooks included
+lint: $(ENVIRONMENT) ## ruff: lint and format, notebooks included
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 .PHONY: types
-types: .make/env ## mypy on apm/
+types: $(ENVIRONMENT) ## mypy on apm/
 	$(BIN)/mypy
 
 .PHONY: bench
-bench: .make/env ## speed as ratios in one run, into results/bench/
+bench: $(ENVIRONMENT) ## speed as ratios in one run, into results/bench/
 	$(PYTHON) tests/bench.py
 
 .PHONY: data
-data: .make/env ## train and cache the small teacher of profile mini
+data: $(ENVIRONMENT) ## train and cache the small teacher of profile mini
 	$(PYTHON) -c "from apm import teachers; print(teachers.mini_checkpoint())"
 
 # ----------------------------------------------------------------------------------------------------------- cleaning

@@ -54,7 +54,10 @@ def closure(modules: set[str], folder: Path = PACKAGE) -> list[Path]:
 
 def code(notebook: Path) -> str:
     """The code cells of a notebook as one source; lines that only IPython understands are left out."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    except (ValueError, KeyError) as error:
+        raise SystemExit(f"{notebook}: not a notebook ({error}): restore it from the repository") from error
     lines = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code").splitlines()
     return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
 

@@ -96,6 +96,7 @@ class APM:
     def settings(self) -> dict[str, Any]:
         """Teacher, prompts and every setting of the student and its training that can change a number."""
         config = asdict(self.config)
+        del config["lockstep"]  # how many images train side by side changes speed and memory only
         return {
             "method": "apm",
             "teacher": self.teacher.hash,

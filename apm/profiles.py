@@ -36,9 +36,9 @@ def notebook_path(notebook: str) -> Path:
 def load(profile: str, notebook: str) -> dict[str, Any]:
     """The parameters of one notebook in one profile.
 
-    Values of common.yaml that the notebook has no use for are left out; a name in <notebook>.yaml that it does not know is an
-    error, as is a parameter without value in notebook and profile (None in the notebook means "must be given" only when the
-    comment beside it says so). Raises ValueError with the known names, and for YAML that is no mapping.
+    Values of common.yaml that this notebook has no use for are left out. Raises ValueError, with the known names, for a name
+    in common.yaml that no notebook knows and one in <notebook>.yaml that this notebook does not know; and for YAML that is
+    no mapping or has a number that YAML reads as text.
     """
     if profile not in names():
         raise unknown("profile", profile, names())

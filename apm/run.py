@@ -8,11 +8,13 @@ results do.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ def run(notebook: str, profile: str) -> Path:
 
 
 def clean(path: Path) -> str:
-    """An executed notebook as text, without what changes from run to run: times, paths, process numbers, papermill's notes."""
+    """An executed notebook as text, without what changes from run to run: times, paths of this machine, papermill's notes."""
     import nbformat
 
     book = nbformat.read(path, as_version=4)
@@ -118,17 +120,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start = time.monotonic()
         try:
             wanted = _stamp(name, options.profile)
-            if options.stamp and options.stamp.is_file() and options.stamp.read_text() == wanted:
-                print(f"{name}: only touched, nothing changed")
-                options.stamp.touch()
-                continue
-            print(f"{name}: running with profile {options.profile} ...", flush=True)
-            executed = run(name, options.profile)
-            if name.startswith("99_"):
-                page = export_html(executed, results_dir(options.profile) / "report.html")
-                print(f"{name}: wrote {_shown(page)}")
-            if options.stamp:
-                atomic_write(options.stamp, wanted)
+            with _alone(name, options.profile):
+                if options.stamp and _is_done(options.stamp, wanted, name, options.profile):
+                    print(f"{name}: only touched, nothing changed")
+                    options.stamp.touch()
+                    continue
+                print(f"{name}: running with profile {options.profile} ...", flush=True)
+                executed = run(name, options.profile)
+                if name.startswith("99_"):
+                    page = export_html(executed, results_dir(options.profile) / "report.html")
+                    print(f"{name}: wrote {_shown(page)}")
+                if options.stamp:
+                    atomic_write(options.stamp, wanted)
         except KeyboardInterrupt:
             print(f"\n{name}: interrupted; run again to go on where it stopped", file=sys.stderr)
             return 130
@@ -153,6 +156,34 @@ def _stamp(name: str, profile: str) -> str:
         folder = results_dir(profile)
         paths += sorted(p for part in ("tables", "figures") for p in (folder / part).glob("*") if p.is_file())
     return depends.digest(paths) + "\n"
+
+
+def _is_done(stamp: Path, wanted: str, name: str, profile: str) -> bool:
+    """Whether the stamp is of the present inputs and the result is there."""
+    if not (stamp.is_file() and stamp.read_text() == wanted):
+        return False
+    made = [results_dir(profile) / "notebooks" / f"{name}.ipynb"]
+    made += [results_dir(profile) / "report.html"] if name.startswith("99_") else []
+    return all(path.is_file() for path in made)
+
+
+@contextmanager
+def _alone(name: str, profile: str) -> Iterator[None]:
+    """Hold the notebook's lock: a run that outlived its make and the next one must not write the same file.
+
+    The lock goes with the process, however that ends.
+    """
+    lock = results_dir(profile) / "notebooks" / f".{name}.lock.tmp"
+    atomic_write(
+        lock.with_name(f".{name}.try.tmp"), ""
+    ).unlink()  # says what is wrong with a folder that cannot be written
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{name}: another run of it is at work; waiting for it to end", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _failure(error: Exception) -> str:

@@ -84,7 +84,7 @@ def measure(iterations: int, images: int, repeats: int) -> pd.DataFrame:
 
         variants: dict[str, tuple[Callable[[], object], int, str]] = {"plain loop": (plain_loop, few, "float32")}
         for precision in ("float32", "bfloat16"):
-            for width in (1, 16) if precision == "float32" else (16,):
+            for width in (1, 32) if precision == "float32" else (32,):
                 n = few if width == 1 else images
                 chosen = replace(config, precision=precision, lockstep=width)
                 init = {name: value[:n] for name, value in weights.items()}

@@ -48,7 +48,7 @@ def test_a_run_leaves_the_executed_notebook_with_the_profile_values_and_nothing_
     assert book.cells[2].outputs[0].text == "42\n"
     for word in ("duration", "start_time", str(project), "papermill"):
         assert word not in first
-    assert [p.name for p in path.parent.iterdir()] == ["01_a.ipynb"]
+    assert [p.name for p in path.parent.iterdir() if not p.name.startswith(".")] == ["01_a.ipynb"]
     assert run.main(["01_a"]) == 0
     assert path.read_text() == first
 
@@ -127,6 +127,30 @@ def test_after_a_kill_in_the_middle_the_next_run_finishes(project: Path) -> None
     (project / "again").touch()
     assert run.main(["01_a"]) == 0
     assert "finished" in final.read_text()
+
+
+def test_two_runs_of_one_notebook_take_turns(project: Path) -> None:
+    write_notebook(
+        project / "notebooks" / "01_a.ipynb",
+        "import time, pathlib\nfree = not pathlib.Path('busy').exists()\npathlib.Path('busy').touch(); time.sleep(2)",
+        "pathlib.Path('busy').unlink()\nprint('alone:', free)",
+    )
+    command = [sys.executable, "-m", "apm.run", "01_a"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("waiting for it to end" in text for text in said) == 1
+    assert "alone: True" in (project / "results" / "mini" / "notebooks" / "01_a.ipynb").read_text()
+
+
+def test_a_deleted_result_is_made_again(project: Path) -> None:
+    write_notebook(project / "notebooks" / "01_a.ipynb", "print(1)")
+    stamp = project / ".make" / "mini" / "01_a.done"
+    final = project / "results" / "mini" / "notebooks" / "01_a.ipynb"
+    assert run.main(["01_a", "--stamp", str(stamp)]) == 0
+    final.unlink()
+    assert run.main(["01_a", "--stamp", str(stamp)]) == 0
+    assert final.exists()
 
 
 def test_the_report_page_loads_nothing_from_elsewhere(project: Path) -> None:
