@@ -14,6 +14,9 @@ import pandas as pd
 from apm import datasets, project, stats, tables
 from apm.datasets import Dataset
 
+NO_WIDTH_NOTE = "Where no image differs an interval has no width; up to about 3/n of all images may still differ."
+CHANCE_NOTE = "chance: always answering the most frequent class."
+
 
 def load_sets(names: Sequence[str], samples: int | str = "all", *, root: str | None = None) -> list[Dataset]:
     """The datasets of these names; of each a stratified choice of `samples` images, or all where it has no more.
@@ -37,7 +40,7 @@ def chance(dataset: Dataset) -> float:
 
 
 def overview(sets: Sequence[Dataset], counterparts: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """What the columns of a table are: name, images, classes, chance level, what it stands for, where it comes from.
+    """What the columns of a table are: name, images, classes, chance level, what it stands for, and notes on its origin.
 
     counterparts: name of a set -> the published column that it stands for; the others stand for none. Raises ValueError for
     a counterpart of a set that is not there.
@@ -54,7 +57,7 @@ def overview(sets: Sequence[Dataset], counterparts: Mapping[str, str] | None = N
             "classes": len(d.classnames),
             "chance": chance(d),
             "stands for": counterparts.get(d.name, "none"),
-            "what it is": d.notes,
+            "notes": d.notes,
         }
         for d in sets
     ]
@@ -212,6 +215,6 @@ def beside(
     text = filled.map(lambda value: tables.percent(float(value)))
     both = {
         "published": published.map(lambda value: tables.percent(float(value))),
-        "ours": pd.concat([names.reindex(columns=published.columns).fillna(""), text]),
+        "ours": pd.concat([names.astype(object).reindex(columns=published.columns, fill_value=""), text]),
     }
     return pd.concat(both, names=["source", "row"])

@@ -462,8 +462,9 @@ Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # float (H, W)
 def _domain(name: str, change: Change, what: str, seed: int) -> Dataset:
     """The held-out handwritten digits with every image changed; the same labels, names, prompts and indices."""
     base = _digits("test", seed)
-    pixels = np.empty_like(base.images)
-    for i, image in enumerate(base.images):
+    originals = np.asarray(base.images)
+    pixels = np.empty_like(originals)
+    for i, image in enumerate(originals):
         changed = change(image[..., 0] / 255, np.random.default_rng([seed, i]))
         pixels[i] = np.rint(255 * np.clip(changed, 0, 1)).reshape(SIDE, SIDE, -1)
     pixels.flags.writeable = False
@@ -525,10 +526,16 @@ def _digits_coloured(root: Path | None = None, seed: int = 0) -> Dataset:
 def _digits_photo(root: Path | None = None, seed: int = 0) -> Dataset:
     photos = [photograph(name) / 255 for name in PHOTOGRAPHS]
 
-    def over(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def piece(rng: np.random.Generator) -> np.ndarray:
         photo = photos[rng.integers(len(photos))]
         y, x = (rng.integers(side - SIDE) for side in photo.shape[:2])
-        return np.abs(photo[y : y + SIDE, x : x + SIDE] - grey[..., None])
+        return photo[y : y + SIDE, x : x + SIDE]
+
+    def over(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        background = piece(rng)
+        while background.std() < 0.05:  # a black sky would leave the digit as it is
+            background = piece(rng)
+        return np.abs(background - grey[..., None])
 
     what = f"each over a {SIDE} x {SIDE} px piece of one of {len(photos)} photographs, as the absolute difference (the recipe of MNIST-M)"
     return _domain("digits-photo", over, what, seed)
@@ -538,16 +545,16 @@ def _digits_photo(root: Path | None = None, seed: int = 0) -> Dataset:
 def _digits_hard(root: Path | None = None, seed: int = 0) -> Dataset:
     """Chosen as ImageNet-A was: real images that another classifier gets wrong. Here the nearest class mean of pixels."""
     train, test = _digits("train", seed), _digits("test", seed)
-    flat = [d.images[..., 0].reshape(len(d), -1).astype(np.float64) for d in (train, test)]
+    flat = [np.asarray(d.images)[..., 0].reshape(len(d), -1).astype(np.float64) for d in (train, test)]
     means = np.stack([flat[0][train.labels == c].mean(axis=0) for c in range(len(DIGIT_NAMES))])  # (10, H * W)
     nearest = ((flat[1][:, None] - means) ** 2).sum(axis=2).argmin(axis=1)
     chosen = np.flatnonzero(nearest != test.labels)
-    images, labels = test.images[chosen], test.labels[chosen]
+    part = test.subset(chosen)
     return replace(
-        test.subset(chosen),
+        part,
         name="digits-hard",
         origin=test.name,
-        fingerprint=fingerprint(images, labels, test.classnames),
+        fingerprint=fingerprint(np.asarray(part.images), part.labels, part.classnames),
         notes=f"The {len(chosen)} digits of digits-test that a classifier by the nearest class mean of pixels, fitted on "
         "digits-train, gets wrong.",
     )
@@ -644,7 +651,7 @@ def _printed_signs(name: str, signs: str, files: Sequence[str], copies: int, see
     )
 
 
-# The scripts of the bundled fonts that hold more than Latin digits; LastResort, which draws placeholders, is none.
+# The faces that draw these numerals; the bundled LastResort has them too, but draws placeholders.
 _ARABIC_FACES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSansMono-Bold")
 
 
@@ -659,7 +666,7 @@ def _printed_arabic_indic(root: Path | None = None, seed: int = 0) -> Dataset:
         classnames=DIGIT_NAMES,
         templates=prompts.DIGITS,
         notes=f"Eastern Arabic numerals, the digits zero to nine in another script, in {len(_ARABIC_FACES)} faces of "
-        f"DejaVu, jittered and scanned as printed-digits, seed {seed}.",
+        f"DejaVu, jittered and scanned as printed-digits, seed {seed}. Some look like Latin digits, of the same value or another.",
     )
 
 
@@ -672,7 +679,7 @@ def _printed_letters(root: Path | None = None, seed: int = 0) -> Dataset:
         files,
         2,
         seed,
-        classnames=tuple(f"capital letter {letter}" for letter in "ABCDEFGHIJ"),
+        classnames=tuple(f"letter {letter}" for letter in "ABCDEFGHIJ"),
         templates=prompts.GENERAL,
         notes=f"The capital letters A to J in the {len(files)} faces of printed-digits, jittered and scanned as they are, seed {seed}.",
     )

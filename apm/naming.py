@@ -5,12 +5,17 @@ cannot name what the text tower cannot. Two measurements tell where a label spac
 
 - the accuracy of a linear probe on the frozen image features, fitted with labels: what the image tower tells apart;
 - which words of the class names never occurred in the captions that taught the teacher, where those are known.
+
+An accuracy above chance is no proof of naming: directions that mean nothing fall somewhere too. So the names are also dealt to the
+classes at random: how many such namings would have scored as well?
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -64,6 +69,34 @@ def closest_names(teacher: Any, dataset: Dataset) -> float:
     return float(cosines[~np.eye(len(text), dtype=bool)].max())
 
 
+def random_namings(
+    labels: np.ndarray, prediction: np.ndarray, classes: int, *, draws: int = 10_000, seed: int = 0
+) -> float:
+    """Share in percent of all ways to deal the names to the classes that score at least what the true one scores.
+
+    labels, prediction: (n,) class indices, -1 for a failed prediction. Small where names fit the images; never below 50 with
+    two classes, where there is only one other way. All ways up to seven classes, else `draws` of them and the true one.
+    Raises ValueError for arrays of different shapes or labels outside 0..classes-1.
+    """
+    labels, prediction = np.asarray(labels), np.asarray(prediction)
+    if labels.shape != prediction.shape or labels.ndim != 1 or not len(labels):
+        raise ValueError(
+            f"expected labels and predictions of the same images, found {labels.shape} and {prediction.shape}"
+        )
+    if labels.min() < 0 or max(labels.max(), prediction.max()) >= classes:
+        raise ValueError(f"expected classes in 0..{classes - 1}, found labels {labels.min()} to {labels.max()}")
+    confusion = np.zeros((classes, classes), dtype=np.int64)
+    named = prediction >= 0
+    np.add.at(confusion, (labels[named], prediction[named]), 1)
+    if math.factorial(min(classes, 8)) <= 5040:
+        ways = np.array(list(permutations(range(classes))))  # (C!, C)
+    else:
+        rng = np.random.default_rng(seed)
+        ways = np.stack([np.arange(classes), *(rng.permutation(classes) for _ in range(draws))])
+    scores = confusion[np.arange(classes), ways].sum(axis=1)  # (ways,)
+    return 100.0 * float((scores >= np.trace(confusion)).mean())
+
+
 def verdict(low: float, high: float, chance: float) -> str:
     """Whether an accuracy's interval lies above, around or below a chance level (all in percent)."""
     return "yes" if low > chance else "no: below chance" if high < chance else "no: as by chance"
@@ -92,7 +125,8 @@ def naming(
             "chance": chance,
             **{f"{key}{end}": found[f"{key}{end}"] for key in ("teacher", "final") for end in ("", "_low", "_high")},
             **{"probe": seen.value, "probe_low": seen.low, "probe_high": seen.high},
-            "named": verdict(found["teacher_low"], found["teacher_high"], chance),
+            "above chance": verdict(found["teacher_low"], found["teacher_high"], chance),
+            "random namings": random_namings(*_answers(records, dataset.name), len(dataset.classnames)),
             "closest names": closest_names(teacher, dataset),
         }
         if captions is not None:
@@ -100,6 +134,12 @@ def naming(
             row["unread words"] = ", ".join(unread_words(teacher, dataset.classnames, captions)) or "none"
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _answers(records: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and the teacher's predictions, one per image."""
+    rows = records[records["dataset"] == name].drop_duplicates("sample")
+    return rows["label"].to_numpy(), rows["teacher_prediction"].fillna(-1).to_numpy(dtype=np.int64)
 
 
 def compact(table: pd.DataFrame) -> pd.DataFrame:
@@ -115,7 +155,8 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
         "n": table["n"],
         "chance": table["chance"],
         "teacher (zero-shot)": cells("teacher"),
-        "above chance": table["named"],
+        "above chance": table["above chance"],
+        "random namings as good (%)": [f"{share:.{2 if share < 1 else 1}f}" for share in table["random namings"]],
         "probe of image features (uses labels)": cells("probe"),
         "largest cosine of two names": [f"{value:.2f}" for value in table["closest names"]],
     }
