@@ -54,6 +54,7 @@ class Dataset:
     corruption: str = "none"
     severity: int = 0
     groups: tuple[str, ...] | None = field(default=None, repr=False)  # one per image: sub-populations (font families)
+    origin: str = ""  # the set whose images these are, changed or renamed: `indices` are positions in that one
 
     def __post_init__(self) -> None:
         counts = {"images": len(self.images), "labels": len(self.labels), "indices": len(self.indices)}
@@ -451,3 +452,234 @@ def _file_digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UnreadableImage(path, error) from error
+
+
+# ---------------------------------------------------------------------- domains of the same digits (natural shifts, Table 1)
+
+Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # float (H, W) in 0..1 -> (H, W) or (H, W, 3) in 0..1
+
+
+def _domain(name: str, change: Change, what: str, seed: int) -> Dataset:
+    """The held-out handwritten digits with every image changed; the same labels, names, prompts and indices."""
+    base = _digits("test", seed)
+    originals = np.asarray(base.images)
+    pixels = np.empty_like(originals)
+    for i, image in enumerate(originals):
+        changed = change(image[..., 0] / 255, np.random.default_rng([seed, i]))
+        pixels[i] = np.rint(255 * np.clip(changed, 0, 1)).reshape(SIDE, SIDE, -1)
+    pixels.flags.writeable = False
+    return replace(
+        base,
+        name=name,
+        origin=base.name,
+        images=pixels,
+        fingerprint=fingerprint(pixels, base.labels, base.classnames),
+        notes=f"The digits of digits-test, {what}.",
+    )
+
+
+@register("digits-inverted")
+def _digits_inverted(root: Path | None = None, seed: int = 0) -> Dataset:
+    return _domain("digits-inverted", lambda grey, rng: 1 - grey, "black on white", seed)
+
+
+@register("digits-edges")
+def _digits_edges(root: Path | None = None, seed: int = 0) -> Dataset:
+    from skimage.feature import canny
+
+    what = "as line drawings: Canny edges (sigma 1 px) of the stroke, white on black"
+    return _domain("digits-edges", lambda grey, rng: canny(grey, sigma=1.0), what, seed)
+
+
+@register("digits-thick")
+def _digits_thick(root: Path | None = None, seed: int = 0) -> Dataset:
+    from skimage.morphology import dilation, disk
+
+    what = "strokes thickened by 2 px on each side (grey dilation)"
+    return _domain("digits-thick", lambda grey, rng: dilation(grey, disk(2)), what, seed)
+
+
+@register("digits-thin")
+def _digits_thin(root: Path | None = None, seed: int = 0) -> Dataset:
+    from skimage.filters import gaussian
+    from skimage.morphology import skeletonize
+
+    def redrawn(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        line = skeletonize(grey > grey.max() / 2).astype(np.float64)
+        return 2.5 * gaussian(line, sigma=1.0)  # 2.5: a straight line is white in its middle again
+
+    what = "reduced to the centre line of the stroke and redrawn with a soft pen (Gaussian, sigma 1 px)"
+    return _domain("digits-thin", redrawn, what, seed)
+
+
+@register("digits-coloured")
+def _digits_coloured(root: Path | None = None, seed: int = 0) -> Dataset:
+    def coloured(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        paper, ink = rng.uniform(0, 0.3, size=3), rng.uniform(0.7, 1, size=3)
+        return paper + grey[..., None] * (ink - paper)
+
+    what = "in a random light colour (channels 0.7 to 1) on a random dark one (0 to 0.3)"
+    return _domain("digits-coloured", coloured, what, seed)
+
+
+@register("digits-photo")
+def _digits_photo(root: Path | None = None, seed: int = 0) -> Dataset:
+    photos = [photograph(name) / 255 for name in PHOTOGRAPHS]
+
+    def piece(rng: np.random.Generator) -> np.ndarray:
+        photo = photos[rng.integers(len(photos))]
+        y, x = (rng.integers(side - SIDE) for side in photo.shape[:2])
+        return photo[y : y + SIDE, x : x + SIDE]
+
+    def over(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        background = piece(rng)
+        while background.std() < 0.05:  # a black sky would leave the digit as it is
+            background = piece(rng)
+        return np.abs(background - grey[..., None])
+
+    what = f"each over a {SIDE} x {SIDE} px piece of one of {len(photos)} photographs, as the absolute difference (the recipe of MNIST-M)"
+    return _domain("digits-photo", over, what, seed)
+
+
+@register("digits-hard")
+def _digits_hard(root: Path | None = None, seed: int = 0) -> Dataset:
+    """Chosen as ImageNet-A was: real images that another classifier gets wrong. Here the nearest class mean of pixels."""
+    train, test = _digits("train", seed), _digits("test", seed)
+    flat = [np.asarray(d.images)[..., 0].reshape(len(d), -1).astype(np.float64) for d in (train, test)]
+    means = np.stack([flat[0][train.labels == c].mean(axis=0) for c in range(len(DIGIT_NAMES))])  # (10, H * W)
+    nearest = ((flat[1][:, None] - means) ** 2).sum(axis=2).argmin(axis=1)
+    chosen = np.flatnonzero(nearest != test.labels)
+    part = test.subset(chosen)
+    return replace(
+        part,
+        name="digits-hard",
+        origin=test.name,
+        fingerprint=fingerprint(np.asarray(part.images), part.labels, part.classnames),
+        notes=f"The {len(chosen)} digits of digits-test that a classifier by the nearest class mean of pixels, fitted on "
+        "digits-train, gets wrong.",
+    )
+
+
+# ----------------------------------------------------------------- other label spaces and other signs (cross-dataset, Table 3)
+
+
+def _relabelled(
+    name: str, classes: dict[str, Sequence[int]], templates: Sequence[str], what: str, seed: int
+) -> Dataset:
+    """The held-out digits of some values under other class names: name of the class -> the digits that belong to it."""
+    base = _digits("test", seed)
+    label_of = {digit: label for label, digits in enumerate(classes.values()) for digit in digits}
+    part = base.subset(np.flatnonzero(np.isin(base.labels, list(label_of))))
+    labels = np.array([label_of[int(digit)] for digit in part.labels], dtype=np.int64)
+    labels.flags.writeable = False
+    return replace(
+        part,
+        name=name,
+        origin=base.name,
+        labels=labels,
+        classnames=tuple(classes),
+        templates=tuple(templates),
+        fingerprint=fingerprint(np.asarray(part.images), labels, tuple(classes)),
+        notes=f"The digits of digits-test, {what}.",
+    )
+
+
+_LABEL_SPACES: dict[str, tuple[dict[str, Sequence[int]], Sequence[str], str]] = {
+    "digits-numerals": ({str(d): (d,) for d in range(10)}, prompts.DIGITS, "named by numerals, 0 to 9"),
+    "digits-below-five": ({DIGIT_NAMES[d]: (d,) for d in range(5)}, prompts.DIGITS, "zero to four only"),
+    "digits-lookalikes": (
+        {DIGIT_NAMES[d]: (d,) for d in (1, 3, 5, 8, 9)},
+        prompts.DIGITS,
+        "only those easily mistaken for each other: one, three, five, eight and nine",
+    ),
+    "digits-lists": (
+        {"zero, one, two, three or four": range(5), "five, six, seven, eight or nine": range(5, 10)},
+        prompts.GENERAL,
+        "two classes, each named by the list of its members",
+    ),
+    "digits-size": (
+        {"number less than five": range(5), "number five or more": range(5, 10)},
+        prompts.GENERAL,
+        "two classes: less than five, and five or more",
+    ),
+    "digits-parity": (
+        {"even number": range(0, 10, 2), "odd number": range(1, 10, 2)},
+        prompts.GENERAL,
+        "two classes: even and odd",
+    ),
+}
+
+
+def _register_label_space(name: str) -> None:
+    @register(name)
+    def loader(root: Path | None = None, seed: int = 0) -> Dataset:
+        return _relabelled(name, *_LABEL_SPACES[name], seed)
+
+
+for _name in _LABEL_SPACES:
+    _register_label_space(_name)
+
+
+def _printed_signs(name: str, signs: str, files: Sequence[str], copies: int, seed: int, **fields: Any) -> Dataset:
+    """One class per sign, rendered, jittered and scanned as the printed digits are."""
+    import matplotlib
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    rng = np.random.default_rng([seed, 2, *name.encode()])
+    images, labels = [], []
+    for file in files:
+        path = folder / f"{file}.ttf"
+        if not path.is_file():
+            raise FileNotFoundError(f"{name}: font {path} is missing: reinstall matplotlib, which carries it")
+        font = ImageFont.truetype(str(path), _CANVAS // 2)
+        for label, sign in enumerate(signs):
+            glyph = _glyph(font, sign)
+            for _ in range(copies):
+                images.append(_jittered(glyph, rng))
+                labels.append(label)
+    bitmaps = np.stack(images) >= 64
+    pixels = _enlarged(bitmaps.reshape(-1, 8, 4, 8, 4).sum(axis=(2, 4)))
+    target = np.array(labels, dtype=np.int64)
+    pixels.flags.writeable = target.flags.writeable = False
+    return Dataset(
+        name=name,
+        images=pixels,
+        labels=target,
+        fingerprint=fingerprint(pixels, target, fields["classnames"]),
+        indices=np.arange(len(target)),
+        **fields,
+    )
+
+
+# The faces that draw these numerals; the bundled LastResort has them too, but draws placeholders.
+_ARABIC_FACES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSansMono-Bold")
+
+
+@register("printed-arabic-indic")
+def _printed_arabic_indic(root: Path | None = None, seed: int = 0) -> Dataset:
+    return _printed_signs(
+        "printed-arabic-indic",
+        "\u0660\u0661\u0662\u0663\u0664\u0665\u0666\u0667\u0668\u0669",
+        _ARABIC_FACES,
+        7,
+        seed,
+        classnames=DIGIT_NAMES,
+        templates=prompts.DIGITS,
+        notes=f"Eastern Arabic numerals, the digits zero to nine in another script, in {len(_ARABIC_FACES)} faces of "
+        f"DejaVu, jittered and scanned as printed-digits, seed {seed}. Some look like Latin digits, of the same value or another.",
+    )
+
+
+@register("printed-letters")
+def _printed_letters(root: Path | None = None, seed: int = 0) -> Dataset:
+    files = [file for family in FONTS.values() for file in family]
+    return _printed_signs(
+        "printed-letters",
+        "ABCDEFGHIJ",
+        files,
+        2,
+        seed,
+        classnames=tuple(f"letter {letter}" for letter in "ABCDEFGHIJ"),
+        templates=prompts.GENERAL,
+        notes=f"The capital letters A to J in the {len(files)} faces of printed-digits, jittered and scanned as they are, seed {seed}.",
+    )

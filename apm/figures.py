@@ -445,3 +445,93 @@ def _n(summary: pd.DataFrame) -> str:
 
 def _any_note(rules: Sequence[str]) -> str:
     return " Dashed: any, an upper bound that uses the labels." if "any" in rules else ""
+
+
+# ------------------------------------------------------------------------------------------------- steps and named classes
+
+
+def steps(published: pd.DataFrame, ours: pd.DataFrame) -> tuple[Figure, str]:
+    """How far a student is from its reference, set by set: published on the left, ours with 95 % intervals on the right.
+
+    published: columns set, pair, difference (`apm.benchmark.published_steps`). ours: columns dataset, reference, difference,
+    low, high, n (`apm.benchmark.paired`). Both panels have the same scale. Raises ValueError for an empty frame.
+    """
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    style()
+    if published.empty or ours.empty:
+        raise ValueError("expected published steps and ours, found none: run the benchmark first")
+    panels = [("published", published, "set", "pair"), ("ours", ours, "dataset", "reference")]
+    height = 0.34 * max(frame[sets].nunique() for _, frame, sets, _ in panels) + 2.0
+    figure, grid = plt.subplots(1, 2, figsize=(WIDTH * 1.1, height), sharex=True, layout="constrained")
+    markers = "osD^v"
+    for axes, (title, frame, sets, pairs) in zip(grid, panels, strict=True):
+        order, labels = list(dict.fromkeys(frame[sets])), list(dict.fromkeys(frame[pairs]))
+        colours = sns.color_palette("colorblind", len(labels))
+        for i, label in enumerate(labels):
+            part = frame[frame[pairs] == label]
+            y = np.array([order.index(name) for name in part[sets]]) + 0.6 * ((i + 0.5) / len(labels) - 0.5)
+            value = part["difference"].to_numpy(dtype=float)
+            error = None
+            if "low" in part:
+                error = np.abs(np.stack([value - part["low"], part["high"] - value]))
+            axes.errorbar(
+                value,
+                y,
+                xerr=error,
+                fmt=markers[i % len(markers)],
+                color=colours[i],
+                markersize=5,
+                capsize=2,
+                elinewidth=1.2,
+                label=label,
+            )
+        axes.axvline(0, color="0.3", linewidth=1.2, zorder=1)
+        axes.set_yticks(range(len(order)), order)
+        axes.set(title=title, xlabel="student - reference (percentage points)", ylim=(len(order) - 0.4, -0.6))
+        axes.grid(visible=False, axis="y")
+        axes.legend(
+            title="reference", loc="upper center", bbox_to_anchor=(0.5, -0.62 / height * 1.9), ncols=1, fontsize="small"
+        )
+    caption = (
+        f"Accuracy of APM's student minus its reference. Ours: final, {_n(ours)} per set, bars are 95 % bootstrap "
+    )
+    return (
+        figure,
+        caption + "intervals over images. Published: differences of printed values, which come without intervals.",
+    )
+
+
+def seen_and_named(naming: pd.DataFrame) -> tuple[Figure, str]:
+    """Per set what the image features hold, what the text tower can name of it, and what the student makes of it.
+
+    naming: rows of `apm.naming.naming`. Raises ValueError for an empty frame.
+    """
+    import matplotlib.pyplot as plt
+
+    style()
+    if naming.empty:
+        raise ValueError("expected at least one set, found none")
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.42 * len(naming) + 1.7), layout="constrained")
+    y = np.arange(len(naming))
+    shown = (
+        ("probe", "linear probe of the teacher's image features (uses labels)", "#cc78bc", "D", -0.22),
+        ("teacher", RULE_LABELS["teacher"], COLOURS["teacher"], "s", 0.0),
+        ("final", "APM, final", COLOURS["final"], "o", 0.22),
+    )
+    for key, label, colour, marker, shift in shown:
+        value, low, high = (naming[name].to_numpy(dtype=float) for name in (key, f"{key}_low", f"{key}_high"))
+        error = np.abs(np.stack([value - low, high - value]))
+        axes.errorbar(value, y + shift, xerr=error, fmt=marker, color=colour, markersize=5, capsize=2, label=label)
+    for i, chance in enumerate(naming["chance"]):
+        axes.plot([chance, chance], [i - 0.42, i + 0.42], ":", color="0.3", label="chance" if i == 0 else None)
+    axes.set_yticks(y, naming["set"])
+    axes.set(xlabel="accuracy (%)", xlim=(0, 101), ylim=(len(naming) - 0.4, -0.6))
+    axes.grid(visible=False, axis="y")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    return (
+        figure,
+        f"Accuracy per label space; {_n(naming)} per set. Bars: 95 % intervals (Wilson). Chance: the most frequent class.",
+    )

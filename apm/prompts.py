@@ -23,6 +23,9 @@ DIGITS = (
     "the digit {}.",
 )
 
+# For class names that are no noun of a certain kind.
+GENERAL = ("a photo of a {}.", "an image of a {}.", "a picture of the {}.", "a drawing of a {}.")
+
 # The prompts published with CLIP for CIFAR-10 and CIFAR-100.
 _CIFAR_NOUNS = (
     "photo of {article} {{}}",

@@ -250,3 +250,80 @@ def test_array_of_images_of_different_sizes_is_an_error(tree):
     Image.new("RGB", (5, 5)).save(tree / "cat" / "1.png")
     with pytest.raises(ValueError, match="position 1"):
         datasets.load(f"folder:{tree}").array([0, 1])
+
+
+# ---- domains and label spaces made of the held-out digits
+
+DOMAINS = ["digits-inverted", "digits-edges", "digits-thick", "digits-thin", "digits-coloured", "digits-photo"]
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_domains_change_the_picture_and_nothing_else(name, held_out):
+    domain = datasets.load(name)
+    assert domain.images.shape == held_out.images.shape
+    assert domain.images.dtype == np.uint8
+    np.testing.assert_array_equal(domain.labels, held_out.labels)
+    np.testing.assert_array_equal(domain.indices, held_out.indices)
+    assert (domain.classnames, domain.templates) == (held_out.classnames, held_out.templates)
+    assert domain.origin == held_out.name
+    assert domain.fingerprint != held_out.fingerprint
+    assert all((a != b).any() for a, b in zip(domain.images, held_out.images, strict=True))
+    np.testing.assert_array_equal(domain.images, datasets.load(name).images)
+
+
+def test_what_each_domain_does(held_out):
+    grey = held_out.images[..., 0].astype(int)
+    load = {name: datasets.load(name).images.astype(int) for name in DOMAINS}
+    np.testing.assert_array_equal(load["digits-inverted"][..., 0], 255 - grey)
+    assert set(np.unique(load["digits-edges"])) == {0, 255}
+    assert (load["digits-edges"].max(axis=(1, 2, 3)) == 255).all()  # no empty picture
+    assert (load["digits-thick"][..., 0] >= grey).all()
+    assert load["digits-thin"].mean() < grey.mean() / 1.5
+    assert (load["digits-thin"].max(axis=(1, 2, 3)) >= 128).all()
+    paper, ink = load["digits-coloured"].min(axis=(1, 2)), load["digits-coloured"].max(axis=(1, 2))  # (N, 3)
+    assert paper.max() <= 77
+    assert ink.min() >= 128
+    assert (np.ptp(load["digits-coloured"], axis=-1).max(axis=(1, 2)) > 0).mean() > 0.99  # not grey
+
+
+def test_hard_digits_are_those_that_the_nearest_class_mean_gets_wrong(held_out):
+    from sklearn.neighbors import NearestCentroid
+
+    train, hard = datasets.load("digits-train"), datasets.load("digits-hard")
+    model = NearestCentroid().fit(train.images[..., 0].reshape(len(train), -1), train.labels)
+    predicted = model.predict(held_out.images[..., 0].reshape(len(held_out), -1))
+    np.testing.assert_array_equal(hard.indices, np.flatnonzero(predicted != held_out.labels))
+    np.testing.assert_array_equal(hard.images, held_out.images[hard.indices])
+    assert hard.origin == held_out.name
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("digits-numerals", lambda d: str(d)),
+        ("digits-below-five", lambda d: datasets.DIGIT_NAMES[d] if d < 5 else None),
+        ("digits-lookalikes", lambda d: datasets.DIGIT_NAMES[d] if d in (1, 3, 5, 8, 9) else None),
+        ("digits-lists", lambda d: "zero, one, two, three or four" if d < 5 else "five, six, seven, eight or nine"),
+        ("digits-size", lambda d: "number less than five" if d < 5 else "number five or more"),
+        ("digits-parity", lambda d: "odd number" if d % 2 else "even number"),
+    ],
+)
+def test_label_spaces_rename_the_digits(name, label, held_out):
+    renamed = datasets.load(name)
+    digits = held_out.labels[renamed.indices]
+    assert [renamed.classnames[i] for i in renamed.labels] == [label(int(d)) for d in digits]
+    assert len(renamed) == sum(label(int(d)) is not None for d in held_out.labels)
+    np.testing.assert_array_equal(renamed.images, held_out.images[renamed.indices])
+    assert renamed.origin == held_out.name
+
+
+@pytest.mark.parametrize(("name", "count"), [("printed-arabic-indic", 280), ("printed-letters", 400)])
+def test_printed_signs_are_balanced_visible_and_different(name, count):
+    signs = datasets.load(name)
+    assert len(signs) == count
+    assert set(np.bincount(signs.labels)) == {count // 10}
+    assert signs.images.max(axis=(1, 2, 3)).min() >= 128
+    means = np.stack([signs.images[signs.labels == c].mean(axis=0).ravel() for c in range(10)])
+    distances = np.linalg.norm(means[:, None] - means, axis=2) + 1e9 * np.eye(10)
+    assert distances.min() > 200  # no two signs drawn alike, as placeholders for missing glyphs would be
+    assert datasets.load(name, seed=1).fingerprint != signs.fingerprint

@@ -238,3 +238,40 @@ def test_colours_are_of_the_colour_blind_safe_palette():
 
     assert set(figures.COLOURS.values()) <= set(sns.color_palette("colorblind").as_hex())
     assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
+
+
+# ------------------------------------------------------------------------------------------------- steps and named classes
+
+
+def test_steps_show_every_difference_with_our_intervals():
+    published = pd.DataFrame({"set": ["A", "B"], "pair": "teacher", "difference": [1.5, -2.0]})
+    ours = pd.DataFrame(
+        {"dataset": ["x", "y", "z"], "reference": "teacher", "n": [20, 30, 30], "difference": [0.5, 0.0, -1.0]}
+    ).assign(low=lambda t: t["difference"] - 1, high=lambda t: t["difference"] + 2)
+    figure, caption = figures.steps(published, ours)
+    left, right = figure.axes
+    assert [t.get_text() for t in left.get_yticklabels()] == ["A", "B"]
+    np.testing.assert_allclose(left.lines[0].get_xdata(), [1.5, -2.0])
+    container = right.containers[0]
+    np.testing.assert_allclose(container[0].get_xdata(), [0.5, 0.0, -1.0])
+    segments = container[2][0].get_segments()
+    np.testing.assert_allclose([(s[0][0], s[1][0]) for s in segments], [(-0.5, 2.5), (-1.0, 2.0), (-2.0, 1.0)])
+    assert left.get_xlim() == right.get_xlim()
+    assert "n = 20 to 30 images per set" in caption
+    assert "without intervals" in caption
+    with pytest.raises(ValueError, match="found none"):
+        figures.steps(published.iloc[:0], ours)
+
+
+def test_seen_and_named_shows_probe_teacher_student_and_chance():
+    table = pd.DataFrame({"set": ["parity", "digits"], "n": [40, 40], "chance": [50.0, 10.0]})
+    for key, values in (("probe", [96, 98]), ("teacher", [31, 97]), ("final", [30, 97])):
+        table = table.assign(**{key: values, f"{key}_low": np.array(values) - 5, f"{key}_high": np.array(values) + 2})
+    figure, caption = figures.seen_and_named(table)
+    (axes,) = figure.axes
+    shown = [list(container[0].get_xdata()) for container in axes.containers]
+    assert shown == [[96, 98], [31, 97], [30, 97]]
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"] == [50.0, 10.0]
+    assert "n = 40 images per set" in caption
+    with pytest.raises(ValueError, match="at least one set"):
+        figures.seen_and_named(table.iloc[:0])

@@ -1,0 +1,220 @@
+"""Benchmarks over many datasets (Tables 1 and 3 of the paper): which sets, a method against its references, published steps.
+
+A *step* is the accuracy of a student minus that of a reference, in percentage points: the one number of two tables with
+other images, other teachers and other scales that can be put side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from apm import datasets, project, stats, tables
+from apm.datasets import Dataset
+
+NO_WIDTH_NOTE = "Where no image differs an interval has no width; up to about 3/n of all images may still differ."
+CHANCE_NOTE = "chance: always answering the most frequent class."
+
+
+def load_sets(names: Sequence[str], samples: int | str = "all", *, root: str | None = None) -> list[Dataset]:
+    """The datasets of these names; of each a stratified choice of `samples` images, or all where it has no more.
+
+    samples: a count, or "all". Raises ValueError for no names, a name given twice, another `samples`, and as
+    `apm.datasets.load` does.
+    """
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"expected names of datasets, each once, found {list(names)}")
+    if samples != "all" and (isinstance(samples, str) or samples < stats.MINIMUM_SAMPLES):
+        raise ValueError(
+            f'samples must be "all" or at least {stats.MINIMUM_SAMPLES} images (for an interval), found {samples!r}'
+        )
+    loaded = [datasets.load(name, root=root) for name in names]
+    return [d if samples == "all" or int(samples) >= len(d) else d.subset(int(samples), seed=0) for d in loaded]
+
+
+def chance(dataset: Dataset) -> float:
+    """Accuracy in percent of always answering the most frequent class."""
+    return 100.0 * float(np.bincount(dataset.labels).max()) / len(dataset)
+
+
+def overview(sets: Sequence[Dataset], counterparts: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """What the columns of a table are: name, images, classes, chance level, what it stands for, and notes on its origin.
+
+    counterparts: name of a set -> the published column that it stands for; the others stand for none. Raises ValueError for
+    a counterpart of a set that is not there.
+    """
+    counterparts = dict(counterparts or {})
+    known = [d.name for d in sets]
+    for name in counterparts:
+        if name not in known:
+            raise project.unknown("dataset with a counterpart", name, known)
+    lines = [
+        {
+            "set": d.name,
+            "images": len(d),
+            "classes": len(d.classnames),
+            "chance": chance(d),
+            "stands for": counterparts.get(d.name, "none"),
+            "notes": d.notes,
+        }
+        for d in sets
+    ]
+    table = pd.DataFrame(lines)
+    return table if counterparts else table.drop(columns="stands for")
+
+
+def by_origin(records: pd.DataFrame, sets: Sequence[Dataset]) -> pd.DataFrame:
+    """The records with a column `set`, and in `dataset` the set that each one's images come from.
+
+    Then an interval of a mean over sets draws an image together with its inverted, thickened, renamed ... copies, as
+    `apm.stats` does for corruptions: they are not independent. Raises ValueError for records of other sets.
+    """
+    origins = {d.name: d.origin or d.name for d in sets}
+    for name in records["dataset"].unique():
+        if name not in origins:
+            raise project.unknown("dataset of the records", str(name), list(origins))
+    return records.assign(
+        set=records["dataset"], corruption=records["dataset"], dataset=records["dataset"].map(origins)
+    )
+
+
+def paired(records: pd.DataFrame, method: str, references: Sequence[str], *, by: str = "dataset") -> pd.DataFrame:
+    """A method against references, image by image: one row per (set, reference).
+
+    records: rows as `apm.records` gives them, holding the method and every reference on the same images. by: column whose
+    values are the sets. Columns: that column, reference, n, reference accuracy, final accuracy (percent), difference in
+    percentage points with low and high (95 %, bootstrap over images), gained and lost (images that only one of the two has
+    right), p (McNemar exact; empty for several seeds).
+
+    Raises ValueError for unknown methods and where the images of method and reference differ.
+    """
+    known = list(dict.fromkeys(records["method"]))
+    for name in (method, *references):
+        if name not in known:
+            raise project.unknown("method of the records", name, known)
+    key = [*tables.CONDITION, "sample", "seed"]
+    rows = []
+    for value, group in records.groupby(by, sort=False):
+        own = group[group["method"] == method].set_index(key)
+        for reference in references:
+            other = group[group["method"] == reference].set_index(key)
+            if len(own) != len(other) or not own.index.sort_values().equals(other.index.sort_values()):
+                raise ValueError(
+                    f"{by} {value}: {method} ran on {len(own)} images and {reference} on {len(other)}, not on the same ones: "
+                    "run both on the same sets and seeds"
+                )
+            right, theirs = stats.correct(own, "final"), stats.correct(other.loc[own.index], "final")
+            assert right is not None
+            assert theirs is not None
+            samples = own.index.get_level_values("sample").to_numpy()
+            difference = stats.paired_difference(right, theirs, samples)
+            rows.append(
+                {
+                    by: value,
+                    "reference": reference,
+                    "n": len(np.unique(samples)),
+                    "reference accuracy": 100.0 * theirs.mean(),
+                    "final": 100.0 * right.mean(),
+                    "difference": difference.value,
+                    "low": difference.low,
+                    "high": difference.high,
+                    "gained": int((right & ~theirs).sum()),
+                    "lost": int((theirs & ~right).sum()),
+                    "p": stats.mcnemar(right, theirs) if len(np.unique(samples)) == len(samples) else np.nan,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def compact(table: pd.DataFrame) -> pd.DataFrame:
+    """`paired` for reading: the difference with its interval in one cell."""
+    cells = zip(table["difference"], table["low"], table["high"], strict=True)
+    shown = table.drop(columns=["difference", "low", "high", "p"])
+    shown.insert(5, "final - reference", [tables.percent(cell) for cell in cells])
+    return shown.assign(**{tables.HEADERS["p"]: [tables.p_value(p) for p in table["p"]]})
+
+
+def published_steps(
+    published: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], columns: Sequence[str]
+) -> pd.DataFrame:
+    """Steps between rows of a published table: columns set, pair, reference accuracy, final, difference.
+
+    published: from `apm.published.wide`. pairs: label -> (row of the student, row of the reference). columns: the sets. No
+    interval: the paper gives none. Raises ValueError for unknown rows or columns.
+    """
+    for what, wanted, known in (
+        ("published row", [row for pair in pairs.values() for row in pair], list(published.index)),
+        ("published column", columns, list(published.columns)),
+    ):
+        for name in wanted:
+            if name not in known:
+                raise project.unknown(what, name, known)
+    rows = [
+        {
+            "set": column,
+            "pair": label,
+            "reference accuracy": published.loc[reference, column],
+            "final": published.loc[student, column],
+            "difference": published.loc[student, column] - published.loc[reference, column],
+        }
+        for label, (student, reference) in pairs.items()
+        for column in columns
+    ]
+    return pd.DataFrame(rows)
+
+
+def signs(steps: pd.DataFrame, source: str, *, by: str = "pair") -> pd.DataFrame:
+    """Per pair of methods: sets, mean reference, mean student, mean step, and in how many sets the student is higher, equal, lower.
+
+    steps: rows of `published_steps` or `paired` (with by="reference"). Means give each set the same weight.
+    """
+    rows = []
+    for label, part in steps.groupby(by, sort=False):
+        difference = part["difference"].round(9)  # 96.1 - 96.1 of two printed numbers is nothing
+        rows.append(
+            {
+                "source": source,
+                "final against": label,
+                "sets": len(part),
+                "reference accuracy": part["reference accuracy"].mean(),
+                "final": part["final"].mean(),
+                "final - reference": part["difference"].mean(),
+                "smallest": part["difference"].min(),
+                "largest": part["difference"].max(),
+                "higher in": int((difference > 0).sum()),
+                "equal in": int((difference == 0).sum()),
+                "lower in": int((difference < 0).sum()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def beside(
+    published: pd.DataFrame, ours: pd.DataFrame, counterparts: Mapping[str, str], *, means: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """A published table with our rows under it, each of our sets in the column that it stands for; cells as text.
+
+    published: from `apm.published.wide`, columns chosen. ours: rows by name, columns our sets, in percent. counterparts:
+    our set -> published column. means: published column of an average -> the published columns that it is over; ours is over
+    those of them that have a counterpart. The first of our rows names our sets. Raises ValueError for unknown names.
+    """
+    for name, column in counterparts.items():
+        if name not in ours.columns:
+            raise project.unknown("set of ours", name, [str(c) for c in ours.columns])
+        if column not in published.columns:
+            raise project.unknown("published column", column, [str(c) for c in published.columns])
+    if len(set(counterparts.values())) < len(counterparts):
+        raise ValueError(f"two sets stand for the same published column: {dict(counterparts)}")
+    mine = ours[list(counterparts)].rename(columns=dict(counterparts))
+    filled = mine.reindex(columns=published.columns).astype(object)
+    for heading, members in means.items():
+        filled[heading] = mine[[column for column in members if column in mine]].mean(axis=1)
+    names = pd.DataFrame({column: [name] for name, column in counterparts.items()}, index=["set"])
+    text = filled.map(lambda value: tables.percent(float(value)))
+    both = {
+        "published": published.map(lambda value: tables.percent(float(value))),
+        "ours": pd.concat([names.astype(object).reindex(columns=published.columns, fill_value=""), text]),
+    }
+    return pd.concat(both, names=["source", "row"])
