@@ -174,9 +174,8 @@ def _alone(name: str, profile: str) -> Iterator[None]:
     The lock goes with the process, however that ends.
     """
     lock = results_dir(profile) / "notebooks" / f".{name}.lock.tmp"
-    atomic_write(
-        lock.with_name(f".{name}.try.tmp"), ""
-    ).unlink()  # says what is wrong with a folder that cannot be written
+    attempt = atomic_write(lock.with_name(f".{name}.{os.getpid()}.tmp"), "")  # explains a folder that cannot be written
+    attempt.unlink(missing_ok=True)
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
