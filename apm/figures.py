@@ -276,7 +276,8 @@ def loss_curve(losses: np.ndarray, *, target: float | None = None) -> tuple[Figu
         axes.legend()
     n, lost = int(finite.sum()), int((~finite).sum())
     images = f"n = {n} image{'s' if n > 1 else ''}"
-    caption = f"Loss over iterations, {images}; median from {median[0]:.2e} to {median[-1]:.2e} ({median[0] / median[-1]:.0f}-fold)."
+    fall = median[0] / median[-1]
+    caption = f"Loss over iterations, {images}; median from {median[0]:.2e} to {median[-1]:.2e} ({fall:{'.0f' if fall < 1e4 else '.1e'}}-fold)."
     return figure, caption + (f" {lost} images with a non-finite loss are left out." if lost else "")
 
 

@@ -20,7 +20,7 @@ from apm.tables import Shown
 
 LONG = 25  # rows from which a table is folded away
 STYLE = """<style>
-  .apm-nav a { margin-right: 1.2em; white-space: nowrap; }
+  .apm-nav a { display: inline-block; margin-right: 1.2em; }
   .apm-section { border-top: 1px solid #ccc; margin-top: 2.5em; padding-top: .5em; }
   .apm-figure { margin: 1.5em 0; break-inside: avoid; }
   .apm-figure img { max-width: 100%; height: auto; }
@@ -75,7 +75,7 @@ def _heading(path: Path) -> tuple[str, str]:
     title = text.splitlines()[0].lstrip("# ").strip()
     paragraphs = [" ".join(p.split()) for p in text.split("\n\n")]
     question = next((p.removeprefix("**Question.**").strip() for p in paragraphs if p.startswith("**Question.**")), "")
-    return title, question
+    return title, question.replace("*", "").replace("`", "")  # shown as plain text
 
 
 def read_table(path: Path) -> tuple[pd.DataFrame, str, str]:
