@@ -64,7 +64,8 @@ def code(notebook: Path) -> str:
 
 def inputs(root: Path, profile: str, notebook: Path) -> list[Path]:
     """Every file whose change makes the notebook's result stale, but for other notebooks' results."""
-    yamls = [root / "profiles" / profile / name for name in ("common.yaml", f"{notebook.stem}.yaml")]
+    folder = root / "profiles" / profile
+    yamls = [folder / "common.yaml", folder / f"{notebook.stem}.yaml", *sorted(folder.glob(f"{notebook.stem}.*.yaml"))]
     modules = imported(code(notebook)) | set(ALWAYS)
     published = sorted((root / "data" / "published").glob("*.csv")) if "published" in modules else []
     return [notebook, *(y for y in yamls if y.is_file()), *closure(modules, root / "apm"), *published]

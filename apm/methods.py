@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -104,9 +103,10 @@ class APM:
             "config": config,
         }
 
-    @cached_property
-    def _zero_shot(self) -> ZeroShot:
-        return ZeroShot(self.teacher, templates=self.templates)
+    @property
+    def online(self) -> bool:
+        """Whether state is carried from image to image: by the released protocol, not by the corrected one."""
+        return self.config.protocol == "as_released"
 
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """One new student per image; random weights from the seed and the image's pixels."""
@@ -132,10 +132,12 @@ def training_config(
 ) -> TTTConfig:
     """The settings of test-time training from a profile's plain values.
 
-    student: fields of `apm.model.APMConfig` over those of its `preset` (default "mini"); its width is the teacher's unless
-    given. training: fields of `apm.ttt.TTTConfig`. Raises ValueError for an unknown field, with the list of known ones.
+    student: fields of `apm.model.APMConfig` over those of its `preset` (default "mini"); its width, and that of routed tokens, is
+    the teacher's unless given. training: fields of `apm.ttt.TTTConfig`. Raises ValueError for an unknown field, with the list of known ones.
     """
     chosen = {"width": teacher.width, **(student or {})}
+    if chosen.get("column") == "tokens":
+        chosen.setdefault("token_width", teacher.width)
     base = model.preset(str(chosen.pop("preset", "mini")))
     training = dict(training or {})
     for kind, values, cls in (
@@ -160,7 +162,8 @@ def adapt_dataset(
     seed: int = 0,
     **options: Any,
 ) -> ttt.TTTResult:
-    """`apm.ttt.adapt` on images of a dataset: student images, the teacher's cached features as targets, class scores.
+    """`apm.ttt.adapt` on images of a dataset: student images, the teacher's cached features as targets, class scores; with
+    the teacher's patch tokens and the patches' colours where a loss or the column needs them.
 
     options go to `adapt`. Raises ValueError when the student's width is not the teacher's.
     """
@@ -172,7 +175,12 @@ def adapt_dataset(
     h, w = student.image_size
     if h != w:
         raise ValueError(f"datasets are read at square sizes, found a student of {h} x {w} px: use a square grid")
-    images = teachers.student_images([dataset.images[int(i)] for i in positions], h).to(teacher.device)
+    pictures = [dataset.images[int(i)] for i in positions]
+    images = teachers.student_images(pictures, h).to(teacher.device)
+    if config.loss_grid or student.column == "tokens":
+        options["tokens"] = teachers.token_grid(teacher, pictures, student.grid)
+    if config.loss_rgb:
+        options["colours"] = teachers.patch_colours(images, student.patch)
     targets = torch.as_tensor(np.array(teachers.features(teacher, dataset)[positions])).to(teacher.device)
     text = teacher.text_features(dataset.classnames, templates or dataset.templates)
     return ttt.adapt(images, targets, config, text_features=text, generator=seed, **options)

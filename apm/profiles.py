@@ -59,23 +59,53 @@ def load(profile: str, notebook: str) -> dict[str, Any]:
     return values
 
 
-def _read(path: Path) -> dict[str, Any]:
+def load_lines(profile: str, file: str) -> list[Any]:
+    """A list that a profile keeps in a file of its own, such as the ablations: one `- {...}` line per entry.
+
+    Raises ValueError for an unknown profile, for a file that is no list or an empty one, and for a number that YAML reads as
+    text; FileNotFoundError, with the lists that are there, for a file that does not exist.
+    """
+    if profile not in names():
+        raise unknown("profile", profile, names())
+    path = root() / "profiles" / profile / file
     if not path.is_file():
-        return {}
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
+        there = ", ".join(p.name for p in sorted(path.parent.glob("*.*.yaml"))) or "none"
+        raise FileNotFoundError(f"{path} does not exist. Lists of profile {profile}: {there}")
+    values = _parsed(path)
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{path}: expected a list of `- {{...}}` lines, found {type(values).__name__}")
+    return values
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values = _parsed(path) if path.is_file() else {}
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected `name: value` lines, found a {type(values).__name__}")
-    for name, value in values.items():
-        if isinstance(value, str) and _looks_like_number(value):
-            raise ValueError(
-                f"{path}: {name} is the text {value!r}, not a number: write 1.0e-5 with a point (YAML reads 1e-5 as text)"
-            )
     return values
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    _refuse_numbers_as_text(values, path, "")
+    return values
+
+
+def _refuse_numbers_as_text(value: Any, path: Path, name: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_numbers_as_text(item, path, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            _refuse_numbers_as_text(item, path, f"{name}[{place}]")
+    elif isinstance(value, str) and _looks_like_number(value):
+        raise ValueError(
+            f"{path}: {name} is the text {value!r}, not a number: write 1.0e-5 with a point (YAML reads 1e-5 as text)"
+        )
 
 
 def _looks_like_number(text: str) -> bool:

@@ -453,6 +453,32 @@ def features(
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
+def token_grid(teacher: Teacher, images: Images, grid: tuple[int, int], *, batch_size: int = 256) -> Tensor:
+    """(N, h*w, D) patch tokens of uint8 RGB images (H, W, 3) on a student's grid: the targets of L_grid, the routed tokens.
+
+    Where the teacher's grid has another size it is resampled bilinearly. Raises ValueError for a tower without patch tokens.
+    """
+    if teacher.grid is None:
+        raise ValueError(
+            f"teacher {teacher.name} has no patch tokens: L_grid and column='tokens' need a vision transformer without attention pool"
+        )
+    parts = []
+    for start in range(0, len(images), batch_size):
+        tokens = teacher.encode(teacher.transform(images[start : start + batch_size]), tokens=True).tokens
+        assert tokens is not None
+        maps = tokens.permute(0, 3, 1, 2)  # (n, D, h, w)
+        if tuple(maps.shape[2:]) != tuple(grid):
+            maps = F.interpolate(maps, size=grid, mode="bilinear", align_corners=False)
+        parts.append(maps.flatten(2).mT)
+    return torch.cat(parts)
+
+
+def patch_colours(images: Tensor, patch: int) -> Tensor:
+    """(N, h*w, 3) mean colour in 0..1 of every patch of `student_images` (N, 3, H, W): the target of L_rgb."""
+    mean, std = (torch.tensor(values).view(3, 1, 1).to(images) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return F.avg_pool2d(images * std + mean, patch).flatten(2).mT.clamp(0, 1)
+
+
 def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[-48:]
 

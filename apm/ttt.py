@@ -19,6 +19,7 @@ is trained as if it were alone.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,8 @@ from apm.model import (
 )
 
 Callback = Callable[[int, slice, Mapping[str, Tensor]], None]
+AUGMENTATIONS = ("none", "crop-flip")
+PROTOCOLS = ("corrected", "as_released")
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,10 @@ class TTTConfig:
     loss_cls: float = 1.0  # weight of L_cls: folded feature against the teacher's feature
     loss_grid: float = 0.0  # weight of L_grid: every column against the teacher's token at its place
     loss_rgb: float = 0.0  # weight of L_rgb: decoded RGB against the mean colour of the patch
+    augmentation: str = "none"  # "crop-flip": every update sees another view of the image, predictions the image itself
+    protocol: str = (
+        "corrected"  # "as_released": gradients add up over an image's updates; Adam and schedule never reset
+    )
     precision: str = "float32"  # "float32", "bfloat16" (autocast; weights and Adam stay float32) or "float64"
     lockstep: int = 32  # images trained side by side; changes speed and memory only
 
@@ -76,6 +83,12 @@ class TTTConfig:
             )
         if self.precision not in ("float32", "bfloat16", "float64"):
             raise ValueError(f"unknown precision {self.precision!r}. Known: float32, bfloat16, float64")
+        for name, value, known in (
+            ("augmentation", self.augmentation, AUGMENTATIONS),
+            ("protocol", self.protocol, PROTOCOLS),
+        ):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}. Known: {', '.join(known)}")
         losses = (self.loss_cls, self.loss_grid, self.loss_rgb)
         if min(losses) < 0 or max(losses) == 0:
             raise ValueError(f"the loss weights (cls, grid, rgb) must be >= 0 and not all zero, found {losses}")
@@ -129,7 +142,7 @@ def initial_parameters(
     generator: only its initial seed is used, and its state is left alone, so that the draw of an image does not depend on
     what was drawn before it.
     """
-    seed = generator.initial_seed() if isinstance(generator, torch.Generator) else int(generator or 0)
+    seed = _seed(generator)
     device = images.device
     draws = []
     for image in images:
@@ -160,10 +173,15 @@ def adapt(
     text_features: (C, D) unit-length class features. With them the result holds class scores instead of features.
     init: stacked weights (N, ...) to start from; default: a random draw per image (`initial_parameters`).
     generator: torch.Generator or int, the seed of the random draws (default 0). Its state is neither read nor advanced.
-    tokens: (N, h*w, D') teacher tokens: target of L_grid, and the routed tokens of column="tokens".
+    tokens: (N, h*w, D') teacher tokens: target of L_grid, each of unit length there if config.normalise_target; and the
+        routed tokens of column="tokens", as they are.
     colours: (N, h*w, 3) mean colour of every patch in [0, 1], the target of L_rgb.
     callback(k, images, parameters): called after k = 0..K updates with the slice of images and their stacked weights, for
         several slices at the same time when there are more than config.lockstep images.
+
+    With config.protocol "as_released" images are trained one after the other in the given order, and what one leaves behind
+    reaches the next: weights are drawn anew, but Adam's moments and the learning rate's schedule run on, and gradients are
+    zeroed once per image instead of before every update (the released script; see `TTTConfig`).
 
     Raises ValueError for wrong shapes, non-finite inputs and missing targets.
     """
@@ -179,7 +197,7 @@ def adapt(
     width = student.width if text_features is None else text_features.shape[0]
     outputs = torch.full((n, steps, width), math.nan, dtype=dtype, device=device)
 
-    def train(part: slice) -> dict[str, Tensor]:
+    def train(part: slice, carried: _Carried | None = None) -> dict[str, Tensor]:
         x = patches(images[part].to(dtype), student)
         token = None if tokens is None else tokens[part].to(dtype)
         colour = None if colours is None else colours[part].to(dtype)
@@ -187,13 +205,12 @@ def adapt(
             weights = initial_parameters(images[part], config, generator)
         else:
             weights = {name: init[name][part].to(dtype).clone() for name in _names(student, init, n)}
-        weights = {name: value.requires_grad_() for name, value in weights.items()}
-        optimiser = torch.optim.Adam(list(weights.values()), lr=config.learning_rate, fused=True)
-        schedule = torch.optim.lr_scheduler.StepLR(optimiser, config.decay_every, config.decay)
+        weights, optimiser, schedule = (carried or _Carried(config)).start(weights)
+        views = None if config.augmentation == "none" else _Views(images[part].to(dtype), generator)
 
         for k in range(steps):
             last = k == config.iterations
-            with torch.set_grad_enabled(not last):
+            with torch.set_grad_enabled(not last and views is None):
                 loss, feature = objective(weights, x, targets[part], config, token, colour)  # (n,), (n, D)
             losses[part, k] = loss.detach()
             feature = feature.detach().to(dtype)
@@ -202,13 +219,22 @@ def adapt(
                 callback(k, part, {name: value.detach() for name, value in weights.items()})
             if last:
                 break
-            optimiser.zero_grad()
+            if views is not None:
+                loss, _ = objective(weights, patches(views.draw(), student), targets[part], config, token, colour)
+            if carried is None:
+                optimiser.zero_grad()
             loss.sum().backward()  # no parameter is shared between images: each gets the gradient of its own loss
             optimiser.step()
             schedule.step()
-        return {name: value.detach() for name, value in weights.items()} if keep_parameters else {}
+        return {name: value.detach().clone() for name, value in weights.items()} if keep_parameters else {}
 
-    kept = _side_by_side(train, [slice(i, min(i + config.lockstep, n)) for i in range(0, n, config.lockstep)], device)
+    if config.protocol == "as_released":
+        state = _Carried(config)
+        kept = [train(slice(i, i + 1), state) for i in range(n)]
+    else:
+        count = math.ceil(n / config.lockstep)  # parts of equal size, so that no core waits for a longer one
+        bounds = [i * n // max(count, 1) for i in range(count + 1)]
+        kept = side_by_side(train, [slice(a, b) for a, b in itertools.pairwise(bounds)], device)
     status = _stop_non_finite(losses, outputs)
     return TTTResult(
         losses=losses,
@@ -241,7 +267,8 @@ def objective(
             f = head(weights, a)
             if config.loss_grid:
                 assert tokens is not None
-                loss = loss + config.loss_grid * (f.to(target.dtype) - tokens).square().mean(dim=(1, 2))
+                grid = F.normalize(tokens, dim=-1) if config.normalise_target else tokens
+                loss = loss + config.loss_grid * (f.to(target.dtype) - grid).square().mean(dim=(1, 2))
             if config.loss_rgb:
                 assert colours is not None
                 decoded = rgb(weights, f, percept, student).to(target.dtype)
@@ -249,7 +276,59 @@ def objective(
     return loss, feature
 
 
-def _side_by_side(
+class _Carried:
+    """Optimiser and schedule of a run. Kept from image to image it is the released script's state, else new for every part."""
+
+    def __init__(self, config: TTTConfig) -> None:
+        self.config = config
+        self.weights: dict[str, Tensor] = {}
+
+    def start(
+        self, drawn: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """Newly drawn weights in place of the old ones, gradients zeroed; optimiser and schedule as they were."""
+        config = self.config
+        if not self.weights:
+            self.weights = {name: value.requires_grad_() for name, value in drawn.items()}
+            self.optimiser = torch.optim.Adam(list(self.weights.values()), lr=config.learning_rate, fused=True)
+            self.schedule = torch.optim.lr_scheduler.StepLR(self.optimiser, config.decay_every, config.decay)
+        else:
+            with torch.no_grad():
+                for name, value in drawn.items():
+                    self.weights[name].copy_(value)
+        self.optimiser.zero_grad()
+        return self.weights, self.optimiser, self.schedule
+
+
+class _Views:
+    """Augmented views of images (n, 3, H, W): a random crop of 8 to 100 % of the area and 3/4 to 4/3 in aspect, enlarged to
+    the full size, mirrored every other time. The usual augmentation of ImageNet training (torchvision's RandomResizedCrop
+    and RandomHorizontalFlip). Each image has its own stream of draws, so its views do not depend on the others.
+    """
+
+    def __init__(self, images: Tensor, generator: torch.Generator | int | None) -> None:
+        seed = _seed(generator)
+        self.images = images
+        # the weights' draw has the image's seed itself
+        self.streams = [torch.Generator().manual_seed(image_seed(seed, image) ^ 0x5EED) for image in images]
+
+    def draw(self) -> Tensor:
+        """The next view of every image (n, 3, H, W)."""
+        area, aspect, x, y, mirror = torch.stack([torch.rand(5, generator=s) for s in self.streams]).unbind(1)  # (n,)
+        area, aspect = 0.08 + 0.92 * area, torch.exp((2 * aspect - 1) * math.log(4 / 3))
+        width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+        zero, side = torch.zeros_like(x), 1 - 2 * (mirror < 0.5).float()
+        rows = [[side * width, zero, (2 * x - 1) * (1 - width)], [zero, height, (2 * y - 1) * (1 - height)]]
+        matrix = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=1).to(self.images)  # (n, 2, 3)
+        grid = F.affine_grid(matrix, list(self.images.shape), align_corners=False)
+        return F.grid_sample(self.images, grid, align_corners=False, padding_mode="border")
+
+
+def _seed(generator: torch.Generator | int | None) -> int:
+    return generator.initial_seed() if isinstance(generator, torch.Generator) else int(generator or 0)
+
+
+def side_by_side(
     train: Callable[[slice], dict[str, Tensor]], parts: list[slice], device: torch.device
 ) -> list[dict[str, Tensor]]:
     """train(part) for all parts; on a CPU one part per core at a time, each with single-threaded operations.
@@ -259,7 +338,7 @@ def _side_by_side(
     """
     cores = torch.get_num_threads()
     workers = min(cores, len(parts)) if device.type == "cpu" else 1
-    if workers == 1:
+    if workers <= 1:
         return [train(part) for part in parts]
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:

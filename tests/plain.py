@@ -86,7 +86,8 @@ def adapt_one(image, target, config, weights, tokens=None, colours=None):
         folded, grid, colour = student(image, tokens)
         loss = config.loss_cls * F.mse_loss(folded, target)
         if config.loss_grid:
-            loss = loss + config.loss_grid * F.mse_loss(grid, tokens)
+            goal = tokens / tokens.norm(dim=-1, keepdim=True) if config.normalise_target else tokens
+            loss = loss + config.loss_grid * F.mse_loss(grid, goal)
         if config.loss_rgb:
             loss = loss + config.loss_rgb * F.mse_loss(colour, colours)
         losses.append(loss.detach())
@@ -96,3 +97,32 @@ def adapt_one(image, target, config, weights, tokens=None, colours=None):
             optimiser.step()
             schedule.step()
     return torch.stack(losses), torch.stack(features)
+
+
+def adapt_as_released(images, targets, config, weights):
+    """The released script's loop over a sequence of images: losses (N, K + 1) and folded features (N, K + 1, D).
+
+    One network, one Adam, one schedule for all images; gradients zeroed once per image; weights overwritten for each.
+    """
+    first = {k: v[0] for k, v in weights.items()}
+    student = PlainStudent(config.student, first)
+    optimiser = torch.optim.Adam(student.parameters(), lr=config.learning_rate)
+    schedule = torch.optim.lr_scheduler.StepLR(optimiser, config.decay_every, config.decay)
+    losses, features = [], []
+    for n, (image, target) in enumerate(zip(images, targets, strict=True)):
+        target = target / target.norm() if config.normalise_target else target
+        with torch.no_grad():
+            for name, parameter in student.p.items():
+                parameter.copy_(weights[name][n])
+        optimiser.zero_grad()
+        for k in range(config.iterations + 1):
+            folded, _, _ = student(image)
+            loss = F.mse_loss(folded, target)
+            losses.append(loss.detach())
+            features.append(folded.detach())
+            if k < config.iterations:
+                loss.backward()  # adds to the gradients that are there
+                optimiser.step()
+                schedule.step()
+    shape = (len(images), config.iterations + 1)
+    return torch.stack(losses).reshape(shape), torch.stack(features).unflatten(0, shape)

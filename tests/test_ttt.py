@@ -177,9 +177,9 @@ def test_callback_sees_every_iteration_with_the_weights_of_that_iteration() -> N
         CONFIG,
         callback=lambda k, part, p: seen.append((k, part.start, p["head_bias"].clone())),
     )
-    assert sorted(s[:2] for s in seen) == sorted((k, start) for start in (0, 3) for k in range(13))
+    assert sorted(s[:2] for s in seen) == sorted((k, start) for start in (0, 2) for k in range(13))
     assert torch.equal(
-        next(s[2] for s in seen if s[:2] == (0, 0)), initial_parameters(data["images"][:3], CONFIG)["head_bias"]
+        next(s[2] for s in seen if s[:2] == (0, 0)), initial_parameters(data["images"][:2], CONFIG)["head_bias"]
     )
 
 
@@ -240,6 +240,8 @@ def test_stacked_weights_of_the_wrong_count_are_refused() -> None:
         ({"learning_rate": 0.0}, "positive"),
         ({"precision": "float8"}, "Known: float32, bfloat16, float64"),
         ({"loss_cls": 0.0}, "not all zero"),
+        ({"augmentation": "mixup"}, "unknown augmentation 'mixup'. Known: none, crop-flip"),
+        ({"protocol": "released"}, "unknown protocol 'released'. Known: corrected, as_released"),
         ({"loss_rgb": 1.0, "student": dataclasses.replace(STUDENT, rgb_head=False)}, "rgb_head=True"),
     ],
 )
@@ -270,3 +272,59 @@ def test_an_error_in_a_callback_reaches_the_caller() -> None:
 
     with pytest.raises(RuntimeError, match="looked at 0"):
         adapt(data["images"], data["targets"], CONFIG, callback=fail)
+
+
+def test_the_released_protocol_is_the_plain_loop_that_never_resets() -> None:
+    data = problem(3)
+    config = variant("attention", protocol="as_released", iterations=8, decay_every=5, normalise_target=False)
+    result = adapt(data["images"], data["targets"], config, generator=4)
+    weights = initial_parameters(data["images"], config, 4)
+    losses, features = plain.adapt_as_released(data["images"], data["targets"], config, weights)
+    torch.testing.assert_close(result.losses, losses, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(result.features, features, rtol=1e-9, atol=1e-12)
+    alone = adapt(data["images"][2:], data["targets"][2:], config, generator=4)
+    assert not torch.allclose(alone.losses, result.losses[2:])  # what came before an image matters
+
+
+def test_the_released_protocol_leaves_no_learning_rate_to_later_images() -> None:
+    data = problem(4)
+    config = variant("mean", protocol="as_released", iterations=20, decay_every=5)
+    fall = adapt(data["images"], data["targets"], config).losses
+    assert (fall[0, -1] < 0.9 * fall[0, 0]).all()
+    assert fall[3, -1] > 0.999999 * fall[3, 0]  # 60 iterations at a tenfold cut every 5: 1e-12 of the rate
+    kept = adapt(data["images"], data["targets"], config, keep_parameters=True).parameters["head_bias"]
+    assert not torch.equal(kept[0], kept[1])  # one set of tensors serves all images: each one's end is a copy
+
+
+def test_augmented_views_change_what_is_trained_on_but_not_what_is_predicted_from() -> None:
+    data = problem(3)
+    plain_config = variant("mean", iterations=6)
+    augmented = dataclasses.replace(plain_config, augmentation="crop-flip")
+    a, b = (adapt(data["images"], data["targets"], c, generator=1) for c in (plain_config, augmented))
+    torch.testing.assert_close(a.losses[:, 0], b.losses[:, 0])  # before any update: the same image, the same weights
+    assert not torch.allclose(a.losses[:, -1], b.losses[:, -1])
+    again = adapt(data["images"][[2, 0]], data["targets"][[2, 0]], augmented, generator=1)
+    torch.testing.assert_close(again.features, b.features[[2, 0]], rtol=1e-9, atol=1e-12)
+    other = adapt(data["images"], data["targets"], augmented, generator=2)
+    assert not torch.allclose(other.losses, b.losses)
+
+
+def test_views_are_crops_of_their_image_and_mirrored_every_other_time() -> None:
+    ramp = torch.linspace(0, 1, 32).expand(1, 3, 32, 32)  # grows from left to right
+    views = ttt._Views(ramp, 0)
+    drawn = torch.cat([views.draw() for _ in range(200)])
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
+    slope = drawn[:, 0, 0, -1] - drawn[:, 0, 0, 0]
+    assert 60 < int((slope > 0).sum()) < 140
+    assert (slope.abs() < 1).float().mean() > 0.9  # a crop shows a part of the range
+    assert (
+        0.2 < slope.abs().square().mean() < 0.8
+    )  # width^2 averages to about the mean area, 54 %, less where aspect clips
+
+
+def test_images_are_shared_out_evenly() -> None:
+    data, parts = problem(5), set()
+    adapt(data["images"], data["targets"], CONFIG, callback=lambda k, part, p: parts.add((part.start, part.stop)))
+    assert sorted(parts) == [(0, 2), (2, 5)]
+    assert adapt(data["images"][:0], data["targets"][:0], CONFIG).features.shape == (0, 13, 16)

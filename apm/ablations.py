@@ -1,0 +1,543 @@
+"""Ablations: one line of a profile each, all on the same images, seeds and teacher (Tables 5, 8 and 9 and the text of the paper).
+
+A line names what it changes over the common settings:
+
+    {part: losses, name: L_cls + L_rgb, training: {loss_rgb: 1}, published: ["Lcls + Lrgb", CIFAR-10]}
+
+Lines with the same settings share one run. Besides the APM, the student may be another network (`NETWORKS`), trained in the
+same way on the same image: a plain MLP, ResNet-18, ResNet-34, or no network at all, a bare vector.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from apm import figures, methods, profiles, project, records, stats, tables, teachers, ttt
+from apm.datasets import Dataset
+from apm.methods import Predictions
+from apm.model import count_parameters
+from apm.teachers import Teacher
+from apm.ttt import TTTConfig
+
+MINIMUM_SEEDS = 3  # a spread over fewer says nothing
+
+# ------------------------------------------------------------------------------------------------------- other students
+
+
+class Vector(nn.Module):
+    """No network: D numbers that are trained directly. It never sees the image, and shows what fitting one target takes."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.randn(width) * 0.01)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.value.expand(len(images), -1)  # (N, D)
+
+
+def _mlp(size: int, width: int) -> nn.Module:
+    """The APM's own hidden widths of preset mini, on the flattened image instead of on columns."""
+    sides = (3 * size * size, 256, 128, 64)
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in itertools.pairwise(sides):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(sides[-1], width))
+
+
+def _resnet(name: str) -> Callable[[int, int], nn.Module]:
+    def build(size: int, width: int) -> nn.Module:
+        from torchvision import models
+
+        if size < 33:
+            raise ValueError(
+                f"network {name}: images of {size} px become 1 x 1 maps, whose batch normalisation over one image has no "
+                "variance: set size: 64 or larger in the ablation's line"
+            )
+        return getattr(models, name)(weights=None, num_classes=width)
+
+    return build
+
+
+# (side of the square image in pixels, D) -> module from images (N, 3, size, size) to features (N, D)
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
+    "vector": Vector,
+    "mlp": _mlp,
+    "resnet18": _resnet("resnet18"),
+    "resnet34": _resnet("resnet34"),
+}
+INITS = ("default", "normal")
+
+
+@dataclass
+class OneSampleStudent:
+    """Test-time training of another network towards the teacher's feature, one image at a time (Table 5a).
+
+    New weights, optimiser and schedule for every image; a batch is that one image, so batch normalisation takes its
+    statistics from it alone. init: "default" (the network's own initialisation) or "normal" (every parameter N(0, std), as
+    the paper initialises its student).
+
+    Of `config` only iterations, learning rate, decay, target and init_std apply. Raises ValueError for an unknown network
+    or init, and for settings that only a student with a grid can have.
+    """
+
+    teacher: Teacher
+    network: str
+    config: TTTConfig
+    size: int
+    name: str = ""
+    init: str = "default"
+    modules = (*records.RUN_MODULES, "ablations")
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.network
+        if self.network not in NETWORKS:
+            raise project.unknown("network", self.network, ("apm", *NETWORKS))
+        if self.init not in INITS:
+            raise project.unknown("init", self.init, INITS)
+        default = TTTConfig()
+        for field in ("loss_cls", "loss_grid", "loss_rgb", "augmentation", "protocol", "precision"):
+            if getattr(self.config, field) != getattr(default, field):
+                raise ValueError(
+                    f"network {self.network} has no grid and one way to train: {field} = {getattr(self.config, field)!r} "
+                    "applies to the APM only"
+                )
+
+    def settings(self) -> dict[str, Any]:
+        """Teacher, network and every setting of its training that can change a number."""
+        used = ("iterations", "learning_rate", "decay_every", "decay", "normalise_target")
+        chosen = {name: getattr(self.config, name) for name in used}
+        if self.init == "normal":
+            chosen["init_std"] = self.config.init_std
+        return {
+            "method": "one-sample student",
+            "teacher": self.teacher.hash,
+            "network": self.network,
+            "size": self.size,
+            "init": self.init,
+            **chosen,
+        }
+
+    def build(self, seed: int) -> nn.Module:
+        """The network at random weights."""
+        with _GLOBAL_SEED, torch.random.fork_rng(devices=[]):  # torch's modules draw from the global generator
+            torch.manual_seed(seed)
+            module = NETWORKS[self.network](self.size, self.teacher.width)
+            if self.init == "normal":
+                for parameter in module.parameters():
+                    nn.init.normal_(parameter, std=self.config.init_std)
+        return module.to(self.teacher.device)
+
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(p.numel() for p in self.build(0).parameters())
+
+    def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
+        """One new network per image; random weights from the seed and the image's pixels."""
+        images = teachers.student_images([dataset.images[int(i)] for i in positions], self.size).to(self.teacher.device)
+        targets = torch.as_tensor(np.array(teachers.features(self.teacher, dataset)[positions])).to(images)
+        if self.config.normalise_target:
+            targets = nn.functional.normalize(targets, dim=-1)
+        text = self.teacher.text_features(dataset.classnames, dataset.templates).to(images)
+        n, steps = len(images), self.config.iterations + 1
+        losses = torch.full((n, steps), math.nan)
+        path = torch.full((n, steps), -1, dtype=torch.int64)
+
+        def train(part: slice) -> dict[str, Tensor]:
+            for i in range(part.start, part.stop):
+                losses[i], path[i] = self._train(images[i : i + 1], targets[i], text, seed)
+            return {}
+
+        ttt.side_by_side(train, [slice(i, i + 1) for i in range(n)], images.device)
+        failed = ~losses.isfinite().all(dim=1).numpy()
+        status = ["ok" if not bad else "non-finite loss" for bad in failed]
+        lowest = losses.nan_to_num(math.inf).argmin(dim=1, keepdim=True)
+        return Predictions(
+            prediction=np.where(failed, -1, path[:, -1].numpy()),
+            path=np.where(failed[:, None], -1, path.numpy()).astype(np.int16),
+            first_loss=losses[:, 0].double().numpy(),
+            last_loss=losses[:, -1].double().numpy(),
+            minimum_loss_prediction=np.where(failed, -1, path.gather(1, lowest)[:, 0].numpy()),
+            status=status,
+        )
+
+    def _train(self, image: Tensor, target: Tensor, text: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Losses (K + 1,) and predictions (K + 1,) of one image (1, 3, S, S)."""
+        config = self.config
+        module = self.build(ttt.image_seed(seed, image[0])).train()
+        optimiser = torch.optim.Adam(module.parameters(), lr=config.learning_rate, fused=True)
+        schedule = torch.optim.lr_scheduler.StepLR(optimiser, config.decay_every, config.decay)
+        losses, path = [], []
+        for k in range(config.iterations + 1):
+            feature = module(image)  # (1, D)
+            loss = (feature[0] - target).square().mean()
+            losses.append(loss.detach().cpu())
+            path.append(ttt.cosine_scores(feature.detach(), text)[0].argmax().cpu())
+            if k < config.iterations:
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+        return torch.stack(losses), torch.stack(path)
+
+
+_GLOBAL_SEED = threading.Lock()
+
+# ---------------------------------------------------------------------------------------------------- lines of a profile
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One line: what is changed over the common settings, and which published number it stands beside."""
+
+    part: str  # heading under which it stands
+    name: str
+    student: Mapping[str, Any]  # fields of apm.model.APMConfig
+    training: Mapping[str, Any]  # fields of apm.ttt.TTTConfig
+    network: str = "apm"  # or one of NETWORKS
+    size: int | None = None  # image side in pixels for another network; None: the student's
+    init: str | None = None  # for another network: see OneSampleStudent
+    samples: int | None = None  # fewer images for an expensive line
+    published: tuple[str, str] | None = None  # row and column of data/published/table5_and_appendix.csv
+
+
+def load(profile: str, file: str) -> list[Ablation]:
+    """The lines of profiles/<profile>/<file>. Raises as `apm.profiles.load_lines` and `parse`, naming the file."""
+    lines = profiles.load_lines(profile, file)
+    try:
+        return parse(lines)
+    except ValueError as error:
+        raise ValueError(f"profiles/{profile}/{file}: {error}") from error
+
+
+def parse(lines: Sequence[Mapping[str, Any]]) -> list[Ablation]:
+    """The lines of a profile. Raises ValueError, naming the line, for an unknown or missing option and for a name used twice."""
+    known = [field.name for field in fields(Ablation)]
+    parsed: list[Ablation] = []
+    for number, line in enumerate(lines, 1):
+        if not isinstance(line, Mapping):
+            raise ValueError(
+                f"ablation {number}: expected {{part: ..., name: ..., ...}}, found {type(line).__name__} {line!r}"
+            )
+        where = f"ablation {number} ({line.get('name', 'without name')})"
+        for option in line:
+            if option not in known:
+                raise ValueError(f"{where}: {project.unknown('option', option, known)}")
+        for option in ("part", "name"):
+            if not isinstance(line.get(option), str) or not line[option]:
+                raise ValueError(f"{where}: needs a {option}, found {line.get(option)!r}")
+        for option in ("student", "training"):
+            if not isinstance(line.get(option, {}), Mapping):
+                raise ValueError(f"{where}: {option} must be {{field: value}}, found {line[option]!r}")
+        cell = line.get("published")
+        if cell is not None and (isinstance(cell, str) or len(cell) != 2):
+            raise ValueError(f"{where}: published must be [row, column], found {cell!r}")
+        if line["name"] in {other.name for other in parsed}:
+            raise ValueError(f"{where}: the name {line['name']!r} is used twice")
+        values = {"student": {}, "training": {}, **line, "published": None if cell is None else tuple(cell)}
+        parsed.append(Ablation(**values))
+    return parsed
+
+
+def method(
+    line: Ablation, teacher: Teacher, student: Mapping[str, Any] | None, training: Mapping[str, Any] | None
+) -> methods.APM | OneSampleStudent:
+    """The method of a line: its changes over the common student and training. Raises ValueError naming the line."""
+    try:
+        config = methods.training_config(
+            teacher, {**(student or {}), **line.student}, {**(training or {}), **line.training}
+        )
+        if line.network == "apm":
+            if line.size is not None or line.init is not None:
+                raise ValueError("size and init are options of other networks; the APM's are student and training")
+            return methods.APM(teacher, config, name=f"ablation {line.name}")
+        if line.student:
+            raise ValueError(f"the options of student describe the APM, not the network {line.network}")
+        size = line.size or config.student.image_size[0]
+        return OneSampleStudent(teacher, line.network, config, size, f"ablation {line.name}", line.init or "default")
+    except ValueError as error:
+        raise ValueError(f"ablation {line.name!r}: {error}") from error
+
+
+def size_of(chosen: methods.APM | OneSampleStudent) -> int:
+    """Number of weights that a line trains."""
+    if isinstance(chosen, OneSampleStudent):
+        return chosen.parameters()
+    return count_parameters(ttt.trained_student(chosen.config))
+
+
+def run(
+    lines: Sequence[Ablation],
+    teacher: Teacher,
+    dataset: Dataset,
+    *,
+    folder: Path | str,
+    seeds: Sequence[int],
+    student: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Records of all lines over all seeds, with the columns part, variant and parameters; lines with equal settings run once.
+
+    Raises ValueError for fewer than 3 seeds, for `samples` out of range and as `method` does, before anything is computed.
+    """
+    if len(set(seeds)) != len(seeds) or len(seeds) < MINIMUM_SEEDS:
+        raise ValueError(
+            f"expected at least {MINIMUM_SEEDS} different seeds for a spread over seeds, found {list(seeds)}: set seeds in the profile"
+        )
+    chosen = [method(line, teacher, student, training) for line in lines]
+    sizes = {}
+    for line in lines:
+        n = line.samples or len(dataset)
+        if not stats.MINIMUM_SAMPLES <= n <= len(dataset):
+            raise ValueError(
+                f"ablation {line.name!r}: samples must be {stats.MINIMUM_SAMPLES} (for an interval) to {len(dataset)}, found {n}"
+            )
+        sizes[line.name] = dataset if n == len(dataset) else dataset.subset(n, seed=0)
+    zero_shot = methods.ZeroShot(teacher)
+    done: dict[str, pd.DataFrame] = {}
+    frames = []
+    for line, own in zip(lines, chosen, strict=True):
+        data = sizes[line.name]
+        key = project.sha256_of([own.settings(), len(data)])
+        if key not in done:
+            runs = [records.run(own, data, folder=folder, seed=seed, teacher_method=zero_shot) for seed in seeds]
+            done[key] = pd.concat(runs, ignore_index=True)
+        frames.append(done[key].assign(part=line.part, variant=line.name, parameters=size_of(own)))
+    return pd.concat(frames, ignore_index=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------- tables
+
+
+def summary(rows: pd.DataFrame, base: str) -> pd.DataFrame:
+    """One row of numbers per variant, from the records of `run`.
+
+    Columns: those of `apm.tables.summary` by part and variant, and parameters; spread (standard deviation over the seeds of
+    the accuracy, points); first_loss and last_loss (medians over images and seeds); step, step_low, step_high: final minus
+    the base variant's on the same images and seeds, with the paired bootstrap interval over images.
+
+    Raises ValueError for an unknown base.
+    """
+    if base not in set(rows["variant"]):
+        raise project.unknown("base variant", base, list(dict.fromkeys(rows["variant"])))
+    table = tables.summary(rows, by=("part", "variant"))
+    key = ["dataset", "corruption", "severity", "sample", "seed"]
+    reference = rows[rows["variant"] == base].set_index(key)
+    extra = []
+    for variant in table["variant"]:
+        own = rows[rows["variant"] == variant]
+        right = stats.correct(own, "final")
+        assert right is not None
+        theirs = stats.correct(reference.loc[pd.MultiIndex.from_frame(own[key])], "final")
+        assert theirs is not None
+        step = stats.paired_difference(right, theirs, own["sample"].to_numpy())
+        by_seed = 100 * pd.Series(right).groupby(own["seed"].to_numpy()).mean()
+        extra.append(
+            {
+                "parameters": int(own["parameters"].iloc[0]),
+                "spread": by_seed.std(ddof=1),
+                "first_loss": own["first_loss"].median(),
+                "last_loss": own["last_loss"].median(),
+                "step": step.value,
+                "step_low": step.low,
+                "step_high": step.high,
+            }
+        )
+    return pd.concat([table, pd.DataFrame(extra)], axis=1)
+
+
+def compact(table: pd.DataFrame, published: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """`summary` for reading. published: variant -> text of the published value, for the last column."""
+
+    def cells(*names: str) -> list[str]:
+        return [tables.percent(cell) for cell in zip(*(table[name] for name in names), strict=True)]
+
+    shown = pd.DataFrame(
+        {
+            "": table["part"].where(table["part"] != table["part"].shift(), ""),
+            "variant": table["variant"],
+            "n": table["n"],
+            "weights": [_count(p) for p in table["parameters"]],
+            "median loss": [
+                f"{a:.0e} to {b:.0e}" for a, b in zip(table["first_loss"], table["last_loss"], strict=True)
+            ],
+            "final": cells("final", "final_low", "final_high"),
+            "sd": table["spread"].round(1),
+            "as teacher": table["agreement"].round(1),
+            "final - teacher": cells("difference", "low", "high"),
+            "final - base": cells("step", "step_low", "step_high"),
+        }
+    )
+    if published is not None:
+        shown["published"] = [published.get(variant, "") for variant in table["variant"]]
+    return shown
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e6:.3g} M" if parameters >= 1e6 else f"{parameters / 1e3:.3g} k"
+
+
+def published_cells(lines: Sequence[Ablation], published: pd.DataFrame) -> dict[str, str]:
+    """Variant -> the published value, or what the paper's text says of it where no number was found.
+
+    published: `apm.published.load("table5")`. Raises ValueError for a row and column that are not there.
+    """
+    cells = {}
+    for line in lines:
+        if line.published is None:
+            continue
+        row, column = line.published
+        found = published[(published["row"] == row) & (published["column"] == column)]
+        if len(found) != 1:
+            known = [f"[{r}, {c}]" for r, c in zip(published["row"], published["column"], strict=True)]
+            raise ValueError(
+                f"ablation {line.name!r}: {project.unknown('published cell', f'[{row}, {column}]', known)}"
+            )
+        value, text = found.iloc[0]["value"], found.iloc[0]["text"]
+        cells[line.name] = text if pd.notna(value) else text.removeprefix("not found ").strip("()")
+    return cells
+
+
+def over_iterations(rows: pd.DataFrame, variant: str, counts: Sequence[int]) -> pd.DataFrame:
+    """Accuracy of one variant had it been stopped after k updates, for k in counts: read from its predictions per iteration.
+
+    Training does not know how long it will last, so a run of K updates begins with the run of k < K. Columns: k, n, seeds,
+    final with final_low and final_high (%), sd (standard deviation over seeds, points), agreement with the teacher (%), any: right
+    after at least one of the first k updates (%). Raises ValueError for an unknown variant or a k beyond its last update.
+    """
+    if variant not in set(rows["variant"]):
+        raise project.unknown("variant", variant, list(dict.fromkeys(rows["variant"])))
+    own = rows[rows["variant"] == variant]
+    path, label = stats.paths(own), own["label"].to_numpy()
+    teacher, sample = own["teacher_prediction"].to_numpy(dtype=np.int64), own["sample"].to_numpy()
+    table = []
+    for k in counts:
+        if not 1 <= k < path.shape[1]:
+            raise ValueError(f"{variant} was trained for {path.shape[1] - 1} iterations; found k = {k}")
+        right = path[:, k] == label
+        value = stats.bootstrap_mean(right, sample)
+        table.append(
+            {
+                "k": k,
+                "n": value.n,
+                "seeds": own["seed"].nunique(),
+                "final": value.value,
+                "final_low": value.low,
+                "final_high": value.high,
+                "sd": 100 * pd.Series(right).groupby(own["seed"].to_numpy()).mean().std(ddof=1),
+                "agreement": stats.agreement(path[:, k], teacher),
+                "any": 100 * float((path[:, 1 : k + 1] == label[:, None]).any(axis=1).mean()),
+            }
+        )
+    return pd.DataFrame(table)
+
+
+# ---------------------------------------------------------------------------------------------------------------- figures
+
+
+def overview(table: pd.DataFrame) -> tuple[Any, str]:
+    """Final accuracy of every variant with its interval, part by part, the teacher's on the same images as a tick.
+
+    table: from `summary`. Returns figure and caption.
+    """
+    import matplotlib.pyplot as plt
+
+    figures.style()
+    parts = list(dict.fromkeys(table["part"]))
+    palette = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    at, labels, y = [], [], 0.0
+    figure, axes = plt.subplots(figsize=(7.5, 0.24 * (len(table) + len(parts)) + 1.2))
+    for number, part in enumerate(parts):
+        own = table[table["part"] == part]
+        places = y + np.arange(len(own))
+        value, low, high = (own[name].to_numpy() for name in ("final", "final_low", "final_high"))
+        colour = palette[number % len(palette)]
+        axes.errorbar(
+            value, places, xerr=np.abs([value - low, high - value]), fmt="o", ms=4, lw=1.2, capsize=2, color=colour
+        )
+        axes.plot(own["teacher"], places, "|", ms=11, mew=1.6, color="black", label="teacher" if number == 0 else None)
+        at += list(places)
+        labels += list(own["variant"])
+        axes.text(1.01, places.mean(), part, transform=axes.get_yaxis_transform(), va="center")
+        y = places[-1] + 2
+        if number < len(parts) - 1:
+            axes.axhline(places[-1] + 1, color="0.85", lw=0.8)
+    axes.set_yticks(at, labels)
+    axes.set_ylim(y - 1, -1)
+    axes.set_xlabel("top-1 accuracy after the last iteration, %")
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="lower left", frameon=True)
+    figure.tight_layout()
+    n = sorted({int(n) for n in table["n"]})
+    caption = (
+        f"Final accuracy of every variant, {table['seeds'].iloc[0]} seeds, n = {' or '.join(map(str, n))} images; bars: 95 % "
+        "bootstrap intervals over images; black ticks: the teacher on the same images."
+    )
+    return figure, caption
+
+
+def along_sequence(rows: pd.DataFrame, variants: Sequence[str]) -> tuple[Any, str]:
+    """Last loss of every image against its place in the sequence, one line per variant, seeds as thin lines.
+
+    rows: records of `run`, in the order in which the images were met. Returns figure and caption.
+    """
+    import matplotlib.pyplot as plt
+
+    figures.style()
+    figure, axes = plt.subplots(figsize=(7.5, 3.4))
+    palette = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    for number, variant in enumerate(variants):
+        if variant not in set(rows["variant"]):
+            raise project.unknown("variant", variant, list(dict.fromkeys(rows["variant"])))
+        own = rows[rows["variant"] == variant]
+        for place, (_, one) in enumerate(own.groupby("seed", sort=True)):
+            ratio = (one["last_loss"] / one["first_loss"]).to_numpy()
+            label = variant if place == 0 else None
+            axes.plot(np.arange(1, len(ratio) + 1), ratio, color=palette[number], lw=1, alpha=0.8, label=label)
+    axes.set_yscale("log")
+    axes.set_xlabel("image, in the order in which they come")
+    axes.set_ylabel("loss after the last iteration\ndivided by the first")
+    axes.legend(frameon=True)
+    figure.tight_layout()
+    seeds = rows["seed"].nunique()
+    return figure, f"How far the loss of each image falls, along the sequence of images; one line per seed ({seeds})."
+
+
+def by_size(table: pd.DataFrame, published: pd.DataFrame) -> tuple[Any, str]:
+    """Accuracy against the number of weights: ours with intervals (left), published Table 9 (right).
+
+    table: rows of `summary`. published: columns parameters (millions) and accuracy (%). Returns figure and caption.
+    """
+    import matplotlib.pyplot as plt
+
+    figures.style()
+    figure, (ours, theirs) = plt.subplots(1, 2, figsize=(8.5, 3.4), width_ratios=(3, 2))
+    table = table.sort_values("parameters")
+    value, low, high = (table[name].to_numpy() for name in ("final", "final_low", "final_high"))
+    size = table["parameters"].to_numpy() / 1e6
+    ours.errorbar(size, value, yerr=np.abs([value - low, high - value]), fmt="o-", ms=4, capsize=2, label="final")
+    ours.plot(size, table["teacher"], "--", color="black", label="teacher, same images")
+    ours.set_title("ours")
+    ours.legend(frameon=True, loc="lower right")
+    theirs.plot(published["parameters"], published["accuracy"], "o-", color="0.4", ms=4)
+    theirs.set_title("published (DTD)")
+    for axes in (ours, theirs):
+        axes.set_xscale("log")
+        axes.set_xlabel("weights of the student, millions")
+        axes.set_ylabel("top-1 accuracy, %")
+    figure.tight_layout()
+    caption = (
+        "Accuracy against the size of the student: ours with 95 % intervals over images, and the values known of the published "
+        "Table 9 (other images, another teacher; the scales are not the same)."
+    )
+    return figure, caption
