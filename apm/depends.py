@@ -79,15 +79,20 @@ def digest(paths: list[Path]) -> str:
     return total.hexdigest()
 
 
+def reads_results(notebook: str) -> bool:
+    """Whether a notebook reads what those before it left: the audit and the report."""
+    return notebook.split("_")[0] in ("08", "99")
+
+
 def rules(root: Path, profile: str) -> str:
-    """Make rules for all notebooks of a profile; 99_* also depends on the others."""
+    """Make rules for all notebooks of a profile; those that read results also depend on the ones before them."""
     notebooks = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     stamps = {n: f".make/{profile}/{n.stem}.done" for n in notebooks}
     lines = [f"NOTEBOOKS := {' '.join(n.stem for n in notebooks)}"]
     for notebook in notebooks:
         needs = [str(path.relative_to(root)) for path in inputs(root, profile, notebook)]
-        if notebook.name.startswith("99_"):
-            needs += [stamp for other, stamp in stamps.items() if not other.name.startswith("99_")]
+        if reads_results(notebook.stem):
+            needs += [stamp for other, stamp in stamps.items() if other.stem[:2] < notebook.stem[:2]]
         lines.append(f"{stamps[notebook]}: {' '.join(needs)}")
     return "\n".join(lines) + "\n"
 

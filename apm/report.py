@@ -13,13 +13,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from PIL import Image
 
 from apm import records, tables
 from apm.project import root
 from apm.tables import Shown
 
 LONG = 25  # rows from which a table is folded away
+MEDIA = {".png": "image/png", ".gif": "image/gif"}
+
+# The paper's tables and figures, and where each is done again.
+PAPER = (
+    ("Table 1", "natural distribution shifts", "01_natural_shifts"),
+    ("Table 2, Tables 11 to 14", "ImageNet-C at severity 5, and 1 to 4", "02_corruptions"),
+    ("Table 3", "cross-dataset generalisation", "03_cross_dataset"),
+    ("Table 4, Figure 2", "parameters, GFLOPs, memory, time", "04_compute"),
+    ("Table 5a", "other students: MLP, ResNets", "05_ablations"),
+    ("Table 5b, section 6", "losses, local patch, routed tokens, kernels", "05_ablations"),
+    ("Section 4", "augmentation during test-time training", "05_ablations"),
+    ("Tables 8, 9", "iterations, size of the student", "05_ablations"),
+    ("Table 10", "CIFAR-10-C", "02_corruptions"),
+    ("Figures 1, 3, 5 (top), 7, 8", "one image; islands of agreement over the iterations", "06_islands"),
+    ("Figures 4, 5 (rest), 6, App. F", "dataset scale: features, decoded colours, interpolation", "07_field"),
+    ("Abstract", "the claims", "08_claims_audit"),
+)
+
 STYLE = """<style>
+  html { scroll-behavior: smooth; scroll-padding-top: 1em; }
+  .apm-nav { line-height: 1.9; }
   .apm-nav a { display: inline-block; margin-right: 1.2em; }
   .apm-section { border-top: 1px solid #ccc; margin-top: 2.5em; padding-top: .5em; }
   .apm-figure { margin: 1.5em 0; break-inside: avoid; }
@@ -27,7 +48,22 @@ STYLE = """<style>
   .apm-figure figcaption { color: #444; font-size: 90%; max-width: 60em; }
   .apm-section details { margin: 1em 0; }
   .apm-section summary { cursor: pointer; }
-  @media print { details > *:not(summary) { display: block; } .apm-nav { display: none; } }
+  .apm-up { font-size: 85%; }
+  @media screen and (min-width: 1500px) {
+    body.jp-Notebook, body main { margin-left: 0; }
+    .apm-nav { position: fixed; top: 0; left: 0; bottom: 0; width: 15em; overflow: auto; padding: 1.5em 1em; margin: 0;
+               background: #fafafa; border-right: 1px solid #ddd; font-size: 90%; z-index: 2; }
+    .apm-nav a { display: block; margin: 0 0 .6em; line-height: 1.35; }
+    body { padding-left: 17em !important; max-width: 88em; }
+  }
+  @media print {
+    .apm-nav, .apm-up { display: none; }
+    .apm-section { break-before: page; border: 0; margin-top: 0; }
+    table, tr { break-inside: avoid; }
+    details::details-content { content-visibility: visible; }
+    details > *:not(summary) { display: block; }
+    a { color: inherit; text-decoration: none; }
+  }
 </style>"""
 
 
@@ -39,7 +75,7 @@ class Section:
     title: str  # first heading of the notebook
     question: str  # its paragraph that begins with **Question.**
     tables: tuple[Path, ...]  # CSV files, in the order in which the notebook makes them
-    figures: tuple[Path, ...]  # PNG files, likewise
+    figures: tuple[Path, ...]  # PNG and GIF files, likewise
 
 
 def sections(folder: Path, notebooks: list[str]) -> list[Section]:
@@ -58,8 +94,8 @@ def sections(folder: Path, notebooks: list[str]) -> list[Section]:
             return at if at >= 0 else len(source), path.name
 
         left = [
-            tuple(sorted((folder / kind).glob(f"{prefix}.{end}"), key=place))
-            for kind, end in (("tables", "csv"), ("figures", "png"))
+            tuple(sorted((p for end in ends for p in (folder / kind).glob(f"{prefix}{end}")), key=place))
+            for kind, ends in (("tables", (".csv",)), ("figures", tuple(MEDIA)))
         ]
         if any(left):
             title, question = _heading(root() / "notebooks" / f"{notebook}.ipynb")
@@ -86,10 +122,80 @@ def read_table(path: Path) -> tuple[pd.DataFrame, str, str]:
 
 
 def navigation(found: list[Section]) -> Shown:
-    """Links to the sections."""
-    links = [f'<a href="#{s.notebook}">{html.escape(s.title)}</a>' for s in found]
-    links.append('<a href="#provenance">Provenance</a>')
-    return Shown(f'{STYLE}<p class="apm-nav">{" ".join(links)}</p>', "\n".join(s.title for s in found))
+    """Links to the sections: beside the page where it is wide, on top where it is not."""
+    links = [("summary", "In short"), *((s.notebook, s.title) for s in found)]
+    links += [("paper", "Paper to notebook"), ("times", "Time"), ("provenance", "Provenance")]
+    shown = " ".join(f'<a href="#{target}">{html.escape(text)}</a>' for target, text in links)
+    return Shown(f'{STYLE}<nav class="apm-nav" id="contents">{shown}</nav>', "\n".join(text for _, text in links))
+
+
+def in_short(folder: Path) -> pd.DataFrame:
+    """The headline: per benchmark the mean accuracy of teacher, final and any, and final - teacher; text with intervals.
+
+    Read from the tables of 01, 02 and 03; benchmarks that have not been run are left out. Raises FileNotFoundError when none
+    has.
+    """
+    benchmarks = (
+        ("natural shifts (shifted sets)", "01_natural_shifts", "OOD Average"),
+        ("corruptions", "02_corruptions", "Mean"),
+        ("cross-dataset", "03_cross_dataset", "Average"),
+    )
+    rows = []
+    for name, table, column in benchmarks:
+        path = folder / "tables" / f"{table}.csv"
+        if not path.is_file():
+            continue
+        cells = pd.read_csv(path, dtype=str, keep_default_na=False).set_index(["method", "counting rule"])[column]
+        rows.append(
+            {
+                "benchmark": name,
+                "teacher, zero-shot": cells["teacher", "zero-shot"],
+                "APM, final": cells["APM", "final"],
+                "final - teacher": cells["APM", tables.DIFFERENCE],
+                "any (upper bound, uses labels)": cells["APM", tables.HEADERS["any"]],
+                "notebook": table,
+            }
+        )
+    if not rows:
+        raise FileNotFoundError(
+            f"no benchmark tables in {folder / 'tables'}: run the notebooks first, `make reproduce`"
+        )
+    return pd.DataFrame(rows)
+
+
+def paper_map(found: list[Section]) -> Shown:
+    """The paper's tables and figures with links to the sections that do them again; plain text where a notebook has not run."""
+    known = {section.notebook: section.title for section in found}
+    rows = [
+        f"<tr><td>{html.escape(item)}</td><td>{html.escape(what)}</td><td>"
+        + (
+            f'<a href="#{notebook}">{html.escape(known[notebook])}</a>'
+            if notebook in known
+            else f"{notebook} (not run)"
+        )
+        + "</td></tr>"
+        for item, what, notebook in PAPER
+    ]
+    head = "<tr><th>paper</th><th>what</th><th>here</th></tr>"
+    return Shown(
+        f'<table class="apm-paper"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>',
+        "\n".join(f"{item}: {notebook}" for item, _, notebook in PAPER),
+    )
+
+
+def times(folder: Path, notebooks: list[str]) -> pd.DataFrame:
+    """How long the last run of each notebook took, in seconds, and their sum: columns notebook, seconds.
+
+    From records/times.json, which `apm.run` keeps; notebooks without an entry are left out, and without the file the table is
+    one row that says so.
+    """
+    path = folder / "records" / "times.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    rows = [{"notebook": name, "seconds": f"{known[name]:.0f}"} for name in notebooks if name in known]
+    if not rows:
+        return pd.DataFrame([{"notebook": "not measured in this folder", "seconds": ""}])
+    total = sum(known[name] for name in notebooks if name in known)
+    return pd.DataFrame([*rows, {"notebook": "together", "seconds": f"{total:.0f}"}])
 
 
 def show(section: Section) -> Shown:
@@ -110,11 +216,28 @@ def show(section: Section) -> Shown:
         )
         data = base64.b64encode(path.read_bytes()).decode()
         parts.append(
-            f'<figure class="apm-figure"><img src="data:image/png;base64,{data}" alt="{html.escape(caption)}">'
+            f'<figure class="apm-figure"><img style="width: {_width(path)}px" '
+            f'src="data:{MEDIA[path.suffix]};base64,{data}" alt="{html.escape(caption)}">'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
     names = ", ".join(p.stem for p in (*section.tables, *section.figures))
+    parts.append('<p class="apm-up"><a href="#contents">Contents</a></p>')
     return Shown("\n".join([*parts, "</div>"]), f"{section.title}: {names}")
+
+
+def _width(path: Path) -> int:
+    """Width of a figure on the page, in CSS pixels: as in a notebook, where a figure's inch has about 100 of them."""
+    with Image.open(path) as image:
+        dpi = float(image.info.get("dpi", (100.0, 100.0))[0])
+        return round(image.width * 100.0 / dpi)
+
+
+def verdicts(folder: Path) -> pd.DataFrame:
+    """The claims audit in short: columns claim, figure, verdict. Raises FileNotFoundError where the audit has not been run."""
+    path = folder / "tables" / "08_claims.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: run `make reproduce ONLY=08_claims_audit`")
+    return pd.read_csv(path, dtype=str, keep_default_na=False)[["claim", "figure", "verdict"]]
 
 
 def provenance(folder: Path) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import json
 import os
 import re
 import sys
@@ -99,6 +100,16 @@ def export_html(executed: Path, target: Path) -> Path:
     return atomic_write(target, page)
 
 
+def note_time(folder: Path, name: str, seconds: float) -> Path:
+    """Keep how long a notebook's last run took, for the report: seconds by notebook in records/times.json.
+
+    It stands with the records, outside version control: a time belongs to a machine.
+    """
+    path = folder / "records" / "times.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return atomic_write(path, json.dumps({**known, name: round(seconds, 1)}, indent=1, sort_keys=True) + "\n")
+
+
 def _terminal() -> str:
     """A path through which a kernel can write to the standard error of this process; "" where there is none."""
     if sys.stderr.isatty():
@@ -130,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if name.startswith("99_"):
                     page = export_html(executed, results_dir(options.profile) / "report.html")
                     print(f"{name}: wrote {_shown(page)}")
+                note_time(results_dir(options.profile), name, time.monotonic() - start)
                 if options.stamp:
                     atomic_write(options.stamp, wanted)
         except KeyboardInterrupt:
@@ -150,11 +162,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _stamp(name: str, profile: str) -> str:
-    """Content of a stamp: the hash of all inputs, and for 99_* of what the other notebooks left."""
+    """Content of a stamp: the hash of all inputs, with what the earlier notebooks left for one that reads it."""
     paths = depends.inputs(root(), profile, profiles.notebook_path(name))
-    if name.startswith("99_"):
-        folder = results_dir(profile)
-        paths += sorted(p for part in ("tables", "figures") for p in (folder / part).glob("*") if p.is_file())
+    if depends.reads_results(name):
+        folder, number = results_dir(profile), name.split("_")[0]
+        made = (p for part in ("tables", "figures") for p in (folder / part).glob("*") if p.is_file())
+        paths += sorted(p for p in made if p.name.split("_")[0] < number)
     return depends.digest(paths) + "\n"
 
 

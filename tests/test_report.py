@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from apm import figures, report, tables
+from apm import figures, report, run, tables
 
 
 @pytest.fixture
@@ -71,3 +71,56 @@ def test_wide_tables_are_turned_for_reading_and_narrow_or_long_ones_are_not() ->
     assert list(tables.upright(wide.iloc[:, :5]).columns) == list(wide.columns[:5])
     long = pd.concat([wide] * 20)
     assert len(tables.upright(long)) == 40
+
+
+def test_a_gif_is_embedded_as_one_and_figures_have_the_width_of_a_notebook(folder: Path) -> None:
+    from PIL import Image
+
+    frames = [Image.new("P", (30, 20), color) for color in (0, 1)]
+    frames[0].save(folder / "figures" / "01_moving.gif", save_all=True, append_images=frames[1:])
+    section = report.sections(folder, ["01_a"])[0]
+    assert [p.name for p in section.figures] == ["01_picture.png", "01_moving.gif"]
+    page = report.show(section)._repr_html_()
+    assert "data:image/gif;base64," in page
+    assert 'style="width: 30px"' in page
+
+
+def test_the_headline_takes_its_numbers_from_the_benchmark_tables(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="make reproduce"):
+        report.in_short(folder)
+    rows = [("teacher", "zero-shot", "70.1 [60.0, 80.0]"), ("APM", "final", "69.9"), ("APM", "final - teacher", "-0.2")]
+    rows.append(("APM", tables.HEADERS["any"], "80.0"))
+    table = pd.DataFrame(rows, columns=["method", "counting rule", "Mean"])
+    tables.save(table, "02_corruptions", folder / "tables", "Caption")
+    (line,) = report.in_short(folder).to_dict("records")
+    assert line["teacher, zero-shot"] == "70.1 [60.0, 80.0]"
+    assert line["APM, final"] == "69.9"
+    assert line["final - teacher"] == "-0.2"
+    assert line["any (upper bound, uses labels)"] == "80.0"
+
+
+def test_every_table_and_figure_of_the_paper_leads_to_a_notebook_that_exists(folder: Path) -> None:
+    from apm.depends import PACKAGE
+
+    known = {path.stem for path in (PACKAGE.parent / "notebooks").glob("*.ipynb")}
+    assert {notebook for _, _, notebook in report.PAPER} <= known
+    page = report.paper_map(report.sections(folder, ["01_a"]))._repr_html_()
+    assert "01_natural_shifts (not run)" in page
+
+
+def test_times_are_those_that_the_runner_noted(folder: Path) -> None:
+    assert report.times(folder, ["01_a"])["notebook"].tolist() == ["not measured in this folder"]
+    run.note_time(folder, "02_b", 2.26)
+    run.note_time(folder, "01_a", 61.4)
+    table = report.times(folder, ["01_a", "02_b", "03_c"])
+    assert table["notebook"].tolist() == ["01_a", "02_b", "together"]
+    assert table["seconds"].tolist() == ["61", "2", "64"]
+
+
+def test_verdicts_come_from_the_audit_and_ask_for_it_where_it_is_missing(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="ONLY=08_claims_audit"):
+        report.verdicts(folder)
+    tables.save(
+        pd.DataFrame({"claim": ["c"], "figure": ["1.0"], "verdict": ["holds"]}), "08_claims", folder / "tables", "C"
+    )
+    assert report.verdicts(folder).to_dict("records") == [{"claim": "c", "figure": "1.0", "verdict": "holds"}]

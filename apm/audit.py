@@ -1,0 +1,356 @@
+"""The claims audit: what the paper says, what would have to be true, which figure tests it, and what that figure is.
+
+Every verdict follows from a number by a rule that is written beside it; the numbers come from the tables that the other
+notebooks left and from checks made here. Published numbers are held against each other and against their own sources.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from apm import published, stats, tables, teachers, ttt
+from apm.datasets import Dataset
+from apm.model import APM, APMConfig, OnlineFold
+from apm.project import unknown
+from apm.teachers import Teacher
+
+HOLDS, FAILS, UNTESTED = "holds", "does not hold", "cannot be tested in this profile"
+ROUNDING = 0.1  # points: a mean of numbers printed with one decimal, itself printed with one
+FLOAT32 = 1e-5  # largest difference, relative to the largest value, that float32's rounding explains
+
+# --------------------------------------------------------------------------------------------------- reading our tables
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of a results table with its interval, NaN where it has none, and where it stands."""
+
+    value: float
+    low: float
+    high: float
+    source: str
+
+    def text(self, unit: str = "") -> str:
+        """As tables show it."""
+        shown = f"{self.value:.4g}" if np.isnan(self.low) else tables.percent((self.value, self.low, self.high))
+        return f"{shown}{unit}"
+
+
+_CELL = re.compile(r"^\s*(-?[\d.]+(?:e[+-]?\d+)?)(?:\s*\[(-?[\d.]+), (-?[\d.]+)\])?\s*$")
+
+
+def read(folder: Path | str, table: str) -> pd.DataFrame:
+    """A table of a results folder as text. Raises FileNotFoundError, with the notebook to run, when it is not there."""
+    path = Path(folder) / "tables" / f"{table}.csv"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: run the notebook that begins with {table.split('_')[0]}_ first (`make reproduce` runs all)"
+        )
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def cell(folder: Path | str, table: str, where: Mapping[str, str], column: str) -> Cell:
+    """One number of a results table: the row whose columns have the values of `where`, and its column.
+
+    Raises FileNotFoundError as `read`; ValueError for an unknown column, for no such row or several, and for a text that is no
+    number.
+    """
+    frame = read(folder, table)
+    for name in (*where, column):
+        if name not in frame:
+            raise ValueError(f"{table}.csv: {unknown('column', name, list(frame.columns))}")
+    rows = frame
+    for name, value in where.items():
+        rows = rows[rows[name] == value]
+    if len(rows) != 1:
+        have = frame[list(where)].drop_duplicates().to_dict("records")[:20]
+        raise ValueError(f"{table}.csv: expected one row with {dict(where)}, found {len(rows)}. Rows there: {have}")
+    text = str(rows.iloc[0][column])
+    found = _CELL.match(text)
+    if found is None:
+        raise ValueError(f"{table}.csv, {dict(where)}, {column}: expected a number, found {text!r}")
+    number, low, high = (float(part) if part else float("nan") for part in found.groups())
+    return Cell(number, low, high, f"{table}.csv")
+
+
+# ----------------------------------------------------------------------------------------------------------------- claims
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the audit."""
+
+    claim: str  # in our words, with the section
+    needs: str  # what would have to be true, and the rule of the verdict
+    figure: str  # the number that tests it, with interval
+    verdict: str
+    source: str  # the table or check it comes from
+
+
+def above(claim: str, needs: str, number: Cell, limit: float = 0.0, *, unit: str = "") -> Claim:
+    """Holds when the number's interval lies above the limit."""
+    bound = number.value if np.isnan(number.low) else number.low
+    return Claim(claim, needs, number.text(unit), HOLDS if bound > limit else FAILS, number.source)
+
+
+def below(claim: str, needs: str, number: Cell, limit: float, *, unit: str = "") -> Claim:
+    """Holds when the number's interval lies below the limit."""
+    bound = number.value if np.isnan(number.high) else number.high
+    return Claim(claim, needs, number.text(unit), HOLDS if bound < limit else FAILS, number.source)
+
+
+def around(claim: str, needs: str, number: Cell, limit: float, *, unit: str = "") -> Claim:
+    """Holds when the number's interval covers the limit."""
+    return Claim(claim, needs, number.text(unit), HOLDS if number.low <= limit <= number.high else FAILS, number.source)
+
+
+def decided(claim: str, needs: str, figure: str, holds: bool | None, source: str) -> Claim:
+    """A verdict from a check; None: cannot be tested in this profile."""
+    return Claim(claim, needs, figure, UNTESTED if holds is None else HOLDS if holds else FAILS, source)
+
+
+def table(claims: Sequence[Claim]) -> pd.DataFrame:
+    """The audit as a table. Raises ValueError for no claims."""
+    if not claims:
+        raise ValueError("no claims: nothing to audit")
+    return pd.DataFrame(
+        {
+            "claim": [c.claim for c in claims],
+            "holds when": [c.needs for c in claims],
+            "figure": [c.figure for c in claims],
+            "verdict": [c.verdict for c in claims],
+            "from": [c.source for c in claims],
+        }
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- checks made here
+
+
+def invariances(
+    config: APMConfig, images: torch.Tensor, *, orders: int = 10, chunk: int = 1, std: float = 0.1, seed: int = 0
+) -> pd.DataFrame:
+    """Does the order, the number at a time or the choice of locations change any value? (sections 3.3, 3.6)
+
+    images: (N, 3, H, W) of the student's size. A student with weights N(0, std) is evaluated on the whole grid at once, then
+    `orders` times in random order, `chunk` locations at a time, and on random halves of the grid. Columns: check, repeats,
+    difference (largest absolute one, divided by the largest absolute value), holds (at most 1e-5, float32's rounding).
+    """
+    rng = np.random.default_rng(seed)
+    student = APM(config, torch.Generator().manual_seed(seed), std=std)
+    differences: dict[str, float] = {}
+
+    def compare(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+        difference = float((found - expected).abs().max() / expected.abs().max())
+        differences[name] = max(differences.get(name, 0.0), difference)
+
+    with torch.no_grad():
+        percept = student.perceive(images)
+        whole = student.columns(percept)  # (N, L, D)
+        folded = student(images)
+        for _ in range(orders):
+            order = rng.permutation(config.locations)
+            features, online = torch.empty_like(whole), OnlineFold(student.parameters_dict, config)
+            for where, part in student.stream(percept, order, chunk=chunk):
+                features[:, where] = part
+                online.update(part, where)
+            compare(f"features, random order, {chunk} at a time", features, whole)
+            compare(f"{config.fold} fold, random order, {chunk} at a time", online.result(), folded)
+            half = torch.as_tensor(order[: config.locations // 2])
+            compare("features, a random half of the locations", student.columns(percept, half), whole[:, half])
+    return pd.DataFrame(
+        {
+            "check": list(differences),
+            "repeats": orders,
+            "difference": list(differences.values()),
+            "holds": [value <= FLOAT32 for value in differences.values()],
+        }
+    )
+
+
+def encodings(
+    teacher: Teacher, dataset: Dataset, config: ttt.TTTConfig, *, seed: int = 0
+) -> tuple[float, ttt.TTTResult]:
+    """(image encodings by the teacher per image, result) of test-time training on a small dataset, counted while it runs."""
+    counted, original = [0], teacher.encode
+
+    def counting(images: torch.Tensor, **options: Any) -> teachers.Encoding:
+        counted[0] += len(images)
+        return original(images, **options)
+
+    teacher.encode = counting  # type: ignore[method-assign]
+    try:
+        pictures = [dataset.images[i] for i in range(len(dataset))]
+        target = teacher.encode(teacher.transform(pictures)).feature
+        seen = teachers.student_images(pictures, config.student.image_size[0]).to(target)
+        text = teacher.text_features(dataset.classnames, dataset.templates)
+        result = ttt.adapt(seen, target, config, text_features=text, generator=seed)
+    finally:
+        del teacher.encode  # the class's own shows again
+    return counted[0] / len(dataset), result
+
+
+def labels_matter(method: Any, dataset: Dataset, *, seed: int = 0) -> bool:
+    """Whether other labels change any prediction of a method."""
+    positions = np.arange(len(dataset))
+    shuffled = replace(dataset, labels=np.random.default_rng(seed).permutation(dataset.labels))
+    first, second = (method.predict(data, positions, seed) for data in (dataset, shuffled))
+    return not np.array_equal(first.prediction, second.prediction)
+
+
+def at_start(records: pd.DataFrame, source: str) -> Cell:
+    """Accuracy of the students at random weights (k = 0), percent."""
+    right = stats.paths(records)[:, 0] == records["label"].to_numpy()
+    value, low, high, _ = stats.bootstrap_mean(right, records["sample"].to_numpy())
+    return Cell(value, low, high, source)
+
+
+def at_end(records: pd.DataFrame, rule: str, source: str) -> Cell:
+    """Accuracy under a counting rule, percent."""
+    right = stats.correct(records, rule)
+    if right is None:
+        raise ValueError(f"the records do not hold what the counting rule {rule!r} needs")
+    value, low, high, _ = stats.bootstrap_mean(right, records["sample"].to_numpy())
+    return Cell(value, low, high, source)
+
+
+# ------------------------------------------------------------------------------------------------------ published numbers
+
+_SHIFTS = ("ImageNet", "ImageNet-A", "ImageNet-v2", "ImageNet-R", "ImageNet-Sketch")
+# rows of Table 1 that name a teacher, and what open_clip publishes under which tag
+_TEACHERS = {
+    "OpenCLIP-VIT-H/14": ("ViT-H-14-quickgelu / dfn5b", "ViT-H-14-378-quickgelu / dfn5b"),
+    "CLIP VIT-L/14": ("ViT-L-14 / openai",),
+    "Ensemble": ("ViT-B-16 / openai",),
+}
+
+
+def published_means() -> pd.DataFrame:
+    """Printed averages against the mean of their printed rows (Tables 1 to 3).
+
+    Columns: table, row, mean of, computed, printed, difference, agrees (within 0.1, the rounding of one decimal).
+    """
+    rows = []
+
+    def compare(name: str, row: str, what: str, values: pd.Series, printed: float) -> None:
+        computed = float(values.mean())
+        difference = round(computed - printed, 9)
+        rows.append(
+            {
+                "table": name,
+                "row": short(row),
+                "mean of": what,
+                "computed": computed,
+                "printed": printed,
+                "difference": difference,
+                "agrees": "yes" if abs(difference) <= ROUNDING else "no",
+            }
+        )
+
+    one, two, three = (published.wide(published.load(name)) for name in ("table1", "table2", "table3"))
+    for row in one.index:
+        compare("Table 1", row, "5 sets", one.loc[row, list(_SHIFTS)], one.loc[row, "Average"])
+        compare("Table 1", row, "4 shifted sets", one.loc[row, list(_SHIFTS[1:])], one.loc[row, "OOD Average"])
+    for name, frame, printed in (("Table 2", two, "Average (printed)"), ("Table 3", three, "Average")):
+        cells = [c for c in frame.columns if c != printed and not c.startswith("P (")]
+        for row in frame.index:
+            compare(name, row, f"{len(cells)} columns", frame.loc[row, cells], frame.loc[row, printed])
+    return pd.DataFrame(rows)
+
+
+def published_teachers() -> pd.DataFrame:
+    """Teacher rows of Table 1 and the APM rows above them against open_clip's own zero-shot values of the same weights.
+
+    Columns: teacher (open_clip model and tag), set, open_clip (%), printed teacher, printed APM, printed - open_clip,
+    APM - printed teacher, APM - open_clip.
+    """
+    printed = published.wide(published.load("table1"))
+    source = published.wide(published.load("teacher_zero_shot"))
+    source = source.rename(columns={"ImageNet-V2": "ImageNet-v2"})
+    students = {
+        "OpenCLIP-VIT-H/14": "APM (Ours) [teacher OpenCLIP ViT-H/14]",
+        "CLIP VIT-L/14": "APM (Ours) [teacher CLIP ViT-L/14]",
+        "Ensemble": "APM (Ours) [teacher CLIP ViT-B/16]",
+    }
+    rows = [
+        {
+            "teacher": tag,
+            "set": column,
+            "open_clip": source.loc[tag, column],
+            "printed teacher": printed.loc[row, column],
+            "printed APM": printed.loc[students[row], column],
+            "printed - open_clip": printed.loc[row, column] - source.loc[tag, column],
+            "APM - printed teacher": printed.loc[students[row], column] - printed.loc[row, column],
+            "APM - open_clip": printed.loc[students[row], column] - source.loc[tag, column],
+        }
+        for row, tags in _TEACHERS.items()
+        for tag in tags
+        for column in _SHIFTS
+    ]
+    return pd.DataFrame(rows)
+
+
+def published_arithmetic() -> pd.DataFrame:
+    """Other printed numbers against each other: Table 4's sums, Table 3's ten sets, Table 2's counts, CIFAR-10's values.
+
+    Columns: table, check, computed, printed, agrees ("" where there is nothing printed to agree with).
+    """
+    four, appendix, tpt = (published.load(name) for name in ("table4", "table5", "tpt"))
+    two, three = (published.wide(published.load(name)) for name in ("table2", "table3"))
+
+    def value(frame: pd.DataFrame, row: str, column: str) -> float:
+        found = frame[(frame["row"] == row) & (frame["column"] == column)]
+        if len(found) != 1:
+            raise ValueError(f"expected one published value for {row} / {column}, found {len(found)}")
+        number = found.iloc[0]["value"]
+        if not np.isnan(number):
+            return float(number)
+        return float(found.iloc[0]["text"].split()[0])  # "241.7 (s+u)", "10 (s)"
+
+    once, student = value(four, "APM (s), t=1", "GFlops_i (ideal)"), value(four, "APM (s), t=2", "GFlops_i (ideal)")
+    tower = value(four, "CLIP ViT-B/16 (u) [90]", "GFlops_i (ideal)")
+    rows: list[tuple[str, str, float, float]] = [
+        ("Table 4", "teacher once + 19 x student, GFLOPs", once + 19 * student, value(four, "APM Peak Use", "GFlops_i (ideal)")),
+        ("Table 4", "20 x CLIP ViT-B/16, GFLOPs", 20 * tower, value(four, "CLIP ViT-B/16", "GFlops_i (ideal)")),
+    ]  # fmt: skip
+    corruptions = [c for c in two.columns if c != "Average (printed)" and not c.startswith("P (")]
+    (apm_row,) = (row for row in two.index if row.startswith("APM"))
+    higher = int((two.loc[apm_row, corruptions] > two.loc["TTT-MAE", corruptions]).sum())
+    rows.append(("Table 2", "corruptions (of 15) in which APM is above TTT-MAE", higher, float("nan")))
+    nine = [c for c in three.columns if c != "Average" and not c.startswith("P (")]
+    for ours, theirs in (("CLIP-ViT-B/16", "CLIP ViT-B/16"), ("TPT", "TPT")):
+        sets = tpt[(tpt["table"] == "TPT paper ViT-B/16 cross-dataset") & (tpt["row"] == theirs)].set_index("column")
+        ten = sets["value"].drop("Average (10 sets)")
+        rows += [
+            ("Table 3", f"{theirs}: mean over the ten sets of the TPT paper, Cars included", float(ten.mean()), three.loc[ours, "Average"]),
+            ("Table 3", f"{theirs}: mean over the nine sets that the table shows", float(three.loc[ours, nine].mean()), three.loc[ours, "Average"]),
+        ]  # fmt: skip
+    zero_shot = published.wide(published.load("teacher_zero_shot")).loc["ViT-L-14 / openai", "CIFAR-10"]
+    for row, column, what in (
+        ("APM without augmentation", "CIFAR-10 test", "section 4, no augmentation"),
+        ("Lcls only", "CIFAR-10", "Table 5b, L_cls"),
+        ("1 conv kernel in T", "accuracy (data set not named; presumably CIFAR-10)", "section 6, one kernel"),
+    ):
+        printed = value(appendix, row, column)
+        rows.append(
+            ("CIFAR-10", f"{what}: printed beside open_clip's zero-shot of ViT-L-14 openai", float(zero_shot), printed)
+        )
+    frame = pd.DataFrame(rows, columns=["table", "check", "computed", "printed"])
+    gap = (frame["computed"] - frame["printed"]).abs()
+    frame["agrees"] = np.where(frame["printed"].isna(), "", np.where(gap.round(9) <= ROUNDING, "yes", "no"))
+    frame.loc[frame["table"] == "CIFAR-10", "agrees"] = ""  # a student and its teacher need not agree
+    return frame
+
+
+def short(row: str) -> str:
+    """A published row's name without the remarks in brackets that tell rows apart where the teacher is named in it."""
+    name = row.replace("APM (Ours) [teacher", "APM [").replace("[ ", "[")
+    return name if len(name) < 40 else name.split(" [")[0] + " [...]"
