@@ -69,6 +69,10 @@ class ZeroShot:
             "templates": self.templates and list(self.templates),
         }
 
+    def prepare(self, dataset: Dataset) -> None:
+        """Encode the dataset into the cache, before many processes ask for it."""
+        teachers.features(self.teacher, dataset)
+
     def scores(self, dataset: Dataset, positions: np.ndarray) -> torch.Tensor:
         """(n, C) cosine similarities of the images at `positions` to every class."""
         features = torch.as_tensor(np.array(teachers.features(self.teacher, dataset)[positions]))
@@ -102,6 +106,10 @@ class APM:
             "templates": self.templates and list(self.templates),
             "config": config,
         }
+
+    def prepare(self, dataset: Dataset) -> None:
+        """Encode the dataset into the cache, before many processes ask for it."""
+        teachers.features(self.teacher, dataset)
 
     @property
     def online(self) -> bool:

@@ -36,7 +36,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from apm import project
+from apm import cluster, project
 from apm.progress import progress
 
 # The modules whose code determines a prediction. A method that lives elsewhere names its own in an attribute `modules`.
@@ -224,6 +224,9 @@ def run(
     Returns the columns of SCHEMA, the method's extra columns, and `shard`, the first 16 digits of the shard's key.
     Milliseconds are the method's time per image, measured over a shard; the teacher_method's time is not in them.
 
+    Where the environment names a cluster (`apm.cluster.current`) its workers compute the shards; the rows are the same. What a
+    method's `prepare(dataset)` makes, such as the teacher's cached features, is made once before.
+
     Raises ValueError for an empty dataset or an unknown on_error; RecordError for a failing image; TypeError for a method whose
     predictions have the wrong shape or type; OSError for a folder that cannot be written. Shards written before an error
     stay and are not repeated.
@@ -241,24 +244,65 @@ def run(
     missing = [shard for shard in shards if shard.key not in tables]
     if missing:
         hidden = hide_labels(dataset)
-        succeeded = any(not _every_image_failed(table) for table in tables.values())
+        succeeded = any(not every_image_failed(table) for table in tables.values())
         condition = "" if dataset.severity == 0 else f", {dataset.corruption} {dataset.severity}"
         with progress(
             total=sum(len(s.positions) for s in missing), desc=f"{method.name}: {dataset.name}{condition}"
         ) as bar:
+            if (client := cluster.current()) is not None:
+                _on_workers(client, missing, method, dataset, teacher_method, on_error, tables, succeeded, bar)
+                missing = []
             for shard in missing:
                 table = compute(shard, method, dataset, teacher_method, on_error=on_error, hidden=hidden)
-                first_error = _every_image_failed(table)
+                first_error = every_image_failed(table)
                 if first_error and not succeeded:
-                    raise RecordError(
-                        f"{method.name!r} failed on each of the first {table.num_rows} images of {dataset.name!r}: "
-                        f"{first_error}. This points at the method or its settings, not at single images; nothing was recorded"
-                    )
+                    raise _all_failed(method, dataset, table)
                 succeeded = succeeded or not first_error
-                _write(shard, table, _device(method))
+                write(shard, table, method)
                 tables[shard.key] = table
                 bar.update(table.num_rows)
     return _frame([(tables[shard.key], shard.key) for shard in shards])
+
+
+def _on_workers(
+    client: Any,
+    missing: Sequence[Shard],
+    method: Any,
+    dataset: Any,
+    teacher_method: Any,
+    on_error: str,
+    tables: dict[str, pa.Table],
+    succeeded: bool,
+    bar: Any,
+) -> None:
+    """The missing shards by the workers of a cluster; their tables are read from the files that these wrote."""
+    for part in (method, teacher_method):
+        if hasattr(part, "prepare"):
+            part.prepare(dataset)
+    failed: list[tuple[Shard, pa.Table]] = []
+    for shard, table in cluster.compute(client, missing, method, dataset, teacher_method, on_error):
+        if table is None:
+            read = _read_if_whole(shard)
+            if read is None:
+                raise FileNotFoundError(
+                    f"a worker wrote {shard.path}, which is not there for this process: workers and run must share the results folder"
+                )
+            tables[shard.key], succeeded = read, True
+        else:
+            failed.append((shard, table))
+        bar.update(len(shard.positions))
+    for shard, table in failed:
+        if not succeeded:
+            raise _all_failed(method, dataset, table)
+        write(shard, table, method)
+        tables[shard.key] = table
+
+
+def _all_failed(method: Any, dataset: Any, table: pa.Table) -> RecordError:
+    return RecordError(
+        f"{method.name!r} failed on each of the first {table.num_rows} images of {dataset.name!r}: "
+        f"{every_image_failed(table)}. This points at the method or its settings, not at single images; nothing was recorded"
+    )
 
 
 def run_all(methods: Iterable[Any], datasets: Sequence[Any], *, folder: Path | str, **options: Any) -> pd.DataFrame:
@@ -428,7 +472,7 @@ def _array(values: Any, field: pa.Field, n: int) -> pa.Array:
     return pa.array(values, field.type)
 
 
-def _every_image_failed(table: pa.Table) -> str:
+def every_image_failed(table: pa.Table) -> str:
     """The first error when no image of a table gave a result, else ""."""
     status = table["status"].to_pylist()
     return status[0] if all(s.startswith("error:") for s in status) else ""
@@ -468,8 +512,9 @@ def _make(folder: Path) -> None:
             continue  # another run was faster, or the folder is read-only: neither harms what is to come
 
 
-def _write(shard: Shard, table: pa.Table, device: str) -> None:
-    made = {**environment(), "device": device, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+def write(shard: Shard, table: pa.Table, method: Any) -> None:
+    """Write a computed shard under its name, atomically, with its settings and provenance."""
+    made = {**environment(), "device": _device(method), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     meta = {**shard.settings, "key": shard.key, "provenance": made}
     meta["content"] = _digest(table, meta)
     table = table.replace_schema_metadata({_META: json.dumps(meta, sort_keys=True, default=str).encode()})

@@ -506,6 +506,7 @@ class TrainConfig:
     seed: int = 0
     # CPU threads: fixed, because sums split in another way round differently; a second one gains little, stalls when shared.
     threads: int = 1
+    precision: str = "fp32"  # "bf16": autocast, about twice as fast for convolutions on CPUs that have it
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.groups, self.threads) < 1 or self.learning_rate <= 0:
@@ -513,6 +514,8 @@ class TrainConfig:
                 "epochs, groups, threads and learning_rate must be positive, found "
                 f"{self.epochs}, {self.groups}, {self.threads} and {self.learning_rate}"
             )
+        if self.precision not in ("fp32", "bf16"):
+            raise unknown("training precision", self.precision, ("fp32", "bf16"))
 
 
 CAPTIONS = (
@@ -589,17 +592,19 @@ def _fit(model: Any, dataset: Dataset, captions: list[Tensor], config: TrainConf
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, config.beta2), eps=1e-6, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warmup_cosine(steps, config.warmup))
     clip_loss = open_clip.ClipLoss()
+    if not isinstance(model.visual, open_clip.transformer.VisionTransformer):
+        model.visual.to(memory_format=torch.channels_last)  # convolutions are faster so
     model.train()
     with progress(total=steps * classes * config.groups, desc=f"training teacher {config.model}", unit="image") as bar:
         for step in range(steps):
             images = augment(pixels[next(batches)].float().div(255), config, generator)  # (groups * C, 3, S, S)
             texts = torch.stack([c[torch.randint(len(c), (), generator=generator)] for c in captions])  # (C, context)
-            image_features = model.encode_image(normalise(images).to(device), normalize=True).unflatten(
-                0, (-1, classes)
-            )
-            text_features = model.encode_text(texts, normalize=True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                image_features = model.encode_image(normalise(images).to(device), normalize=True).float()
+                text_features = model.encode_text(texts, normalize=True).float()
             scale = model.logit_scale.exp()
-            loss = torch.stack([clip_loss(group, text_features, scale) for group in image_features]).mean()
+            groups = image_features.unflatten(0, (-1, classes))
+            loss = torch.stack([clip_loss(group, text_features, scale) for group in groups]).mean()
             if not torch.isfinite(loss):
                 raise RuntimeError(
                     f"training {config.model} on {dataset.name}: loss {loss.item()} in step {step} of {steps}; "
@@ -807,6 +812,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", default="cpu")
     for name in ("epochs", "groups", "seed", "threads"):
         sub.add_argument(f"--{name}", type=int, default=getattr(TrainConfig, name))
+    sub.add_argument("--precision", choices=("fp32", "bf16"), default=TrainConfig.precision)
     for name in ("learning_rate", "weight_decay", "rotation", "scale", "shear", "shift", "flip"):
         sub.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(TrainConfig, name))
     return parser

@@ -1,0 +1,181 @@
+"""The audit: numbers are found again in tables, verdicts follow their rules, published sums are recomputed, orders do not matter."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_methods import CONFIG, FakeTeacher
+
+from apm import audit, methods, published, tables, teachers
+from apm.datasets import Dataset
+from apm.model import APMConfig, preset
+from apm.teachers import Encoding
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    frame = pd.DataFrame(
+        {"method": ["APM", "APM", "teacher"], "rule": ["final", "step", ""], "Mean": ["70.1 [60.0, 80.2]", "-0.3 [-1.0, 0.4]", "n/a"]}
+    )  # fmt: skip
+    tables.save(frame, "02_x", tmp_path / "tables", "Caption")
+    return tmp_path
+
+
+def test_a_cell_is_found_by_its_row_and_column_with_its_interval(folder: Path) -> None:
+    cell = audit.cell(folder, "02_x", {"method": "APM", "rule": "step"}, "Mean")
+    assert (cell.value, cell.low, cell.high, cell.source) == (-0.3, -1.0, 0.4, "02_x.csv")
+    assert cell.text() == "-0.3 [-1.0, 0.4]"
+
+
+@pytest.mark.parametrize(
+    ("where", "column", "message"),
+    [
+        ({"method": "APM"}, "Mean", r"expected one row with \{'method': 'APM'\}, found 2"),
+        ({"method": "TPT"}, "Mean", r"found 0. Rows there: \[\{'method': 'APM'\}"),
+        ({"method": "APM", "rule": "step"}, "mean", r"02_x.csv: unknown column 'mean'.*Did you mean 'Mean'"),
+        ({"method": "teacher"}, "Mean", "expected a number, found 'n/a'"),
+    ],
+)
+def test_a_cell_that_is_not_there_is_an_error_that_says_what_is(
+    folder: Path, where: dict, column: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        audit.cell(folder, "02_x", where, column)
+
+
+def test_a_missing_table_names_the_notebook_to_run(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"run the notebook that begins with 05_ first"):
+        audit.read(folder, "05_ablations")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "up", "down", "within"),
+    [
+        (0.1, 2.0, audit.HOLDS, audit.FAILS, audit.FAILS),
+        (-1.0, 1.0, audit.FAILS, audit.FAILS, audit.HOLDS),
+        (-2.0, -0.1, audit.FAILS, audit.HOLDS, audit.FAILS),
+    ],
+)
+def test_a_verdict_follows_from_the_interval(low: float, high: float, up: str, down: str, within: str) -> None:
+    cell = audit.Cell((low + high) / 2, low, high, "t.csv")
+    assert audit.above("c", "n", cell).verdict == up
+    assert audit.below("c", "n", cell, 0.0).verdict == down
+    assert audit.around("c", "n", cell, 0.0).verdict == within
+    exact = audit.Cell(1.0, float("nan"), float("nan"), "t.csv")
+    assert audit.above("c", "n", exact).verdict == audit.HOLDS
+    assert audit.below("c", "n", exact, 1.0).verdict == audit.FAILS
+
+
+def test_a_check_can_hold_fail_or_be_impossible_here() -> None:
+    verdicts = [audit.decided("c", "n", "f", value, "s").verdict for value in (True, False, None)]
+    assert verdicts == [audit.HOLDS, audit.FAILS, audit.UNTESTED]
+    frame = audit.table([audit.decided("c", "n", "f", True, "s")])
+    assert frame.to_dict("records") == [
+        {"claim": "c", "holds when": "n", "figure": "f", "verdict": "holds", "from": "s"}
+    ]
+    with pytest.raises(ValueError, match="no claims"):
+        audit.table([])
+
+
+@pytest.mark.parametrize("fold", ["mean", "attention"])
+@pytest.mark.parametrize("changes", [{}, {"local_patch": True, "kernels": 3}])
+def test_order_subset_and_number_at_a_time_change_no_value(fold: str, changes: dict) -> None:
+    config = preset("mini", fold=fold, **changes)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    table = audit.invariances(config, images, orders=10)
+    assert len(table) == 3
+    assert (table["repeats"] == 10).all()
+    assert table["holds"].all(), table
+    assert (table["difference"] > 0).any()  # sums in another order round differently: the values were computed anew
+
+
+def test_a_network_that_is_not_order_free_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = [0]
+
+    def drifting(self, percept, locations=None, original=audit.APM.columns):
+        calls[0] += 1
+        return original(self, percept, locations) * (1 + 1e-3 * calls[0])
+
+    monkeypatch.setattr(audit.APM, "columns", drifting)
+    table = audit.invariances(APMConfig(grid=(4, 4), hidden=(16,)), torch.randn(1, 3, 16, 16), orders=2)
+    assert not table["holds"].any()
+
+
+@pytest.fixture
+def teacher(monkeypatch: pytest.MonkeyPatch) -> FakeTeacher:
+    monkeypatch.setattr(teachers, "features", lambda teacher, dataset: teacher.features(dataset))
+    own = FakeTeacher()
+    own.transform = lambda images: torch.as_tensor(np.stack(images)).permute(0, 3, 1, 2) / 255
+    return own
+
+
+@pytest.fixture
+def data() -> Dataset:
+    images = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+    return Dataset("toy", images, np.arange(12) % 3, ("ant", "bee", "cow"), ("a {}",), "f" * 64, np.arange(12))
+
+
+def test_the_teacher_encodes_every_image_once(teacher: FakeTeacher, data: Dataset) -> None:
+    type(teacher).encode = lambda self, images, **options: Encoding(images.flatten(1)[:, :12], None)
+    try:
+        count, result = audit.encodings(teacher, data, CONFIG)
+        assert count == 1.0
+        assert result.losses.shape == (12, 31)
+        assert "encode" not in vars(teacher)  # the counter is gone again
+    finally:
+        del type(teacher).encode
+
+
+def test_labels_change_nothing_for_our_methods_and_would_be_noticed(teacher: FakeTeacher, data: Dataset) -> None:
+    assert not audit.labels_matter(methods.APM(teacher, CONFIG), data)
+
+    class Cheat:
+        def predict(self, dataset, positions, seed):
+            return methods.Predictions(prediction=dataset.labels[positions])
+
+    assert audit.labels_matter(Cheat(), data)
+
+
+def test_accuracy_at_the_start_and_at_the_end_are_recomputed_from_the_records() -> None:
+    paths = [np.array([k % 3, 0, k % 2]) for k in range(12)]
+    records = pd.DataFrame(
+        {"path": paths, "label": 0, "sample": range(12), "prediction": [p[-1] for p in paths], "method": "m",
+         "teacher_prediction": 0, "minimum_loss_prediction": 0}
+    )  # fmt: skip
+    assert audit.at_start(records, "s").value == pytest.approx(100 * 4 / 12)
+    assert audit.at_end(records, "final", "s").value == pytest.approx(50.0)
+    assert audit.at_end(records, "any", "s").value == pytest.approx(100.0)
+    with pytest.raises(ValueError, match="counting rule 'any'"):
+        audit.at_end(records.assign(path=None), "any", "s")
+
+
+def test_recomputed_published_sums_are_those_of_the_consistency_file() -> None:
+    noted = published.load("consistency")
+    means = audit.published_means().set_index(["table", "row", "mean of"])
+    one = noted[noted["table"] == "Table 2"].iloc[4]  # OpenCLIP ViT-L/14: "44.19 vs 42.1"
+    computed, printed = (float(part) for part in one["text"].split(" vs "))
+    row = means.loc[("Table 2", "OpenCLIP ViT-L/14", "15 columns")]
+    assert row["computed"] == pytest.approx(computed, abs=0.005)
+    assert row["printed"] == printed
+    assert row["agrees"] == "no"
+    assert (means.loc["Table 1"]["agrees"] == "yes").all()
+    assert len(means.loc["Table 2"]) == 6
+    nine = means.loc[("Table 3", "TPT", "9 columns")]
+    assert nine["computed"] == pytest.approx(64.91, abs=0.005)
+    sums = audit.published_arithmetic().set_index("check")
+    assert sums.loc["teacher once + 19 x student, GFLOPs", "computed"] == pytest.approx(20.5 + 19 * 10)
+    assert sums.loc["teacher once + 19 x student, GFLOPs", "agrees"] == "yes"
+    assert sums.loc["corruptions (of 15) in which APM is above TTT-MAE", "computed"] == 11
+    assert sums.loc["TPT: mean over the ten sets of the TPT paper, Cars included", "agrees"] == "yes"
+    assert sums.loc["TPT: mean over the nine sets that the table shows", "agrees"] == "no"
+
+
+def test_published_teachers_are_held_against_open_clips_values() -> None:
+    table = audit.published_teachers().set_index(["teacher", "set"])
+    row = table.loc[("ViT-L-14 / openai", "ImageNet-R")]
+    assert row["open_clip"] == pytest.approx(87.84)
+    assert row["printed APM"] == pytest.approx(87.1)
+    assert row["APM - open_clip"] == pytest.approx(87.1 - 87.84)
+    assert len(table) == 20

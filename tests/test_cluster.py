@@ -1,0 +1,104 @@
+"""Shards on many workers: the same bytes as in one process, also when a worker is killed at work."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from apm import cluster, datasets, methods, records, teachers, ttt
+from apm.model import preset
+
+
+@pytest.fixture(scope="module")
+def workers():
+    client = cluster.local(2)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def job():
+    teacher = teachers.load("mini")
+    data = datasets.load("digits-test").subset(64, seed=0)
+    config = ttt.TTTConfig(preset("mini"), iterations=60, learning_rate=2e-3, lockstep=4)
+    return methods.APM(teacher, config), data, methods.ZeroShot(teacher)
+
+
+def rows(folder: Path) -> "object":
+    frame = records.load(folder)
+    return frame.drop(columns="milliseconds")  # the one column that is a time
+
+
+def test_a_worker_killed_at_work_loses_its_shard_to_another_and_no_byte_changes(
+    workers, job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, data, zero_shot = job
+    options = {"seed": 3, "shard_size": 8, "teacher_method": zero_shot}
+    records.run(method, data, folder=tmp_path / "one", **options)
+    monkeypatch.setattr(cluster, "current", lambda: workers)
+    pids, killed = list(workers.run(os.getpid).values()), []
+
+    def kill() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not list((tmp_path / "many").glob("*.parquet")):
+            time.sleep(0.02)
+        os.kill(pids[0], signal.SIGKILL)
+        killed.append(len(list((tmp_path / "many").glob("*.parquet"))))
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    records.run(method, data, folder=tmp_path / "many", **options)
+    thread.join()
+    assert 0 < killed[0] < 8  # it died in the middle
+    assert pids[0] not in workers.run(os.getpid).values()
+    one, many = (sorted(path.name for path in (tmp_path / name).glob("*.parquet")) for name in ("one", "many"))
+    assert one == many
+    assert len(one) == 8
+    assert rows(tmp_path / "one").equals(rows(tmp_path / "many"))
+    assert not list((tmp_path / "many").glob("*.tmp"))
+
+
+def test_what_a_worker_raises_is_raised_here(workers, job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, data, _ = job
+    monkeypatch.setattr(cluster, "current", lambda: workers)
+    wrong = methods.APM(method.teacher, ttt.TTTConfig(preset("mini", width=32), iterations=2))
+    with pytest.raises(records.RecordError, match="the student's width 32 must be the width 64"):
+        records.run(wrong, data, folder=tmp_path, shard_size=32)
+    with pytest.raises(records.RecordError, match="nothing was recorded"):
+        records.run(wrong, data, folder=tmp_path, shard_size=32, on_error="record")
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_workers_with_other_code_are_refused(workers, job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, data, _ = job
+    monkeypatch.setattr(cluster, "current", lambda: workers)
+    monkeypatch.setattr(records, "code_version", lambda modules=(): "0" * 64)  # here, not on the workers
+    with pytest.raises(RuntimeError, match="runs other code"):
+        records.run(method, data, folder=tmp_path, shard_size=32)
+
+
+def test_the_environment_says_how_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORKERS", "SCHEDULER"):
+        monkeypatch.delenv(name, raising=False)
+    assert cluster.current() is None
+    monkeypatch.setenv("WORKERS", "1")
+    assert cluster.current() is None
+    monkeypatch.setenv("WORKERS", "many")
+    with pytest.raises(ValueError, match="WORKERS must be a number of processes, at least 1; found 'many'"):
+        cluster.current()
+    made = []
+    monkeypatch.setattr(cluster, "_client", lambda scheduler, workers: made.append((scheduler, workers)))
+    monkeypatch.setenv("WORKERS", "3")
+    cluster.current()
+    monkeypatch.setenv("SCHEDULER", "tcp://host:8786")
+    cluster.current()
+    assert made == [("", 3), ("tcp://host:8786", 3)]
+
+
+def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "PATIENCE", "1s")
+    with pytest.raises(ConnectionError, match=r"no dask scheduler answers at SCHEDULER=tcp://127.0.0.1:9 "):
+        cluster._client("tcp://127.0.0.1:9", 1)
