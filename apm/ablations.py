@@ -145,7 +145,7 @@ class OneSampleStudent:
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """One new network per image; random weights from the seed and the image's pixels."""
         images = teachers.student_images([dataset.images[int(i)] for i in positions], self.size).to(self.teacher.device)
-        targets = torch.as_tensor(np.array(teachers.features(self.teacher, dataset)[positions])).to(images)
+        targets = teachers.features_at(self.teacher, dataset, positions).to(images)
         if self.config.normalise_target:
             targets = nn.functional.normalize(targets, dim=-1)
         text = self.teacher.text_features(dataset.classnames, dataset.templates).to(images)

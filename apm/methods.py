@@ -75,7 +75,7 @@ class ZeroShot:
 
     def scores(self, dataset: Dataset, positions: np.ndarray) -> torch.Tensor:
         """(n, C) cosine similarities of the images at `positions` to every class."""
-        features = torch.as_tensor(np.array(teachers.features(self.teacher, dataset)[positions]))
+        features = teachers.features_at(self.teacher, dataset, positions)
         text = self.teacher.text_features(dataset.classnames, self.templates or dataset.templates)
         return ttt.cosine_scores(features, text.to(features))
 
@@ -189,6 +189,6 @@ def adapt_dataset(
         options["tokens"] = teachers.token_grid(teacher, pictures, student.grid)
     if config.loss_rgb:
         options["colours"] = teachers.patch_colours(images, student.patch)
-    targets = torch.as_tensor(np.array(teachers.features(teacher, dataset)[positions])).to(teacher.device)
+    targets = teachers.features_at(teacher, dataset, positions).to(teacher.device)
     text = teacher.text_features(dataset.classnames, templates or dataset.templates)
     return ttt.adapt(images, targets, config, text_features=text, generator=seed, **options)

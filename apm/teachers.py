@@ -28,7 +28,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -45,7 +45,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from apm import prompts
-from apm.datasets import Dataset
+from apm.datasets import Dataset, UnreadableImage
 from apm.datasets import load as load_dataset
 from apm.progress import progress
 from apm.project import atomic_path, cache_dir, sha256_of, unknown
@@ -108,6 +108,8 @@ class Encoding:
 class Teacher:
     """A frozen CLIP. Attributes: name, model (open_clip's), width D, image_size S, mean, std, device, precision."""
 
+    feature_dtype = "float32"  # of cached features: "float32" or "float16"
+
     def __init__(self, name: str, model: Any, tokenizer: Any, config: dict[str, Any], precision: str = "fp32") -> None:
         self.name = name
         self.model = model.eval().requires_grad_(False)
@@ -164,7 +166,7 @@ class Teacher:
             raise ValueError(f"teacher {self.name} expects images (N, {expected}), found {tuple(images.shape)}")
         visual, grid = self.model.visual, self.grid if tokens else None
         with torch.inference_mode():
-            batch = images.to(self.device, PRECISIONS[self.precision])
+            batch = images.to(self.device, PRECISIONS[self.precision], non_blocking=True)
             if grid is None:
                 pooled, patches = visual(batch), None
                 pooled = pooled if isinstance(pooled, Tensor) else pooled[0]  # CoCa towers return their tokens too
@@ -228,20 +230,42 @@ def load(
     pretrained: str | Path | None = None,
     device: str | torch.device = "cpu",
     precision: str = "fp32",
+    feature_dtype: str = "float32",
     cache: str | Path | None = None,
 ) -> Teacher:
     """A frozen teacher.
 
     name: "mini" (trained on the spot at first use), any open_clip model name, an open_clip "hf-hub:" or "local-dir:"
     name, or the path of a model configuration (.json). pretrained: an open_clip tag or a checkpoint file (.safetensors,
-    or .pt/.bin/.pth read with weights_only). precision: "fp32", "bf16" or "fp16". cache: folder for the trained mini
+    or .pt/.bin/.pth read with weights_only). A name "timm:MODEL" is an image tower of timm without a text tower, such as
+    "timm:vit_large_patch14_reg4_dinov2.lvd142m", the teacher of dataset-scale training; pretrained is then a file, or None
+    for timm's own weights. precision: "fp32", "bf16" or "fp16". feature_dtype: of the cached features, "float32" or
+    "float16" (half the space; cosines change by about 1e-3). cache: folder for the trained mini
     teacher (default: the project's cache) and for downloads (default: open_clip's).
 
-    Raises ValueError for unknown names, tags and precisions, for weights trained with another activation (QuickGELU) and
-    for checkpoints of another architecture; FileNotFoundError for weights that are neither here nor reachable.
+    Raises ValueError for unknown names, tags, precisions and devices that are not there, for weights trained with another
+    activation (QuickGELU) and for checkpoints of another architecture; FileNotFoundError for weights that are neither here
+    nor reachable.
     """
+    teacher = _load(name, pretrained, device, precision, cache)
+    if feature_dtype not in ("float32", "float16"):
+        raise unknown("feature_dtype", feature_dtype, ("float32", "float16"))
+    teacher.feature_dtype = feature_dtype
+    return teacher
+
+
+def _load(
+    name: str, pretrained: str | Path | None, device: str | torch.device, precision: str, cache: str | Path | None
+) -> Teacher:
     if precision not in PRECISIONS:
         raise unknown("precision", precision, list(PRECISIONS))
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device {str(device)!r} was asked for, but torch {torch.__version__} finds no CUDA GPU here: set device: cpu, or "
+            "install a torch that fits the GPU's driver"
+        )
+    if name.startswith("timm:"):
+        return _load_timm(name.removeprefix("timm:"), pretrained, device, precision, cache)
     if name == "mini":
         if pretrained is not None:
             raise ValueError(
@@ -286,6 +310,95 @@ def _create(
     if pretrained and Path(pretrained).is_file():
         _check_positions(name, model, Path(pretrained))
     return Teacher(label, model, open_clip.get_tokenizer(name, cache_dir=where), config, precision)
+
+
+class TimmTeacher(Teacher):
+    """A frozen image tower of timm, such as DINOv2 with registers: features and patch tokens, no text tower.
+
+    The feature is the tower's pooled one (the CLS token of DINOv2), the tokens are its normalised patch tokens; both have the
+    tower's own width (section 5: 1024 for ViT-L/14).
+    """
+
+    def __init__(self, name: str, model: Any, precision: str = "fp32") -> None:
+        import timm
+
+        cfg = timm.data.resolve_data_config({}, model=model)
+        self.name, self.precision = name, precision
+        self.model = model.eval().requires_grad_(False)
+        self.config = {"timm": name, "embed_dim": model.num_features, "input": list(cfg["input_size"])}
+        self.device = next(model.parameters()).device
+        self.image_size = int(cfg["input_size"][-1])
+        self.mean, self.std = tuple(cfg["mean"]), tuple(cfg["std"])
+        self.preprocess_config = PreprocessCfg(
+            size=self.image_size, mean=self.mean, std=self.std, interpolation=cfg["interpolation"]
+        )
+
+    @property
+    def logit_scale(self) -> float:
+        """There is no text to compare with. Raises ValueError."""
+        raise ValueError(self._no_text())
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """(h, w) of the patch tokens; None for towers without."""
+        return getattr(getattr(self.model, "patch_embed", None), "grid_size", None)
+
+    def encode(self, images: Tensor, *, tokens: bool = False) -> Encoding:
+        """As `Teacher.encode`."""
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, self.image_size, self.image_size):
+            raise ValueError(
+                f"teacher {self.name} expects images (N, 3, {self.image_size}, {self.image_size}), found {tuple(images.shape)}"
+            )
+        with torch.inference_mode():
+            every = self.model.forward_features(images.to(self.device, PRECISIONS[self.precision], non_blocking=True))
+            pooled = self.model.forward_head(every, pre_logits=True)  # (N, D)
+            patches = None
+            if tokens and self.grid is not None:
+                patches = every[:, self.model.num_prefix_tokens :].unflatten(1, self.grid)  # without CLS and registers
+        return Encoding(_copy(pooled), None if patches is None else _copy(patches))
+
+    def text_features(self, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """There is no text tower. Raises ValueError."""
+        raise ValueError(self._no_text())
+
+    def _no_text(self) -> str:
+        return f"teacher {self.name} has no text tower: it serves dataset-scale training (07_field); classification needs a CLIP"
+
+
+def _load_timm(
+    name: str, pretrained: str | Path | None, device: str | torch.device, precision: str, cache: str | Path | None
+) -> TimmTeacher:
+    """An image tower of timm with its own weights, or those of a file."""
+    import timm
+
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0][:12]}*", pretrained=True)[:20]
+        raise unknown("timm model", name, near or timm.list_models("*dinov2*", pretrained=True))
+    if pretrained is None and not _online(_hub_url()):
+        repository = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)
+        if repository is None or not _hub_cached(str(repository), None, cache):
+            raise FileNotFoundError(
+                f"teacher timm:{name}: its weights are not in {_hub_folder(cache)}, and the hub cannot be reached. Download them "
+                "where there is a network and pass the file: load(name, pretrained='/path/to/weights.safetensors')"
+            )
+    model = timm.create_model(name, pretrained=pretrained is None, num_classes=0)
+    if pretrained is not None:
+        file = Path(pretrained)
+        if not file.is_file():
+            raise FileNotFoundError(f"teacher timm:{name}: there is no file {file}")
+        try:
+            weights: Any = (
+                load_file(str(file)) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+            )
+            weights = weights.get("state_dict", weights)
+            model.load_state_dict({k: v for k, v in weights.items() if not k.startswith("head.")})
+        except Exception as error:  # a state dict that does not fit fails in many ways
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"the weights {file} cannot be loaded into timm:{name}: {type(error).__name__}: {reason}. Expected a "
+                "checkpoint of this architecture (.safetensors, or a state dict saved by torch.save)"
+            ) from error
+    return TimmTeacher(f"timm:{name}", model.to(device, PRECISIONS[precision]), precision)
 
 
 def _check_positions(name: str, model: Any, file: Path) -> None:
@@ -406,18 +519,27 @@ def _online(url: str, seconds: float = 4.0) -> bool:
 
 
 def features(
-    teacher: Teacher, dataset: Dataset, cache: str | Path | None = None, *, batch_size: int = 256
+    teacher: Teacher,
+    dataset: Dataset,
+    cache: str | Path | None = None,
+    *,
+    batch_size: int = 256,
+    workers: int | None = None,
 ) -> np.ndarray:
-    """(N, D) float32 image features of a dataset, a read-only memory map of a file in cache (default: the project's).
+    """(N, D) image features of a dataset, a read-only memory map of a file in cache (default: the project's).
 
-    The file's name carries the hash of the teacher, its preprocessing, precision and kind of device, of the data's
-    fingerprint and of the images' indices: whatever changes, changes the file. Not normalised.
+    float32 or float16, as the teacher was loaded with; not normalised. The file's name carries the hash of the teacher, its
+    preprocessing, precision and kind of device, of the data's fingerprint and of the images' indices: whatever changes,
+    changes the file. Memory does not grow with N. The row of an image that cannot be read is NaN; `features_at` names it.
+
+    workers: processes that read and transform images; default: none for images in memory, else one per core, at most 8.
     """
     key = sha256_of(
         {
             "teacher": teacher.hash,
             "transform": asdict(teacher.preprocess_config),
             "precision": teacher.precision,
+            "dtype": teacher.feature_dtype,
             "device": teacher.device.type,
             "data": dataset.fingerprint,
             "indices": hashlib.sha256(np.ascontiguousarray(dataset.indices, dtype="<i8").tobytes()).hexdigest(),
@@ -434,23 +556,82 @@ def features(
         except (OSError, ValueError, EOFError) as error:
             warnings.warn(f"the cached features {path} cannot be read ({error}): computing them again", stacklevel=2)
         else:
-            if stored.shape == expected and stored.dtype == np.float32:
+            if stored.shape == expected and stored.dtype == teacher.feature_dtype:
                 return stored
             warnings.warn(
-                f"the cached features {path} are {stored.dtype} {stored.shape}, expected float32 {expected}: computing them again",
+                f"the cached features {path} are {stored.dtype} {stored.shape}, expected {teacher.feature_dtype} {expected}: "
+                "computing them again",
                 stacklevel=2,
             )
-    result = np.empty(expected, dtype=np.float32)
-    what = f"{teacher.name} features of {dataset.name}"
-    with progress(total=len(dataset), desc=what, unit="image") as bar:
-        for start in range(0, len(dataset), batch_size):
-            images = [dataset.images[i] for i in range(start, min(start + batch_size, len(dataset)))]
-            result[start : start + len(images)] = teacher.encode(teacher.transform(images)).feature.cpu().numpy()
-            bar.update(len(images))
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary, Path(temporary).open("wb") as file:
-        np.save(file, result, allow_pickle=False)
+    what = f"{teacher.name} features of {dataset.name}"
+    with atomic_path(path) as temporary, progress(total=len(dataset), desc=what, unit="image") as bar:
+        result = np.lib.format.open_memmap(temporary, "w+", np.dtype(teacher.feature_dtype), expected)
+        done = 0
+        for batch, readable in _batches(teacher, dataset, batch_size, workers):
+            rows = np.full((len(readable), teacher.width), np.nan, dtype=np.float32)
+            if len(batch):
+                rows[readable] = teacher.encode(batch).feature.cpu().numpy()
+            result[done : done + len(rows)] = rows
+            done += len(rows)
+            bar.update(len(rows))
+        result.flush()
+        del result
     return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def features_at(teacher: Teacher, dataset: Dataset, positions: np.ndarray, cache: str | Path | None = None) -> Tensor:
+    """(n, D) float32 features of the images at `positions`, from the cached ones of the whole dataset.
+
+    Raises `apm.datasets.UnreadableImage`, which names the file, for an image that could not be read, and ValueError for a
+    feature that is not finite.
+    """
+    rows = np.array((features(teacher, dataset) if cache is None else features(teacher, dataset, cache))[positions])
+    for row in np.flatnonzero(~np.isfinite(rows).all(axis=1)):
+        dataset.images[int(positions[row])]  # an image that cannot be read says so
+        raise ValueError(
+            f"teacher {teacher.name} gives image {int(dataset.indices[positions[row]])} of {dataset.name} a feature that is not "
+            f"finite: another precision than {teacher.precision} may do"
+        )
+    return torch.from_numpy(rows.astype(np.float32, copy=False))
+
+
+class _Transformed(torch.utils.data.Dataset):
+    """Images of a dataset, transformed one by one; None for one that cannot be read."""
+
+    def __init__(self, teacher: Teacher, dataset: Dataset) -> None:
+        self.images, self.config = dataset.images, teacher.preprocess_config
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Tensor | None:
+        try:
+            return preprocess([self.images[i]], self.config)[0]
+        except UnreadableImage:
+            return None
+
+
+def _collate(items: list[Tensor | None]) -> tuple[Tensor, np.ndarray]:
+    """The images of a batch that can be read, (n, 3, S, S), and which they are, bool (batch,)."""
+    found = [item for item in items if item is not None]
+    return torch.stack(found) if found else torch.empty(0), np.array([item is not None for item in items])
+
+
+def _batches(
+    teacher: Teacher, dataset: Dataset, batch_size: int, workers: int | None
+) -> Iterable[tuple[Tensor, np.ndarray]]:
+    if workers is None:
+        in_memory = isinstance(dataset.images, np.ndarray) or len(dataset) < 4 * batch_size
+        workers = 0 if in_memory else min(8, os.cpu_count() or 1)
+    return torch.utils.data.DataLoader(
+        _Transformed(teacher, dataset),
+        batch_size=batch_size,
+        collate_fn=_collate,
+        num_workers=workers,
+        pin_memory=teacher.device.type == "cuda",
+        generator=torch.Generator(),  # its own: else it would draw from the global one
+    )
 
 
 def token_grid(teacher: Teacher, images: Images, grid: tuple[int, int], *, batch_size: int = 256) -> Tensor:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -339,12 +340,29 @@ def side_by_side(
     cores = torch.get_num_threads()
     workers = min(cores, len(parts)) if device.type == "cpu" else 1
     if workers <= 1:
-        return [train(part) for part in parts]
+        return [result for part in parts for result in _or_halves(train, part)]
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(train, parts))
     finally:
         torch.set_num_threads(cores)  # the number also serves as the default of threads that start later
+
+
+def _or_halves(train: Callable[[slice], dict[str, Tensor]], part: slice) -> list[dict[str, Tensor]]:
+    """train(part); where a GPU's memory does not hold it, its halves one after the other, down to a single image."""
+    n = part.stop - part.start
+    try:
+        return [train(part)]
+    except torch.OutOfMemoryError:
+        if n == 1:
+            raise
+    torch.cuda.empty_cache()
+    warnings.warn(
+        f"{n} students side by side do not fit into the GPU's memory: going on with {n // 2}. Set lockstep: {n // 2} to save the try",
+        stacklevel=2,
+    )
+    middle = part.start + n // 2
+    return [*_or_halves(train, slice(part.start, middle)), *_or_halves(train, slice(middle, part.stop))]
 
 
 def trained_student(config: TTTConfig) -> APMConfig:

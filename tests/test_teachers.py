@@ -327,12 +327,137 @@ def test_damaged_cache_files_are_computed_again_with_a_warning(tiny, some_digits
         np.testing.assert_array_equal(teachers.features(tiny, some_digits, tmp_path), expected)
 
 
-def test_an_unreadable_image_stops_the_encoding_by_name_and_leaves_no_file(tiny, tmp_path):
-    (tmp_path / "data" / "cat").mkdir(parents=True)
-    (tmp_path / "data" / "cat" / "bad.png").write_bytes(b"nothing")
+def tree(folder, images=12):
+    """A class-per-folder tree with one file that is no image, and the dataset that reads it."""
+    rng = np.random.default_rng(0)
+    for i in range(images):
+        path = folder / ("cat" if i % 2 else "dog") / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    (folder / "cat" / "bad.png").write_bytes(b"nothing")
+    return datasets.load(f"folder:{folder}")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_leaves_the_others_their_features_and_is_named_when_asked_for(tiny, tmp_path, workers):
+    data = tree(tmp_path / "data")
+    rows = teachers.features(tiny, data, tmp_path / "cache", batch_size=5, workers=workers)
+    bad = int(np.flatnonzero(np.isnan(rows).any(axis=1)).item())
+    good = np.array([i for i in range(len(data)) if i != bad])
+    alone = tiny.encode(tiny.transform([data.images[int(i)] for i in good])).feature.numpy()
+    np.testing.assert_allclose(rows[good], alone, atol=1e-5)
+    assert torch.equal(teachers.features_at(tiny, data, good[:3], tmp_path / "cache"), torch.tensor(rows[good[:3]]))
     with pytest.raises(datasets.UnreadableImage, match=r"bad\.png"):
-        teachers.features(tiny, datasets.load(f"folder:{tmp_path / 'data'}"), tmp_path / "cache")
-    assert not list(tmp_path.glob("cache/features/*"))
+        teachers.features_at(tiny, data, np.array([0, bad]), tmp_path / "cache")
+
+
+def test_a_corrupt_image_stops_a_run_by_name_or_is_recorded_and_counted_under_the_table(tiny, tmp_path, monkeypatch):
+    from apm import methods, records, tables
+
+    monkeypatch.setenv("APM_CACHE", str(tmp_path / "cache"))
+    data = tree(tmp_path / "data")
+    method = methods.ZeroShot(tiny)
+    with pytest.raises(records.RecordError, match=r"bad\.png"):
+        records.run(method, data, folder=tmp_path / "records")
+    rows = records.run(method, data, folder=tmp_path / "records", on_error="record")
+    assert (rows["prediction"] == -1).sum() == 1
+    assert len(rows) == 13
+    assert "1 of 13 predictions failed and count as wrong" in tables.footer(rows)
+
+
+def test_a_feature_that_is_not_finite_is_an_error_that_names_the_image(tiny, some_digits, tmp_path, monkeypatch):
+    rows = np.array(teachers.features(tiny, some_digits, tmp_path))
+    rows[7] = np.inf
+    monkeypatch.setattr(teachers, "features", lambda *_: rows)
+    with pytest.raises(
+        ValueError, match=f"gives image {some_digits.indices[7]} of digits-test a feature that is not finite"
+    ):
+        teachers.features_at(tiny, some_digits, np.array([7]), tmp_path)
+
+
+def test_features_are_kept_in_float16_by_choice_in_half_the_space(tiny_config, checkpoint, some_digits, tmp_path):
+    full, half = (
+        teachers.load(str(tiny_config), pretrained=checkpoint, feature_dtype=dtype) for dtype in ("float32", "float16")
+    )
+    a, b = (teachers.features(teacher, some_digits, tmp_path) for teacher in (full, half))
+    assert (a.nbytes, b.dtype) == (2 * b.nbytes, np.float16)
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    assert teachers.features_at(half, some_digits, np.array([3]), tmp_path).dtype == torch.float32
+    with pytest.raises(ValueError, match=r"unknown feature_dtype 'int8'. Known: float32, float16"):
+        teachers.load(str(tiny_config), pretrained=checkpoint, feature_dtype="int8")
+
+
+# ---- other towers and devices
+
+
+def test_a_gpu_that_is_not_there_is_said_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"device 'cuda:1' was asked for.*no CUDA GPU here: set device: cpu"):
+        teachers.load("mini", device="cuda:1")
+
+
+def test_a_timm_tower_gives_feature_and_tokens_and_no_text(tmp_path):
+    import timm
+
+    name = "vit_small_patch14_reg4_dinov2"
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0).eval()
+    path = tmp_path / "dino.pth"
+    torch.save(model.state_dict(), path)
+    teacher = teachers.load(f"timm:{name}", pretrained=path)
+    size = teacher.image_size
+    image = teacher.transform([np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)])
+    assert image.shape == (1, 3, size, size)
+    encoding = teacher.encode(image, tokens=True)
+    with torch.inference_mode():
+        every = model.forward_features(image)
+    assert torch.equal(encoding.feature, every[:, 0])  # the CLS token
+    assert encoding.tokens.shape == (1, size // 14, size // 14, 384)
+    assert torch.equal(encoding.tokens.flatten(1, 2), every[:, 5:])  # after CLS and four registers
+    assert (teacher.width, teacher.grid) == (384, (size // 14, size // 14))
+    with pytest.raises(ValueError, match="has no text tower"):
+        teacher.text_features(["cat"], ["a {}"])
+    with pytest.raises(ValueError, match="has no text tower"):
+        _ = teacher.logit_scale
+    with pytest.raises(ValueError, match="cannot be loaded into timm:vit_tiny_patch16_224"):
+        teachers.load("timm:vit_tiny_patch16_224", pretrained=path)
+    with pytest.raises(ValueError, match="unknown timm model 'vit_small_patch15'"):
+        teachers.load("timm:vit_small_patch15", pretrained=path)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        teachers.load(f"timm:{name}", pretrained=tmp_path / "nothing.pth")
+
+
+def test_timm_weights_out_of_reach_say_where_they_are_looked_for_and_how_to_pass_a_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(teachers, "_online", lambda url, seconds=4.0: False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"the hub cannot be reached.*pretrained='/path/to/weights"):
+        teachers.load("timm:vit_large_patch14_reg4_dinov2.lvd142m", cache=tmp_path)
+
+
+def test_a_checkpoint_of_vit_b_16_at_its_true_size_loads_and_encodes(tmp_path):
+    torch.manual_seed(0)
+    model = open_clip.create_model("ViT-B-16-quickgelu", load_weights=False).eval()
+    path = tmp_path / "vit-b-16.safetensors"
+    teachers.save({k: v.contiguous() for k, v in model.state_dict().items()}, path, {})
+    teacher = teachers.load("ViT-B-16-quickgelu", pretrained=path)
+    images = teacher.transform([np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)])
+    encoding = teacher.encode(images, tokens=True)
+    with torch.inference_mode():
+        assert torch.allclose(encoding.feature, model.encode_image(images), atol=1e-5)
+    assert (teacher.width, teacher.grid, teacher.image_size) == (512, (14, 14), 224)
+    assert encoding.tokens.shape == (1, 14, 14, 512)
+    assert teacher.text_features(["a cat", "a dog"], ["{}"]).shape == (2, 512)
+
+
+def test_the_convolutional_teacher_of_cifar10_trains_and_loads_like_any_other(few, tmp_path):
+    config = teachers.TrainConfig(model="apm-cifar10", epochs=1, groups=2, precision="bf16")
+    weights = teachers.train(few.subset(40), config)
+    teachers.save(weights, tmp_path / "w.safetensors", {})
+    teacher = teachers.load("apm-cifar10", pretrained=tmp_path / "w.safetensors")
+    assert (teacher.width, teacher.image_size, teacher.grid) == (128, 64, None)
+    assert teacher.encode(teacher.transform(few.images[:2])).feature.shape == (2, 128)
+    with pytest.raises(ValueError, match="unknown training precision 'int8'"):
+        teachers.TrainConfig(precision="int8")
 
 
 # ---- training

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import warnings
 
 import plain
 import pytest
@@ -328,3 +329,28 @@ def test_images_are_shared_out_evenly() -> None:
     adapt(data["images"], data["targets"], CONFIG, callback=lambda k, part, p: parts.add((part.start, part.stop)))
     assert sorted(parts) == [(0, 2), (2, 5)]
     assert adapt(data["images"][:0], data["targets"][:0], CONFIG).features.shape == (0, 13, 16)
+
+
+def test_students_that_do_not_fit_into_memory_train_in_halves_with_the_same_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, config = problem(5), variant("mean", lockstep=8)
+    expected = adapt(data["images"], data["targets"], config)
+    original = ttt.objective
+
+    def small(weights: dict, x: torch.Tensor, *rest: object) -> tuple:
+        if len(x) > room[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(weights, x, *rest)
+
+    monkeypatch.setattr(ttt, "objective", small)
+    room = [2]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        halved = adapt(data["images"], data["targets"], config, keep_parameters=True)
+    torch.testing.assert_close(halved.features, expected.features, rtol=1e-9, atol=1e-12)
+    assert "5 students side by side do not fit into the GPU's memory: going on with 2" in str(said[0].message)
+    assert len(halved.parameters["head_bias"]) == 5
+    room = [0]
+    with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="side by side"):
+        adapt(data["images"], data["targets"], config)
