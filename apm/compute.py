@@ -251,8 +251,8 @@ def running_mean(chunks: Iterable[Tensor]) -> Tensor:
 # ----------------------------------------------------------------------------------------------------------------- towers
 
 
-def clip_model(name: str, device: torch.device | str = META) -> nn.Module:
-    """An open_clip model with random weights and in evaluation mode; on the meta device it takes neither time nor memory.
+def clip_model(name: str) -> nn.Module:
+    """An open_clip model in evaluation mode on the meta device: all shapes, no weights, hardly any time or memory.
 
     Raises ValueError with the known names for an unknown one.
     """
@@ -260,7 +260,7 @@ def clip_model(name: str, device: torch.device | str = META) -> nn.Module:
 
     _known("open_clip model", name, open_clip.list_models())
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it warns that the weights are random
+    logging.disable(logging.WARNING)  # it warns that the model is untrained
     try:
         with torch.device("meta"):
             model = open_clip.create_model(name, device="meta", load_weights=False).eval()
@@ -289,7 +289,10 @@ def feature_width(name: str) -> int:
 
 def image_size(name: str) -> int:
     """Side in pixels of the images that an open_clip model reads."""
-    model: Any = clip_model(name)
+    return _image_size(clip_model(name))
+
+
+def _image_size(model: Any) -> int:
     size = model.visual.image_size
     return int(size[0] if isinstance(size, (tuple, list)) else size)
 
@@ -302,7 +305,7 @@ def tower_cost(name: str, tower: str = "image") -> Cost:
     """
     _known("tower", tower, ("image", "text", "both"))
     model: Any = clip_model(name)
-    size = image_size(name)
+    size = _image_size(model)
     image = torch.empty(1, 3, size, size, device=META)
     text = torch.zeros(1, model.context_length, dtype=torch.long, device=META)
     images = sum(p.numel() for p in model.visual.parameters())
@@ -377,7 +380,6 @@ class MemoryTracker(TorchDispatchMode):
 
 def memory(fn: Callable[[], Any], held: Iterable[Tensor] = ()) -> Memory:
     """Peak bytes of live tensors while fn() runs, on top of the tensors held before it."""
-    gc.collect()
     collecting = gc.isenabled()
     gc.disable()  # when cycles are collected depends on what ran before
     try:
@@ -720,14 +722,15 @@ def memory_table(
     towers: Mapping[str, Memory],
     published: pd.DataFrame,
 ) -> pd.DataFrame:
-    """Peak memory in MB (1e6 bytes): columns by chunk, training runs by precision, image towers; published figures in GB.
+    """Peak memory in MB (1e6 bytes): columns by chunk, training runs by precision, image towers; published figures with unit.
 
-    runs: precision -> `ttt_run(...)[1]`. towers: open_clip model -> `tower_memory(model)`.
+    runs: precision -> `ttt_run(...)[1]`. towers: open_clip model -> `tower_memory(model)`. Raises ValueError for no training run.
     """
+    if not runs:
+        raise ValueError("no training run: name at least one precision")
     rows: list[dict[str, Any]] = []
 
-    def add(what: str, detail: str, found: Memory, row: str | None = None) -> None:
-        said = [printed(published, "Table 4", row, c) if row else "" for c in ("M_i (ideal)", "M_meas")]
+    def add(what: str, detail: str, found: Memory, *cell: str) -> None:
         rows.append(
             {
                 "what": what,
@@ -735,20 +738,45 @@ def memory_table(
                 "held before (MB)": found.held / 1e6,
                 "above it (MB)": found.added / 1e6,
                 "peak (MB)": found.peak / 1e6,
-                "published (GB), ideal": said[0],
-                "published (GB), measured": said[1],
+                "published": "; ".join(cell),
             }
         )
+
+    def said(row: str) -> str:
+        ideal, measured = (printed(published, "Table 4", row, column) for column in ("M_i (ideal)", "M_meas"))
+        return f"{ideal} GB ideal, {measured} GB measured"
 
     for formulation in FORMULATIONS:
         for chunk in chunks:
             count = f"{chunk} column{'s' if chunk > 1 else ''} at a time"
             add(f"student forward, {formulation}", count, chunk_cost(student, chunk, formulation=formulation)[1])
+    alone = printed(published, "Text sec.4", "APM", "memory of student alone")
     for precision, found in runs.items():
-        add("student, test-time training", precision, found, "APM (s), t=2")
+        add("student, test-time training", precision, found, f"{alone} MB")
+    precision, found = next(iter(runs.items()))
+    resident = 4 * tower_cost(REFERENCE, "both").parameters
+    together = Memory(found.held + resident, found.peak + resident)
+    add(f"the same with {REFERENCE} resident, both towers", precision, together, said("APM Peak Use"))
     for name, found in towers.items():
-        add(f"{name} image tower, forward", "float32", found, "CLIP ViT-B/16 (u) [90]" if name == REFERENCE else None)
+        cell = [said("CLIP ViT-B/16 (u) [90]")] if name == REFERENCE else []
+        add(f"{name} image tower, forward", "float32", found, *cell)
     return pd.DataFrame(rows)
+
+
+def timing_table(timings: Sequence[Timing]) -> pd.DataFrame:
+    """Times for reading, never to be saved: they differ from run to run. With CUDA's own peak of memory where there is one."""
+    table = pd.DataFrame(
+        {
+            "network": [f"student, {t.name}" if t.chunk else f"{t.name} image tower" for t in timings],
+            "columns at a time": [str(t.chunk or "") for t in timings],
+            "seconds": [f"{t.seconds:.4f}" for t in timings],
+            "least to most": [f"{t.least:.4f} to {t.most:.4f}" for t in timings],
+            "share of columns run": [f"{t.measured:.0%}" for t in timings],
+        }
+    )
+    if any(t.cuda_peak for t in timings):
+        table["CUDA peak (MB)"] = [(t.cuda_peak or 0) / 1e6 for t in timings]
+    return table
 
 
 # ---------------------------------------------------------------------------------------------------------------- figures
@@ -840,7 +868,7 @@ def time_figure(timings: Sequence[Timing], published: pd.DataFrame) -> tuple[Fig
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize="small")
     return figure, (
         "Time per image against the number of columns at a time, float32: median and range of repeats on the device named in the "
-        "notebook, which changes from run to run; published points come from hardware that the paper's figure does not fix."
+        "notebook, which changes from run to run. Published points: of a 224 px image on other hardware; all patches at once stand at the right end."
     )
 
 
@@ -890,5 +918,5 @@ def _wrapped(text: str, width: int = 46) -> str:
 def _chunk_ticks(axes: Any, chunks: Sequence[int]) -> None:
     from matplotlib.ticker import NullLocator
 
-    axes.set_xticks(list(chunks), [str(chunk) for chunk in chunks])
+    axes.set_xticks(list(chunks), [str(chunk) for chunk in chunks], rotation=45 if len(chunks) > 5 else 0)
     axes.xaxis.set_minor_locator(NullLocator())
