@@ -366,7 +366,7 @@ def mask_agreement(labels: np.ndarray, masks: np.ndarray, others: int = OTHERS) 
 
 
 MEASURES = {  # column of `measure` -> heading
-    "spread": "spread",
+    "spread": "spread (%)",
     "neighbour": "neighbours, raw",
     "far": "far, raw",
     "neighbour_centred": "neighbours",
@@ -417,7 +417,7 @@ def measure(
         two = [d if d.count == 2 else clusters(grid, [2], seed=seed) for d, grid in zip(divided, grids, strict=True)]
         own, other = mask_agreement(np.stack([d.labels for d in two]), masks, others)
         columns["ari_two"] = own
-        columns["ari"] = mask_agreement(np.stack([d.labels for d in divided]), masks, others)[0]
+        columns["ari"] = mask_agreement(np.stack([d.labels for d in divided]), masks, 1)[0]
         columns["ari_two_others"], columns["ari_two_gain"] = other, own - other
     return pd.DataFrame(columns)
 
@@ -445,13 +445,18 @@ def summary(measures: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def table(long: pd.DataFrame, measures: Iterable[str] = tuple(MEASURES)) -> pd.DataFrame:
-    """A summary as read: one row per source, one column per measure, "value [low, high]". Raises ValueError for an unknown one."""
+    """A summary as read: one row per source, one column per measure, "value [low, high]", the spread in percent.
+
+    Raises ValueError for a measure that the summary does not have.
+    """
     wide: dict[str, dict[str, str]] = {}
     for name in measures:
         part = long[long["measure"] == name]
         if part.empty:
             raise unknown("measure", name, dict.fromkeys(long["measure"]))
-        wide[MEASURES.get(name, name)] = {row.source: _bracketed(row) for row in part.itertuples()}
+        wide[MEASURES.get(name, name)] = {
+            row.source: _bracketed(row, percent=name == "spread") for row in part.itertuples()
+        }
     order = list(dict.fromkeys(long["source"]))
     return pd.DataFrame(wide).reindex(order).rename_axis("features").reset_index()
 
@@ -462,9 +467,10 @@ def likeness(pairs: Mapping[str, np.ndarray]) -> pd.DataFrame:
     return pd.DataFrame({"compared": name, "CKA": _bracketed(found), "n": found.n} for name, found in rows.items())
 
 
-def _bracketed(row: Any) -> str:
-    """ "0.55 [0.54, 0.56]" from anything with value, low and high."""
-    value, low, high = _decimals(row.value), _decimals(row.low), _decimals(row.high)
+def _bracketed(row: Any, *, percent: bool = False) -> str:
+    """ "0.55 [0.54, 0.56]" from anything with value, low and high; without the interval where it is narrower than the digits."""
+    numbers = (row.value, row.low, row.high)
+    value, low, high = (f"{100 * x:.3g}" if percent else _decimals(x) for x in numbers)
     return value if value == low == high else f"{value} [{low}, {high}]"
 
 
@@ -571,7 +577,7 @@ def photograph_table(
         raise ValueError(
             f"expected one row per photograph, found {len(names)} names, {len(trained)}, {len(raw)} and {len(another)} rows"
         )
-    columns = {"photograph": list(names), "spread": [_decimals(v) for v in trained["spread"]]}
+    columns = {"photograph": list(names), MEASURES["spread"]: [f"{100 * v:.2g}" for v in trained["spread"]]}
     for name in ("neighbour_centred", "far_centred", "position", "clusters"):
         for label, frame in (("student", trained), ("pixels", raw)):
             values = [str(int(v)) if name == "clusters" else _decimals(v) for v in frame[name]]
@@ -579,27 +585,36 @@ def photograph_table(
     return pd.DataFrame({**columns, "another T": [_decimals(v) for v in another]})
 
 
-def reading(measures: Mapping[str, pd.DataFrame], pairs: Mapping[str, np.ndarray], student: str) -> list[str]:
-    """What the controls say, in sentences computed from the measures by source and the `alike` values by comparison.
+def reading(
+    measures: Mapping[str, pd.DataFrame], student: str, control: str, another: Mapping[str, np.ndarray]
+) -> list[str]:
+    """What the controls say, in sentences computed from the measures.
 
-    student: the row of the trained student. Raises ValueError when it is missing, and for too few images.
+    measures: rows of `measure` by source. student, control: the rows of the trained student and of the positional code. another:
+    by student, `alike` of its grid with the one that another image gives in the same weights. Raises ValueError when a
+    row is missing, and for too few images.
     """
-    if student not in measures:
-        raise unknown("source", student, measures)
-    own = interval(measures[student]["spread"])
-    sentences = [f"{student}: the places differ from their mean by {100 * own.value:.2g} % of its length."]
+    for name in (student, control):
+        if name not in measures:
+            raise unknown("source", name, measures)
+    trained = measures[student]
+    size, linear = interval(trained["spread"]), interval(trained["position"])
+    gap = interval(trained["neighbour_minus_far"] - measures[control]["neighbour_minus_far"])
+    sentences = [
+        f"{student}: the places differ from their mean by {100 * size.value:.2g} % of its length, and what is linear in the positional "
+        f"code explains {100 * linear.value:.2f} % of that.",
+        f"{student} against {control}: neighbours less distant places differ by {_bracketed(gap)} in mean cosine, {against_zero(gap)}.",
+    ]
     for name, frame in measures.items():
         gain = interval(frame["ari_two_gain"])
         sentences.append(
-            f"{name}: agreement of two clusters with the own mask less that with other masks is {_bracketed(gain)}, "
-            f"{against_zero(gain)}."
+            f"{name}: its two clusters fit the image's own mask better than other images' by {_bracketed(gain)}, {against_zero(gain)}."
         )
-    for name, frame in measures.items():
-        if name == student:
-            continue
-        gap = interval(measures[student]["neighbour_minus_far"] - frame["neighbour_minus_far"])
-        sentences.append(f"{student} less {name}: neighbours - far {_bracketed(gap)}, {against_zero(gap)}.")
-    sentences += [f"{name}: CKA {_bracketed(interval(values))}." for name, values in pairs.items()]
+    for name, values in another.items():
+        found = interval(values)
+        sentences.append(
+            f"{name}: with another image put in, weights unchanged, the map stays alike to {_bracketed(found)} (1: the same map)."
+        )
     return sentences
 
 
@@ -633,10 +648,17 @@ def embed(grid: np.ndarray, *, method: str = "pca", components: int = 3, seed: i
     main = PCA(min(components, *flat.shape), svd_solver="full").fit_transform(flat)
     start[:, : main.shape[1]] = main
     start *= 1e-4 / max(float(start[:, 0].std()), 1e-300)  # scikit-learn's scale of a PCA start
-    perplexity = min(30.0, (len(flat) - 1) / 3)
-    found = TSNE(components, perplexity=perplexity, init=start.astype(np.float32), random_state=seed).fit_transform(
-        flat
+    # scikit-learn's defaults are made for thousands of points: on a grid of 64 places the learning rate scatters them at random,
+    # and the exaggeration draws them all into one point
+    tsne = TSNE(
+        components,
+        perplexity=max(min(30.0, len(flat) / 6), 1.0),
+        early_exaggeration=4.0,
+        learning_rate=max(len(flat) / 12, 1.0),
+        init=start.astype(np.float32),
+        random_state=seed,
     )
+    found = tsne.fit_transform(flat)
     low, high = np.percentile(found, [1, 99], axis=0)
     span = high - low
     scaled = np.clip((found - low) / np.where(span > 0, span, 1.0), 0.0, 1.0)
@@ -664,6 +686,12 @@ def as_colour(embedding: np.ndarray) -> np.ndarray:
 def picture(grid: np.ndarray, method: str = "pca", components: int = 3) -> np.ndarray:
     """One grid (h, w, D) as RGB (h, w, 3): `embed` and `as_colour`."""
     return as_colour(embed(grid, method=method, components=components))
+
+
+def swapped(own: np.ndarray, other: np.ndarray) -> list[np.ndarray]:
+    """A student's grid (h, w, D) with its own image and with another one in the same colours (PCA of the first), each less its mean."""
+    own, other = centred(np.stack([own, other]))
+    return [figures.grid_rgb(own), figures.grid_rgb(other, fit=own)]
 
 
 # -------------------------------------------------------------------------------------------------------------- figures
@@ -729,11 +757,24 @@ def loss_figure(
         axes.fill_between(
             np.arange(losses.shape[1]), losses.min(axis=0), losses.max(axis=0), color=colours[i], alpha=0.1, linewidth=0
         )
-    axes.plot([0, paper.iterations], [paper.first, paper.last], "k*", markersize=11, label="published, first and last")
+    axes.plot(
+        [0, paper.iterations],
+        [paper.first, paper.last],
+        "k*",
+        markersize=11,
+        clip_on=False,
+        zorder=5,
+        label="published",
+    )
     for name, value in (floors or {}).items():
         axes.axhline(value, color="0.35", linestyle=":", linewidth=1)
         axes.annotate(
-            f"rounding of {name}", (0.01, value), xycoords=("axes fraction", "data"), fontsize="x-small", va="bottom"
+            f"rounding of {name}",
+            (0.99, value),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="top",
+            fontsize="small",
         )
     axes.set(xlabel="test-time training iteration", ylabel="loss (mean squared error)", yscale="log")
     axes.set_xlim(0, None)
@@ -777,6 +818,8 @@ def iterations_figure(by_iteration: Mapping[int, pd.DataFrame]) -> tuple[Figure,
         if len(lines) > 1:
             axes.legend(fontsize="small")
     grid[0].set_ylim(0, None)
+    low, high = grid[2].get_ylim()
+    grid[2].set_ylim(min(low, -0.1), max(high, 0.4))  # no zoom into what is near 0
     return figure, (
         f"The student's grid after k iterations; n = {n} images, bands are 95 % bootstrap intervals. Spread: distance of the places from "
         "their mean, as a share of its length. Index: two clusters against the foreground mask."
@@ -815,7 +858,7 @@ def sources_figure(long: pd.DataFrame) -> tuple[Figure, str]:
         axes.set_title(title)
         axes.axvline(0, color="0.6", linewidth=1)
         if len(marks) > 1:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize="small")
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=1, fontsize="small")
     grid[0].set_yticks(y, sources)
     grid[0].set_ylim(len(sources) - 0.5, -0.5)
     n = int(long["n"].min())
