@@ -548,7 +548,7 @@ def _semantics(folder: Path | str) -> list[Claim]:
 
     gain = number(trained, "ari_two_gain")
     before, after = (number(source, "neighbour_minus_far") for source in ("student, random weights", trained))
-    swapped = cell(folder, "06_alike", {"compared": "student: own image and another put in, same weights"}, "CKA")
+    swapped = cell(folder, "06_alike", {"compared": "student: own image and another, same weights"}, "CKA")
     return [
         Claim(
             "Features of single locations are aware of what is there",

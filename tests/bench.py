@@ -1,13 +1,18 @@
 """Speed of test-time training as ratios within one run: `make bench`.
 
-Compares `apm.ttt.adapt` with the plain formulation of tests/plain.py, looped image by image, on the same images, targets
-and number of iterations. Variants take turns, so that a machine that slows down slows all of them; medians are reported.
-The matrix peak is measured in the same run. Writes results/bench/<scale>.{csv,md}.
+Scale `mini` compares `apm.ttt.adapt` with the plain formulation of tests/plain.py, looped image by image, on the same images,
+targets and number of iterations. Scale `paper` (448 px, 32 x 32 columns, 22.8 M weights) compares one iteration of it with the
+released form (every image 8 times in the batch, columns in chunks of 16, and, in a row of its own, the teacher encoded again in
+every iteration) and with the plain formulation without the repeats; on a GPU too where there is one. Variants take turns,
+so that a machine that slows down slows all of them; medians are reported. Matrix peak and memory bandwidth are measured
+in the same run. Writes results/bench/<scale>.{csv,md}.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import os
 import platform
 import statistics
@@ -24,10 +29,13 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
 
-from apm import ttt
-from apm.model import preset
+from apm import compute, ttt
+from apm.model import parameter_shapes, preset
 from apm.project import atomic_write, root
 from apm.ttt import TTTConfig
+
+
+CPU = torch.device("cpu")
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -37,20 +45,30 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def matrix_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 7) -> float:
+def matrix_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 7, device: torch.device = CPU) -> float:
     """Measured GFLOP/s (operations, two per multiply-add) of a square matrix product."""
-    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-    a @ b
-    return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(repeats)) / 1e9
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+
+    def product() -> None:
+        a @ b
+        _synchronised(device)
+
+    product()
+    return 2 * size**3 / min(seconds(product) for _ in range(repeats)) / 1e9
 
 
-def adam_bandwidth(parameters: int = 4_000_000, repeats: int = 7) -> float:
+def adam_bandwidth(parameters: int = 4_000_000, repeats: int = 7, device: torch.device = CPU) -> float:
     """Measured GB/s of a fused Adam step: 7 passes of 4 bytes over the parameters (read w, g, m, v; write w, m, v)."""
-    weight = torch.zeros(parameters, requires_grad=True)
-    weight.grad = torch.randn(parameters)
+    weight = torch.zeros(parameters, requires_grad=True, device=device)
+    weight.grad = torch.randn(parameters, device=device)
     optimiser = torch.optim.Adam([weight], fused=True)
-    optimiser.step()
-    return 28 * parameters / min(seconds(optimiser.step) for _ in range(repeats)) / 1e9
+
+    def step() -> None:
+        optimiser.step()
+        _synchronised(device)
+
+    step()
+    return 28 * parameters / min(seconds(step) for _ in range(repeats)) / 1e9
 
 
 def operations(images: torch.Tensor, targets: torch.Tensor, config: TTTConfig) -> float:
@@ -129,31 +147,181 @@ def measure(iterations: int, images: int, repeats: int) -> pd.DataFrame:
     return table
 
 
-def main() -> None:
-    """Measure, print, write results/bench/mini.{csv,md}."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, default=50)
-    parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    table = measure(options.iterations, options.images, options.repeats)
-    formats = {
-        "ms per image and iteration": ".3f",
-        "images/s": ".1f",
-        "times faster": ".1f",
-        "GFLOP/s": ".0f",
-        "of matrix peak": ".0%",
+# ------------------------------------------------------------------------------------------------------------ paper scale
+
+
+def _synchronised(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def plain_iterations(
+    config: TTTConfig, weights: dict[str, torch.Tensor], x: torch.Tensor, t: torch.Tensor, *, copies: int
+) -> Callable[[], float]:
+    """A function that does one more iteration of the plain (copies 1) or released (copies 8) form and returns its seconds."""
+    student = plain.PlainStudent(config.student, weights).to(x.device)
+    student.code, student.code_out = student.code.to(x.device), student.code_out.to(x.device)
+    optimiser = torch.optim.Adam(student.parameters(), lr=config.learning_rate)
+
+    def iteration() -> float:
+        start = _synchronised(x.device)
+        optimiser.zero_grad()
+        folded = student(x)[0][None] if copies == 1 else student.released(x, copies)
+        (folded - t).square().mean().backward()
+        optimiser.step()
+        return _synchronised(x.device) - start
+
+    return iteration
+
+
+def our_iterations(config: TTTConfig, x: torch.Tensor, t: torch.Tensor, count: int = 3) -> Callable[[], float]:
+    """A function that runs `apm.ttt.adapt` and returns its median seconds per image and iteration, the first left out."""
+    chosen = replace(config, iterations=count, lockstep=len(x))
+
+    def run() -> float:
+        marks: list[float] = []
+        ttt.adapt(x, t, chosen, callback=lambda k, part, weights: marks.append(_synchronised(x.device)))
+        # a mark stands between the forward pass of one update and its backward pass: differences are whole iterations
+        return statistics.median(b - a for a, b in itertools.pairwise(marks[1:])) / len(x)
+
+    return run
+
+
+def peak_memory(function: Callable[[], object], held: list[torch.Tensor]) -> float:
+    """MB of live tensors at most."""
+    return compute.memory(function, held).peak / 1e6
+
+
+def measure_paper(repeats: int, *, teacher: bool, device: torch.device) -> pd.DataFrame:
+    """One row per variant at paper scale, per image and iteration."""
+    student = preset("released", rgb_head=False)
+    config = TTTConfig(student, iterations=3)
+    generator = torch.Generator().manual_seed(0)
+    side_by_side = (1,) if device.type == "cpu" else (1, 8, 32)
+    x = torch.randn(max(side_by_side), 3, *student.image_size, generator=generator).to(device)
+    t = torch.nn.functional.normalize(torch.randn(len(x), student.width, generator=generator), dim=-1).to(device)
+    weights = {name: value[0] for name, value in ttt.initial_parameters(x[:1], config).items()}
+    count = compute.student_cost(student, formulation="plain")
+    factorised = compute.student_cost(student, formulation="factorised")
+    work = {8: 8 * 3 * count.flops, 1: 3 * count.flops, 0: 3 * factorised.flops}  # backward: twice the forward pass
+    forms: dict[tuple[str, str, int], tuple[Callable[[], float], float]] = {
+        ("released: 8 identical rows, chunks of 16", "float32", 1): (plain_iterations(config, weights, x[0], t[:1], copies=8), work[8]),
+        ("plain: 1 row, all columns at once", "float32", 1): (plain_iterations(config, weights, x[0], t[:1], copies=1), work[1]),
+    }  # fmt: skip
+    for precision in ("float32", "bfloat16"):
+        for n in side_by_side:
+            run = our_iterations(replace(config, precision=precision), x[:n], t[:n])
+            forms[("apm", precision, n)] = (run, work[0])
+    times: dict[tuple[str, str, int], list[float]] = {name: [] for name in forms}
+    peaks = {"float32": 0.0, "bfloat16": 0.0}
+    bandwidth = 0.0
+    for repeat in range(repeats + 1):
+        for name in peaks:  # in turn with the variants: the best of a busy machine is the machine
+            peaks[name] = max(peaks[name], matrix_peak(getattr(torch, name), device=device, repeats=3))
+        bandwidth = max(bandwidth, adam_bandwidth(parameters=20_000_000, repeats=3, device=device))
+        for name, (function, _) in forms.items():
+            elapsed = function()
+            if repeat:  # the first round warms up
+                times[name].append(elapsed)
+    encode = teacher_seconds(device) if teacher else float("nan")
+    first = statistics.median(times[next(iter(forms))])
+    numbers = sum(math.prod(shape) for shape in parameter_shapes(student).values())
+    rows = []
+    if teacher:
+        rows.append(
+            ("released, teacher ViT-L-14 encoded in every iteration", "float32", 1, first + encode, float("nan"))
+        )
+    rows += [(*name, statistics.median(times[name]), forms[name][1]) for name in forms]
+    table = pd.DataFrame(
+        [
+            {
+                "device": device.type,
+                "variant": label,
+                "precision": precision,
+                "images side by side": n,
+                "s per image and iteration": seconds_each,
+                "times faster": first / seconds_each,
+                "GFLOP": flop / 1e9,
+                "GFLOP/s": flop / seconds_each / 1e9,
+                "of matrix peak": flop / seconds_each / 1e9 / peaks[precision],
+                "Adam's share at measured bandwidth": 28 * numbers / bandwidth / 1e9 / seconds_each,
+            }
+            for label, precision, n, seconds_each, flop in rows
+        ]
+    )
+    held = [*weights.values(), x[0], t[:1]]
+    memories = {
+        "released": peak_memory(plain_iterations(config, weights, x[0], t[:1], copies=8), held),
+        "plain": peak_memory(plain_iterations(config, weights, x[0], t[:1], copies=1), held),
+        "apm, float32": peak_memory(lambda: ttt.adapt(x[:1], t[:1], replace(config, iterations=2)), [x[0], t]),
     }
+    table.attrs["note"] = (
+        f"Released student ({numbers / 1e6:.1f} M weights without RGB head), 448 px, 32 x 32 columns, attention fold; one image "
+        f"unless said otherwise; {torch.get_num_threads()} threads, {compute.hardware(device)}, torch {torch.__version__}. Measured "
+        f"matrix peak {peaks['float32']:.0f} GFLOP/s float32, {peaks['bfloat16']:.0f} bfloat16; fused Adam {bandwidth:.0f} GB/s. "
+        f"Medians of {repeats} rounds in which the variants take turns; GFLOP are those of the variant's own formulation, forward "
+        "and backward. Peak memory of tensors: "
+        + ", ".join(f"{name} {value:,.0f} MB" for name, value in memories.items())
+        + "."
+    )
+    return table
+
+
+def teacher_seconds(device: torch.device) -> float:
+    """Seconds of ViT-L-14's image tower, random weights, on the 8 identical rows of the released form."""
+    tower, size = compute.image_tower("ViT-L-14", device), compute.image_size("ViT-L-14")
+    images = torch.zeros(8, 3, size, size, device=device)
+    with torch.no_grad():
+        tower(images[:1])
+        start = _synchronised(device)
+        tower(images)
+        return _synchronised(device) - start
+
+
+FORMATS = {
+    "ms per image and iteration": ".3f",
+    "s per image and iteration": ".4f",
+    "images/s": ".1f",
+    "times faster": ".1f",
+    "GFLOP": ".0f",
+    "GFLOP/s": ".0f",
+    "of matrix peak": ".0%",
+    "Adam's share at measured bandwidth": ".0%",
+}
+
+
+def keep(table: pd.DataFrame, name: str) -> None:
+    """Print a table and write results/bench/<name>.{csv,md}."""
+    formats = {column: form for column, form in FORMATS.items() if column in table}
     text = table.assign(
         **{name: ["" if pd.isna(v) else format(v, f) for v in table[name]] for name, f in formats.items()}
     )
-    shown = text.to_markdown(index=False, disable_numparse=True, colalign=("left", "left", *["right"] * len(formats)))
-    print(shown, "", table.attrs["note"], sep="\n")
+    align = ["right" if column in formats else "left" for column in table.columns]
+    shown = text.to_markdown(index=False, disable_numparse=True, colalign=align)
+    print(shown, "", table.attrs["note"], sep="\n", flush=True)
     folder = root() / "results" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / "mini.csv", table.to_csv(index=False))
-    atomic_write(folder / "mini.md", f"{shown}\n\n{table.attrs['note']}\n")
+    atomic_write(folder / f"{name}.csv", table.to_csv(index=False))
+    atomic_write(folder / f"{name}.md", f"{shown}\n\n{table.attrs['note']}\n")
+
+
+def main() -> None:
+    """Measure, print, write results/bench/<scale>.{csv,md}."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", choices=("mini", "paper", "all"), default="all")
+    parser.add_argument("--iterations", type=int, default=50, help="of scale mini")
+    parser.add_argument("--images", type=int, default=64, help="of scale mini")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--teacher", action="store_true", help="a row with the teacher encoded in every iteration")
+    options = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    if options.scale in ("mini", "all"):
+        keep(measure(options.iterations, options.images, options.repeats), "mini")
+    if options.scale in ("paper", "all"):
+        keep(measure_paper(options.repeats, teacher=options.teacher, device=torch.device("cpu")), "paper")
+        if torch.cuda.is_available():
+            keep(measure_paper(options.repeats, teacher=options.teacher, device=torch.device("cuda")), "paper-gpu")
 
 
 if __name__ == "__main__":

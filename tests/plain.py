@@ -72,6 +72,25 @@ class PlainStudent(torch.nn.Module):
                 colour = F.relu(colour @ p[f"rgb{layer}_weight"] + p[f"rgb{layer}_bias"])
         return folded, f, colour
 
+    def released(self, image: Tensor, copies: int = 8, chunk: int = 16) -> Tensor:
+        """Folded features (copies, D) as the released script computes them: the image `copies` times, columns in chunks."""
+        c, p = self.config, self.p
+        q = self.columns(image, None).expand(copies, -1, -1)  # (copies, h*w, query_width)
+        parts = []
+        for x in q.split(chunk, dim=1):
+            for layer in range(len(c.hidden)):
+                x = F.relu(x @ p[f"mlp{layer}_weight"] + p[f"mlp{layer}_bias"])
+            parts.append(x @ p["head_weight"] + p["head_bias"])
+        f = torch.cat(parts, dim=1)
+        if c.fold == "mean":
+            return f.mean(dim=1)
+        keys = (f + self.code_out.reshape(f.shape[1:])).transpose(0, 1)  # (h*w, copies, D)
+        query = p["fold_query"].expand(1, copies, -1)
+        return F.multi_head_attention_forward(
+            query, keys, keys, c.width, c.heads, p["fold_in_weight"].T, p["fold_in_bias"], None, None, False, 0.0,
+            p["fold_out_weight"].T, p["fold_out_bias"], need_weights=False,
+        )[0][0]  # fmt: skip
+
 
 def adapt_one(image, target, config, weights, tokens=None, colours=None):
     """Losses (K + 1,), folded features (K + 1, D) of one image (3, H, W) with target (D,), starting from `weights`."""

@@ -354,3 +354,12 @@ def test_students_that_do_not_fit_into_memory_train_in_halves_with_the_same_resu
     room = [0]
     with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="side by side"):
         adapt(data["images"], data["targets"], config)
+
+
+@pytest.mark.parametrize("fold", ["mean", "attention"])
+def test_the_released_form_with_its_repeats_and_chunks_is_the_plain_one(fold: str) -> None:
+    data, config = problem(1), variant(fold)
+    weights = {name: value[0] for name, value in initial_parameters(data["images"], config).items()}
+    student = plain.PlainStudent(config.student, weights)
+    released = student.released(data["images"][0], copies=3, chunk=5)
+    torch.testing.assert_close(released, student(data["images"][0])[0].expand(3, -1))
