@@ -34,7 +34,6 @@ from apm.model import parameter_shapes, preset
 from apm.project import atomic_write, root
 from apm.ttt import TTTConfig
 
-
 CPU = torch.device("cpu")
 
 
