@@ -507,7 +507,7 @@ def time_columns(
     formulation: str = "plain",
     device: torch.device | str = "cpu",
     repeats: int = 3,
-    most: int = 16,
+    most: int = 8,
 ) -> Timing:
     """Time for all columns of one image, `chunk` at a time, folded by a running mean (Figure 2).
 
