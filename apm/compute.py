@@ -507,7 +507,7 @@ def time_columns(
     formulation: str = "plain",
     device: torch.device | str = "cpu",
     repeats: int = 3,
-    most: int = 16,
+    most: int = 8,
 ) -> Timing:
     """Time for all columns of one image, `chunk` at a time, folded by a running mean (Figure 2).
 
@@ -868,7 +868,7 @@ def time_figure(timings: Sequence[Timing], published: pd.DataFrame) -> tuple[Fig
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize="small")
     return figure, (
         "Time per image against the number of columns at a time, float32: median and range of repeats on the device named in the "
-        "notebook, which changes from run to run. Published points: of a 224 px image on other hardware; all patches at once stand at the right end."
+        "notebook, which changes from run to run. Published points: of a 224 px image, hardware not on record; all patches at once stand at the right end."
     )
 
 
