@@ -425,10 +425,15 @@ class Job:
 def train_all(jobs: Sequence[Job], *, seed: int = 0, folder: Path | str | None = None) -> dict[str, Field]:
     """Train several fields, on a CPU as many at a time as there are cores, each with its own checkpoint (`checkpoint_path`).
 
-    Each has the weights that it would have alone. Raises ValueError for a name given twice, and as `train` does.
+    Each has the weights that it would have alone. Raises ValueError for a name given twice or settings with different numbers of
+    threads, and as `train` does.
     """
     if len({job.name for job in jobs}) != len(jobs):
         raise ValueError(f"expected every name once, found {[job.name for job in jobs]}")
+    threads = {job.config.threads for job in jobs}
+    if len(threads) != 1:
+        raise ValueError(f"trainings side by side need one number of threads, found {sorted(threads)}")
+    (each,) = threads
 
     def one(job: Job) -> Field:
         path = checkpoint_path(job.config, job.of, seed, folder)
@@ -436,10 +441,11 @@ def train_all(jobs: Sequence[Job], *, seed: int = 0, folder: Path | str | None =
 
     cores = torch.get_num_threads()
     on_cpu = all(job.data.images.device.type == "cpu" for job in jobs)
-    workers = max(1, min(cores, len(jobs))) if on_cpu else 1
+    workers = max(1, min(cores // each, len(jobs))) if on_cpu else 1
     try:
-        # torch.set_num_threads counts per thread, but a new thread starts with the number set last anywhere
-        with ThreadPoolExecutor(workers) as pool:
+        # every worker starts with the number that `train` sets and restores: some libraries keep one number for all threads,
+        # and a training that ends must not change the rounding of one that goes on
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,)) as pool:
             return dict(zip([job.name for job in jobs], pool.map(one, jobs), strict=True))
     finally:
         torch.set_num_threads(cores)
@@ -651,12 +657,11 @@ def judge(
     labels: tuple[np.ndarray, np.ndarray],
     *,
     k: int,
-    notes: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Accuracy of k-NN and of a linear probe on features, one row per kind of feature.
 
     features: name -> (training (N, D), held out (M, D)). labels: (training (N,), held out (M,)). Columns: features, width, knn,
-    knn_low, knn_high, probe, probe_low, probe_high (percent; 95 % Wilson intervals), n, and note where given.
+    knn_low, knn_high, probe, probe_low, probe_high (percent; 95 % Wilson intervals), n.
     """
     lines = []
     for name, (known, asked) in features.items():
@@ -668,8 +673,6 @@ def judge(
         ):
             found = stats.accuracy(answer == labels[1])
             line |= {rule: found.value, f"{rule}_low": found.low, f"{rule}_high": found.high}
-        if notes is not None:
-            line["saw labels"] = notes.get(name, "")
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -680,14 +683,13 @@ def compact(table: pd.DataFrame, k: int) -> pd.DataFrame:
     def cells(rule: str) -> list[str]:
         return [percent(cell) for cell in zip(table[rule], table[f"{rule}_low"], table[f"{rule}_high"], strict=True)]
 
-    rest = {"saw labels": table["saw labels"]} if "saw labels" in table else {}
     found = {
         "features": table["features"],
         "width": table["width"],
         f"{k}-NN": cells("knn"),
         "linear probe": cells("probe"),
     }
-    return pd.DataFrame({**found, **rest})
+    return pd.DataFrame(found)
 
 
 # -------------------------------------------------------------------------------------------------------------- clusters
@@ -850,7 +852,8 @@ def _walks(trained: Field, ones: Tensor, others: Tensor, steps: int) -> list[Wal
 def pairs(labels: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
     """n pairs of positions (n, 2) of images of different classes, drawn at random; no image is drawn twice.
 
-    Raises ValueError where there are too few images for n such pairs.
+    Raises ValueError where one walk through the images in random order does not find n: n up to a third of the images is safe
+    unless one class prevails.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     found: list[tuple[int, int]] = []
@@ -912,25 +915,32 @@ def cross(trained: Field, images: Tensor, which: np.ndarray, training: np.ndarra
 
 
 def crossing_table(crossing: Crossing) -> pd.DataFrame:
-    """Distance to the nearest training image and contrast at the ends and halfway, with 95 % bootstrap intervals over pairs."""
-    middle = len(crossing.shares) // 2
-    ends = [0, len(crossing.shares) - 1]
-    lines = []
-    for name, distance, contrast in (
-        ("T interpolated, decoded", crossing.decoded, crossing.decoded_contrast),
-        ("pixels interpolated", crossing.blend, crossing.blend_contrast),
-    ):
-        lines.append(
-            {
-                "picture": name,
-                "pairs": len(distance),
-                "distance at the ends": shown(mean(distance[:, ends].mean(axis=1))),
-                "distance halfway": shown(mean(distance[:, middle])),
-                "halfway - ends": shown(mean(distance[:, middle] - distance[:, ends].mean(axis=1))),
-                "contrast halfway": shown(mean(contrast[:, middle])),
-            }
-        )
-    return pd.DataFrame(lines)
+    """Distance to the nearest training image and contrast, at the ends and halfway, and the paired difference of the two ways.
+
+    Intervals: 95 %, bootstrap over pairs.
+    """
+    middle, ends = len(crossing.shares) // 2, [0, -1]
+
+    def measured(distance: np.ndarray, contrast: np.ndarray) -> dict[str, np.ndarray]:
+        at_ends = distance[:, ends].mean(axis=1)
+        return {
+            "distance at the ends": at_ends,
+            "distance halfway": distance[:, middle],
+            "halfway - ends": distance[:, middle] - at_ends,
+            "contrast halfway": contrast[:, middle],
+        }
+
+    decoded = measured(crossing.decoded, crossing.decoded_contrast)
+    blend = measured(crossing.blend, crossing.blend_contrast)
+    rows = {
+        "T interpolated, decoded": decoded,
+        "pixels interpolated": blend,
+        "decoded - pixels, paired": {name: decoded[name] - blend[name] for name in decoded},
+    }
+    return pd.DataFrame(
+        {"picture": name, "pairs": len(crossing.decoded), **{what: shown(mean(values)) for what, values in row.items()}}
+        for name, row in rows.items()
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- figures
@@ -952,7 +962,7 @@ def training_curves(trained: Mapping[str, Field]) -> tuple[Figure, str]:
         for column, name in enumerate(("L_grid", "L_rgb"))
         if any((one.config.loss_grid, one.config.loss_rgb)[column] for one in trained.values())
     ]
-    figure, grid = plt.subplots(1, len(panels), figsize=(figures.WIDTH, 3.4), squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(1, len(panels), figsize=(figures.WIDTH, 3.9), squeeze=False, layout="constrained")
     for axes, (title, column) in zip(grid[0], panels, strict=True):
         for number, (name, one) in enumerate(trained.items()):
             if (one.config.loss_grid, one.config.loss_rgb)[column]:
@@ -961,7 +971,8 @@ def training_curves(trained: Mapping[str, Field]) -> tuple[Figure, str]:
         if balanced == {True}:
             axes.axhline(1.0, color="0.3", linestyle=":", linewidth=1.2, label="the mean answer")
         axes.set(title=title, xlabel="epoch", yscale="log")
-        axes.legend(fontsize="small")
+    found = {label: line for axes in grid[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=3, fontsize="small")
     grid[0, 0].set_ylabel("loss / loss of the mean answer" if balanced == {True} else "mean squared error")
     unit = ", in units of what the mean over the training images leaves" if balanced == {True} else ""
     return figure, f"Training loss, mean over each epoch{unit}. One run each."
@@ -1032,6 +1043,9 @@ def scatters(points: Mapping[str, np.ndarray], labels: np.ndarray, classnames: S
         for c, name in enumerate(classnames):
             axes.scatter(*rows[labels == c].T, s=6, color=palette[c], label=name, linewidths=0)
         axes.set(title=title, xticks=[], yticks=[])
+        axes.set_box_aspect(1)
+        for spine in axes.spines.values():
+            spine.set(visible=True, color="0.8", linewidth=0.8)
     handles, names = grid[0, 0].get_legend_handles_labels()
     if len(names) <= 20:
         figure.legend(
@@ -1109,7 +1123,7 @@ def crossing_curves(crossing: Crossing) -> tuple[Figure, str]:
     )
 
 
-def animation(walk: Walk, *, fit: np.ndarray | None = None, side: int = 160, milliseconds: int = 120) -> bytes:
+def animation(walk: Walk, *, fit: np.ndarray | None = None, side: int = 128, milliseconds: int = 150) -> bytes:
     """A walk there and back as an animated GIF: decoded RGB, feature grid and blended pixels side by side.
 
     side: of one panel, in pixels. The same walk gives the same bytes: one palette for all frames, no dithering.

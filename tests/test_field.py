@@ -1,0 +1,446 @@
+"""The field: training that can be killed and goes on bit for bit, numbers by hand, and walks on the trigger column."""
+
+import io
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from apm import datasets, field, teachers
+from apm.field import FieldConfig
+from apm.model import APMConfig
+
+STUDENT = APMConfig(grid=(4, 4), patch=2, hidden=(32, 16), width=8, rgb_hidden=(16,))
+CONFIG = FieldConfig(STUDENT, epochs=6, batch=8, learning_rate=5e-3)
+
+
+def problem(n: int = 24) -> field.Material:
+    """Grey images, each a mixture of two pictures; the tokens follow the mixture too."""
+    g = torch.Generator().manual_seed(0)
+    ends, share = torch.rand(2, 1, 4, 4, generator=g), torch.linspace(0, 1, n)[torch.randperm(n, generator=g)]
+    coarse = (ends[0] + share[:, None, None, None] * (ends[1] - ends[0])).expand(n, 3, 4, 4)
+    pixels = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    images = teachers.student_images([np.uint8(255 * p.permute(1, 2, 0)) for p in pixels], 8)
+    colours = teachers.patch_colours(images, 2)
+    tokens = torch.randn(2, 1, 8, generator=g).expand(-1, 16, -1)
+    return field.Material(images, tokens[0] + share[:, None, None] * tokens[1], colours)
+
+
+def same_weights(one: field.Field, other: field.Field) -> bool:
+    return all(torch.equal(one.model.weights[name], value) for name, value in other.model.weights.items())
+
+
+# -------------------------------------------------------------------------------------------------------------- training
+
+
+def test_both_losses_fall_below_those_of_the_mean_answer() -> None:
+    student = replace(STUDENT, hidden=(64, 32), rgb_hidden=(32,))
+    trained = field.train(*problem(48), replace(CONFIG, epochs=100, student=student))
+    assert trained.losses.shape == (100, 2)
+    assert (trained.losses[-1] < 0.5).all()
+    assert (trained.losses[-1] < 0.5 * trained.losses[0]).all()
+    assert not any(value.requires_grad for value in trained.model.parameters())
+
+
+def test_the_unit_of_a_balanced_loss_is_what_the_mean_answer_leaves() -> None:
+    data = problem()
+    tokens = torch.nn.functional.normalize(data.tokens, dim=-1)
+    plain = field.train(*data, replace(CONFIG, epochs=1, batch=24, balance=False)).losses[0]
+    balanced = field.train(*data, replace(CONFIG, epochs=1, batch=24)).losses[
+        0
+    ]  # one batch: the losses before any update
+    for i, target in enumerate((tokens, data.colours)):
+        left = float((target - target.mean(dim=0)).square().mean())
+        assert plain[i] / balanced[i] == pytest.approx(left, rel=1e-5)
+
+
+def test_a_loss_without_weight_is_not_needed_and_not_trained() -> None:
+    data = problem()
+    config = replace(CONFIG, loss_grid=0.0, epochs=2)
+    alone = field.train(data.images, None, data.colours, config)
+    assert (alone.losses[:, 0] == 0).all()
+    assert (alone.losses[:, 1] > 0).all()
+    with pytest.raises(ValueError, match=r"tokens must have shape \(24, 16, 8\).*found None"):
+        field.train(data.images, None, data.colours, CONFIG)
+
+
+class Killed(Exception):
+    pass
+
+
+def stop_after(epoch: int) -> field.Callback:
+    def callback(done: int, model: object) -> None:
+        if done == epoch:
+            raise Killed
+
+    return callback
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_a_stopped_run_goes_on_to_bit_identical_weights(tmp_path: Path, stop: int) -> None:
+    data, path = problem(), tmp_path / "field.safetensors"
+    straight = field.train(*data, CONFIG, seed=3)
+    with pytest.raises(Killed):
+        field.train(*data, CONFIG, seed=3, checkpoint=path, every=2, callback=stop_after(stop))
+    resumed = field.train(*data, CONFIG, seed=3, checkpoint=path, every=2)
+    assert resumed.resumed == stop // 2 * 2 - (2 if stop % 2 == 0 else 0)
+    assert same_weights(resumed, straight)
+    np.testing.assert_array_equal(resumed.losses, straight.losses)
+    again = field.train(*data, CONFIG, seed=3, checkpoint=path)
+    assert again.resumed == CONFIG.epochs
+    assert same_weights(again, straight)
+    assert not same_weights(straight, field.train(*data, CONFIG, seed=4))
+
+
+def test_a_run_killed_by_the_system_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "field.safetensors"
+    script = (
+        "import os, signal\nfrom apm import field\nfrom test_field import CONFIG, problem\n"
+        "def kill(epoch, model):\n    if epoch == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"field.train(*problem(), CONFIG, checkpoint={str(path)!r}, every=3, callback=kill)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{script}"],
+        cwd=Path(field.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    resumed = field.train(*problem(), CONFIG, checkpoint=path)
+    assert resumed.resumed == 3
+    assert same_weights(resumed, field.train(*problem(), CONFIG))
+
+
+def test_a_checkpoint_is_plain_tensors_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    field.train(*problem(), CONFIG, checkpoint=path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+    tensors = load_file(path)
+    assert int(tensors["epoch"]) == CONFIG.epochs
+    assert {"generator", "losses", "weights.head_weight", "adam.exp_avg_sq.head_weight"} <= set(tensors)
+
+
+def test_a_checkpoint_of_another_training_is_an_error_that_says_what_differs(tmp_path: Path) -> None:
+    data, path = problem(), tmp_path / "field.safetensors"
+    field.train(*data, CONFIG, checkpoint=path)
+    with pytest.raises(
+        ValueError, match=r"field\.safetensors is of another training: config\.batch: expected 4, found 8.*delete"
+    ):
+        field.train(*data, replace(CONFIG, batch=4), checkpoint=path)
+    with pytest.raises(ValueError, match="seed: expected 1, found 0"):
+        field.train(*data, CONFIG, seed=1, checkpoint=path)
+    other = data._replace(colours=data.colours.flip(0))
+    with pytest.raises(ValueError, match=r"of\.colours"):
+        field.train(*other, CONFIG, checkpoint=path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", "cut"])
+def test_a_damaged_checkpoint_is_said_and_made_again(
+    tmp_path: Path, content: bytes | str, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    data, path = problem(), tmp_path / "field.safetensors"
+    straight = field.train(*data, CONFIG, checkpoint=path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if isinstance(content, str) else content)
+    again = field.train(*data, CONFIG, checkpoint=path)
+    assert again.resumed == 0
+    assert same_weights(again, straight)
+    assert "field.safetensors cannot be read" in capsys.readouterr().out
+    assert not recwarn.list
+    assert path.read_bytes() == whole
+
+
+def test_the_name_of_a_checkpoint_changes_with_all_that_determines_it(tmp_path: Path) -> None:
+    of = {"data": "a", "teacher": "t"}
+    first = field.checkpoint_path(CONFIG, of, 0, tmp_path)
+    assert first == field.checkpoint_path(CONFIG, dict(of), 0, tmp_path)
+    others = [
+        field.checkpoint_path(replace(CONFIG, epochs=7), of, 0, tmp_path),
+        field.checkpoint_path(CONFIG, of | {"data": "b"}, 0, tmp_path),
+        field.checkpoint_path(CONFIG, of | {"teacher": "u"}, 0, tmp_path),
+        field.checkpoint_path(CONFIG, of, 1, tmp_path),
+    ]
+    assert len({first, *others}) == 5
+
+
+def test_fields_trained_side_by_side_are_those_trained_alone(tmp_path: Path) -> None:
+    data, of = problem(), {"data": "bars"}
+    jobs = [
+        field.Job(str(width), replace(CONFIG, student=replace(STUDENT, hidden=(width, 16))), data, of)
+        for width in (16, 24)
+    ]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)  # two at a time
+    try:
+        together = field.train_all(jobs, seed=1, folder=tmp_path)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert list(together) == ["16", "24"]
+    assert len(list(tmp_path.iterdir())) == 2
+    for job in jobs:
+        assert same_weights(together[job.name], field.train(*data, job.config, seed=1))
+    with pytest.raises(ValueError, match=r"one number of threads, found \[1, 2\]"):
+        field.train_all([jobs[0], replace(jobs[1], config=replace(CONFIG, threads=2))])
+    with pytest.raises(ValueError, match="every name once"):
+        field.train_all([jobs[0], jobs[0]])
+
+
+def test_bad_settings_and_data_are_clear_errors() -> None:
+    for changes, message in (
+        ({"epochs": 0}, "at least 1, found 0"),
+        ({"loss_grid": 0.0, "loss_rgb": 0.0}, "not both zero"),
+        ({"student": replace(STUDENT, rgb_head=False)}, "rgb_head=True"),
+        ({"student": replace(STUDENT, column="tokens", token_width=8)}, "column='conv'"),
+        ({"learning_rate": 0.0}, "must be positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(CONFIG, **changes)
+    data = problem()
+    bad = data.tokens.clone()
+    bad[2, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"tokens have NaN or infinite values in image\(s\) \[2\]"):
+        field.train(data.images, bad, data.colours, CONFIG)
+    with pytest.raises(ValueError, match=r"images must have shape \(24, 3, 8, 8\)"):
+        field.train(data.images[..., :4], data.tokens, data.colours, CONFIG)
+    with pytest.raises(RuntimeError, match=r"loss is (nan|inf) in epoch .* lower the learning rate"):
+        field.train(*data, replace(CONFIG, learning_rate=1e30, balance=False))
+
+
+def test_settings_come_from_plain_values_and_unknown_ones_are_named() -> None:
+    class Teacher:
+        width = 8
+
+    config = field.settings(Teacher(), {"hidden": [32, 16], "kernels": 3}, {"epochs": 2})
+    assert (config.student.kernels, config.student.width, config.student.hidden, config.epochs) == (3, 8, (32, 16), 2)
+    with pytest.raises(ValueError, match=r"unknown field of the training 'epoch'.*Did you mean 'epochs'"):
+        field.settings(Teacher(), {}, {"epoch": 2})
+
+
+def test_halves_are_disjoint_and_complete() -> None:
+    data = datasets.load("digits-test").subset(range(5, 60))
+    one, other = field.halves(data)
+    assert (len(one), len(other)) == (27, 28)
+    assert sorted([*one.indices, *other.indices]) == sorted(data.indices)
+
+
+# --------------------------------------------------------------------------------------------------------------- looking
+
+
+def test_a_look_is_one_pass_in_any_batches() -> None:
+    data = problem()
+    trained = field.train(*data, CONFIG)
+    seen, small = field.look(trained, data.images), field.look(trained, data.images, batch=5)
+    net = trained.model
+    np.testing.assert_allclose(seen.features, net.grid(data.images).numpy(), atol=1e-6)
+    np.testing.assert_allclose(seen.folded, net(data.images).numpy(), atol=1e-6)
+    np.testing.assert_allclose(seen.features, small.features, atol=1e-6)
+    assert seen.colours.shape == (24, 4, 4, 3)
+    assert 0 <= seen.colours.min() <= seen.colours.max() <= 1
+
+
+def test_psnr_and_cosine_by_hand() -> None:
+    truth = np.zeros((2, 1, 2, 3))
+    decoded = truth.copy()
+    decoded[0, 0, 0] = 0.2  # MSE 0.04 / 2 = 0.02
+    decoded[1] = 0.1  # MSE 0.01: 20 dB
+    np.testing.assert_allclose(field.squared_errors(decoded, truth), [0.02, 0.01])
+    np.testing.assert_allclose(field.psnr(decoded, truth), [-10 * np.log10(0.02), 20.0])
+    assert np.isinf(field.psnr(truth, truth)).all()
+    a, b = np.array([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]]), np.array([[4.0, 3.0], [0.0, 2.0], [1.0, 1.0]])
+    np.testing.assert_allclose(field.cosines(a, b), [24 / 25, 0.0, 0.0])
+
+
+def test_share_of_colour_by_hand() -> None:
+    truth = np.zeros((1, 1, 2, 3))
+    truth[0, 0, 0, 0] = 0.6  # red; its grey is 0.2
+    grey = np.broadcast_to(truth.mean(axis=-1, keepdims=True), truth.shape)
+    training = np.full((3, 1, 2, 3), 0.5)  # grey throughout: the mean answer has no colour
+    assert field.colour_share(truth, truth, training) == pytest.approx(100)
+    assert field.colour_share(grey, truth, training) == pytest.approx(0)
+    assert field.colour_share((truth + grey) / 2, truth, training) == pytest.approx(75)
+    with pytest.raises(ValueError, match="no colour"):
+        field.colour_share(grey, grey, training)
+
+
+def test_a_single_grid_is_the_same_answer_for_all_images() -> None:
+    data = problem()
+    mean_grid = field.as_grid(data.tokens.mean(dim=0, keepdim=True), STUDENT)[0]
+    rows = {
+        "truth": (field.as_grid(data.tokens, STUDENT), field.as_grid(data.colours, STUDENT) * 0.9),
+        "mean": (mean_grid, None),
+    }
+    table = field.quality(rows, data, STUDENT).set_index("answer")
+    assert table.loc["truth", "cosine to the teacher's grid"] == "1.000 [1.000, 1.000]"
+    expected = field.cosines(np.stack([mean_grid] * 24), field.as_grid(data.tokens, STUDENT)).mean()
+    assert table.loc["mean", "cosine to the teacher's grid"].startswith(f"{expected:.3f} [")
+    assert table.loc["mean", "PSNR (dB)"] == ""
+    assert float(table.loc["truth", "PSNR (dB)"].split()[0]) > 20
+
+
+# --------------------------------------------------------------------------------------------------- what the features hold
+
+
+def test_nearest_neighbours_by_hand() -> None:
+    angles = np.deg2rad([0, 10, 20, 80, 90])
+    known, labels = np.stack([np.cos(angles), np.sin(angles)], axis=1), np.array([0, 1, 1, 2, 2])
+    asked = 7.0 * np.array(
+        [[np.cos(np.deg2rad(a)), np.sin(np.deg2rad(a))] for a in (2, 14, 88)]
+    )  # length plays no part
+    assert field.nearest(known, labels, asked, 1).tolist() == [0, 1, 2]
+    assert field.nearest(known, labels, asked, 2).tolist() == [
+        0,
+        1,
+        2,
+    ]  # one vote each for 0 and 1: the nearer one wins
+    assert field.nearest(known, labels, asked, 3).tolist() == [1, 1, 2]
+    with pytest.raises(ValueError, match=r"k must lie in 1\.\.5.*found 6"):
+        field.nearest(known, labels, asked, 6)
+
+
+def test_judging_counts_right_answers() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 10)
+    known = np.stack([np.where(labels, 1.0, -1.0), np.ones(20)], axis=1) + 0.01 * rng.normal(size=(20, 2))
+    asked = known.copy()
+    asked[[0, 1, 2]] = asked[[10, 11, 12]]  # three held-out images look like the other class
+    table = field.judge({"x": (known, asked)}, (labels, labels), k=3)
+    assert table.loc[0, "knn"] == table.loc[0, "probe"] == pytest.approx(85.0)
+    assert table.loc[0, "knn_low"] < 85 < table.loc[0, "knn_high"]
+    assert field.compact(table, 3).loc[0, "3-NN"].startswith("85.0 [")
+
+
+def test_purity_and_shared_information_by_hand() -> None:
+    clusters, classes = np.array([0, 0, 0, 1, 1, 1]), np.array([2, 2, 0, 1, 1, 1])
+    assert field.purity(clusters, classes) == pytest.approx(100 * 5 / 6)
+    assert field.shared(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 0])) == pytest.approx(100)
+    assert field.shared(np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])) == pytest.approx(0, abs=1e-9)
+
+
+def test_clusters_find_what_is_there() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 8)
+    whole = np.where(labels[:, None] == 0, [1.0, 0.0], [0.0, 1.0]) + 0.01 * rng.normal(size=(16, 2))
+    front = rng.random((16, 4, 4)) < 0.4
+    grid = np.stack([front, ~front], axis=-1) + 0.01 * rng.normal(size=(16, 4, 4, 2))
+    table, maps = field.clusters({"a": (whole, grid), "b": (None, grid)}, labels, front, k=2)
+    assert table.loc[0, "images: purity"] == 100
+    assert table.loc[0, "locations: NMI with foreground"] == pytest.approx(100)
+    assert table.loc[0, "locations: NMI with class"] < 5
+    assert pd.isna(table.loc[1, "images: purity"])
+    assert maps["a"].shape == (16, 4, 4)
+    assert field.cluster_pictures(maps["a"]).shape == (16, 4, 4, 3)
+    with pytest.raises(ValueError, match=r"2\.\.16"):
+        field.cluster(whole, 17)
+
+
+# --------------------------------------------------------------------------------------------------------- interpolation
+
+
+def pictures(n: int = 2, side: int = 8) -> list[np.ndarray]:
+    return list(np.random.default_rng(0).integers(0, 256, (n, side, side, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("kernels", [1, 3])
+def test_interpolated_columns_are_the_columns_of_interpolated_pixels(kernels: int) -> None:
+    config = replace(CONFIG, student=replace(STUDENT, kernels=kernels, position_width=16))
+    trained = field.train(*problem(), config)
+    one, other = pictures()
+    walk = field.interpolate(trained, one, other, steps=5)
+    assert walk.difference < 1e-5
+    np.testing.assert_allclose(walk.shares, [0, 0.25, 0.5, 0.75, 1])
+    # the identity in full: the walk's third picture is what the network decodes from the blended image
+    ends = teachers.student_images([one, other], 8)
+    middle = field.look(trained, ends.mean(dim=0, keepdim=True))
+    np.testing.assert_allclose(walk.decoded[2], middle.colours[0], atol=1e-5)
+    np.testing.assert_allclose(walk.features[2], middle.features[0], atol=1e-5)
+    means = one.reshape(4, 2, 4, 2, 3).mean(axis=(1, 3)) / 255
+    np.testing.assert_allclose(walk.blend[0], means, atol=1e-6)
+
+
+def test_a_pair_of_different_sizes_is_a_clear_error() -> None:
+    trained = field.untrained(CONFIG)
+    message = r"must have the same size \(height x width\), found 8 x 8 and 16 x 16 px: resize"
+    with pytest.raises(ValueError, match=message):
+        field.interpolate(trained, pictures()[0], pictures(side=16)[0])
+    with pytest.raises(ValueError, match="at least 2 steps"):
+        field.interpolate(trained, *pictures(), steps=1)
+
+
+def test_pairs_are_of_different_classes_and_use_an_image_once() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    found = field.pairs(labels, 2)
+    assert found.shape == (2, 2)
+    assert len(np.unique(found)) == 4
+    assert (labels[found[:, 0]] != labels[found[:, 1]]).all()
+    with pytest.raises(ValueError, match=r"expected 2 pairs .* found 1"):
+        field.pairs(np.array([0, 0, 0, 1]), 2)
+
+
+def test_distances_along_a_walk_by_hand() -> None:
+    data = problem()
+    trained = field.train(*data, CONFIG)
+    known = field.as_grid(data.colours, STUDENT)
+    which = np.array([[2 * i, 2 * i + 1] for i in range(12)])
+    crossing = field.cross(trained, data.images, which, known, steps=3)
+    assert crossing.decoded.shape == crossing.blend_contrast.shape == (12, 3)
+    np.testing.assert_allclose(crossing.blend[:, [0, 2]], 0, atol=1e-5)  # the ends are training images
+    half = (known[0] + known[1]) / 2
+    by_hand = min(np.sqrt(np.square(half - image).mean()) for image in known)
+    assert crossing.blend[0, 1] == pytest.approx(by_hand, rel=1e-4)
+    assert crossing.blend_contrast[0, 1] == pytest.approx(
+        half.std() / np.mean([known[0].std(), known[1].std()]), rel=1e-4
+    )
+    table = field.crossing_table(crossing).set_index("picture")
+    assert table.loc["pixels interpolated", "distance halfway"].startswith(f"{crossing.blend[:, 1].mean():.3f} [")
+    paired = (crossing.decoded - crossing.blend)[:, 1].mean()
+    assert table.loc["decoded - pixels, paired", "distance halfway"].startswith(f"{paired:.3f} [")
+
+
+def test_the_animation_is_the_walk_there_and_back_with_the_same_bytes_each_time(tmp_path: Path) -> None:
+    walk = field.interpolate(field.train(*problem(), CONFIG), *pictures(), steps=4)
+    gif = field.animation(walk, side=64)
+    assert gif == field.animation(walk, side=64)
+    with Image.open(io.BytesIO(gif)) as opened:
+        assert opened.n_frames == 6  # 4 there, 2 back
+        assert opened.info["loop"] == 0
+        opened.seek(3)
+        panel = np.asarray(opened.convert("RGB"))[22 : 22 + 64, 10 : 10 + 64] / 255
+    np.testing.assert_allclose(panel[8::16, 8::16], walk.decoded[3], atol=0.12)  # 256 colours in all
+    shown = field.save_animation(gif, "walk", tmp_path, "There and back.")
+    assert (tmp_path / "walk.gif").read_bytes() == gif
+    assert (tmp_path / "walk.txt").read_text() == "There and back.\n"
+    assert "data:image/gif;base64," in shown._repr_html_()
+    with pytest.raises(ValueError, match="plain file name"):
+        field.save_animation(gif, "a/b", tmp_path, "")
+
+
+# --------------------------------------------------------------------------------------------------------------- figures
+
+
+def test_figures_say_what_they_show() -> None:
+    data = problem()
+    trained = {"a": field.train(*data, CONFIG), "b": field.train(*data, replace(CONFIG, loss_grid=0.0))}
+    figure, caption = field.training_curves(trained)
+    assert [axes.get_title() for axes in figure.axes] == ["L_grid", "L_rgb"]
+    assert "mean over the training images" in caption
+    with pytest.raises(ValueError, match="one unit"):
+        field.training_curves({**trained, "c": field.train(*data, replace(CONFIG, balance=False))})
+    with pytest.raises(ValueError, match="one length"):
+        field.picture_table({"a": pictures(2), "b": pictures(3)})
+    figure, _ = field.picture_table({"a": pictures(2), "e": [np.zeros((4, 4))] * 2}, errors=["e"])
+    assert len(figure.axes) == 5  # four pictures and the colour bar
+    walk = field.interpolate(trained["a"], *pictures(), steps=3)
+    figure, caption = field.walk_strip(walk, tuple(pictures()))
+    assert "in 3 steps" in caption
+    figure, caption = field.scatters({"x": np.zeros((6, 2))}, np.array([0, 0, 1, 1, 2, 2]), ["a", "b", "c"])
+    assert "6 held-out images" in caption
