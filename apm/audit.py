@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from apm import published, stats, tables, teachers, ttt
+from apm import methods, published, stats, tables, teachers, ttt
 from apm.datasets import Dataset
 from apm.model import APM, APMConfig, OnlineFold
 from apm.project import unknown
@@ -222,10 +222,18 @@ def midpoint(config: APMConfig, first: torch.Tensor, second: torch.Tensor, *, st
     return float(((a + b) / 2 - blend).abs().max() / blend.abs().max())
 
 
-def at_start(records: pd.DataFrame, source: str) -> Cell:
-    """Accuracy of the students at random weights (k = 0), percent."""
-    right = stats.paths(records)[:, 0] == records["label"].to_numpy()
-    value, low, high, _ = stats.bootstrap_mean(right, records["sample"].to_numpy())
+def untrained(
+    teacher: Teacher, dataset: Dataset, config: ttt.TTTConfig, *, seeds: Sequence[int] = (0,), source: str = ""
+) -> Cell:
+    """Accuracy in percent of students at random weights (k = 0), over all images and seeds; interval over images.
+
+    Cheap, since nothing is trained: one update is run and not looked at.
+    """
+    positions = np.arange(len(dataset))
+    first = replace(config, iterations=1)
+    paths = [methods.adapt_dataset(teacher, dataset, positions, first, seed=seed).predictions()[:, 0] for seed in seeds]
+    right = np.concatenate([path.cpu().numpy() == dataset.labels for path in paths])
+    value, low, high, _ = stats.bootstrap_mean(right, np.tile(positions, len(seeds)))
     return Cell(value, low, high, source)
 
 
@@ -380,6 +388,7 @@ class Live:
     """What the audit measures itself, besides what it reads."""
 
     records: pd.DataFrame  # of the APM on one dataset, with paths
+    start: Cell  # `untrained`: accuracy of students at random weights
     chance: float  # percent
     orders: pd.DataFrame  # `invariances`, of all scales that were tried
     encodings: float  # teacher's image encodings per image
@@ -486,14 +495,14 @@ def _memory(folder: Path | str) -> list[Claim]:
 
 
 def _learning(live: Live) -> list[Claim]:
-    start, end = at_start(live.records, "08_start.csv"), at_end(live.records, "final", "08_start.csv")
+    end = at_end(live.records, "final", "08_start.csv")
     final, teacher = live.records["prediction"].to_numpy(), live.records["teacher_prediction"].to_numpy(dtype=np.int64)
     same = stats.accuracy((final == teacher) & (final >= 0))
     return [
         around(
             "No pre-training: every image starts from a student that knows nothing",
             f"accuracy at random weights is chance ({live.chance:.1f} %)",
-            start,
+            live.start,
             live.chance,
             unit=" %",
         ),
@@ -546,7 +555,7 @@ def _accuracy(folder: Path | str, name: str, where: str, column: str) -> list[Cl
         above(f"Better than its teacher on {name}", "final above its teacher (paired)", step),
         Claim(
             f"The gain could be a matter of counting: {name}",
-            "the paper does not state its counting rule; `any` uses the labels and is an upper bound, never a score",
+            "the paper does not state its counting rule; any uses the labels and is an upper bound, never a score",
             f"any {upper.text()} against teacher {teacher.text()}",
             UNTESTED,
             upper.source,
@@ -555,8 +564,8 @@ def _accuracy(folder: Path | str, name: str, where: str, column: str) -> list[Cl
 
 
 def _others(folder: Path | str) -> list[Claim]:
-    methods = set(read(folder, "01_natural_shifts")["method"])
-    others = sorted(name for name in methods if name and not name.startswith(("APM", "teacher", "zero-shot")))
+    names = set(read(folder, "01_natural_shifts")["method"])
+    others = sorted(name for name in names if name and not name.startswith(("APM", "teacher", "zero-shot")))
     if others:
         return []
     return [

@@ -21,7 +21,7 @@ from apm.records import provenance
 from apm.stats import Interval
 
 CONDITION = ("dataset", "corruption", "severity")
-LONG_TEXT = 60  # characters from which a cell is broken into lines when shown
+LONG_TEXT = 40  # characters from which the cells of a column break into lines
 RULE_LABELS = {
     "teacher": "teacher (zero-shot)",
     "final": "final",
@@ -529,7 +529,9 @@ def show(
     shown = _shown(flat)
     shown.columns = [_html(column) for column in shown.columns]
     right = [column for column in shown if _numeric_looking(shown[column])]
-    long = [column for column in shown if shown[column].astype(str).str.len().max() > LONG_TEXT]
+    longest = {column: int(shown[column].astype(str).str.len().max()) for column in shown}
+    long = [column for column in shown if longest[column] > LONG_TEXT]
+    longer = [column for column in long if longest[column] > 3 * LONG_TEXT]
     uuid = hashlib.sha256((caption + shown.to_csv()).encode()).hexdigest()[:8]
     strong = pd.Series(
         [bool(bold(row)) for _, row in flat.iterrows()] if bold else [False] * len(flat), index=flat.index
@@ -549,7 +551,8 @@ def show(
                 {"selector": "td", "props": "text-align: left; border-bottom: 1px solid rgba(128, 128, 128, 0.25)"},
             ]
         )
-        .set_properties(subset=long, **{"white-space": "normal", "min-width": "22em"})
+        .set_properties(subset=long, **{"white-space": "normal", "min-width": "13em"})
+        .set_properties(subset=longer, **{"min-width": "22em"})
         .set_properties(subset=right, **{"text-align": "right", "font-variant-numeric": "tabular-nums"})
         .apply(lambda row: ["font-weight: bold" if strong[row.name] else ""] * len(row), axis=1)
         .apply_index(

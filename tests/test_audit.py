@@ -138,13 +138,12 @@ def test_labels_change_nothing_for_our_methods_and_would_be_noticed(teacher: Fak
     assert audit.labels_matter(Cheat(), data)
 
 
-def test_accuracy_at_the_start_and_at_the_end_are_recomputed_from_the_records() -> None:
+def test_accuracy_at_the_end_is_recomputed_from_the_records() -> None:
     paths = [np.array([k % 3, 0, k % 2]) for k in range(12)]
     records = pd.DataFrame(
         {"path": paths, "label": 0, "sample": range(12), "prediction": [p[-1] for p in paths], "method": "m",
          "teacher_prediction": 0, "minimum_loss_prediction": 0}
     )  # fmt: skip
-    assert audit.at_start(records, "s").value == pytest.approx(100 * 4 / 12)
     assert audit.at_end(records, "final", "s").value == pytest.approx(50.0)
     assert audit.at_end(records, "any", "s").value == pytest.approx(100.0)
     with pytest.raises(ValueError, match="counting rule 'any'"):
@@ -179,3 +178,71 @@ def test_published_teachers_are_held_against_open_clips_values() -> None:
     assert row["printed APM"] == pytest.approx(87.1)
     assert row["APM - open_clip"] == pytest.approx(87.1 - 87.84)
     assert len(table) == 20
+
+
+def test_accuracy_at_random_weights_counts_every_image_under_every_seed(teacher: FakeTeacher, data: Dataset) -> None:
+    cell = audit.untrained(teacher, data, CONFIG, seeds=[0, 1], source="s")
+    paths = [methods.adapt_dataset(teacher, data, np.arange(12), CONFIG, seed=s).predictions()[:, 0] for s in (0, 1)]
+    expected = np.mean([(p.numpy() == data.labels).mean() for p in paths])
+    assert cell.value == pytest.approx(100 * expected)
+    assert cell.low <= cell.value <= cell.high
+
+
+def test_two_images_of_different_sizes_cannot_be_blended_and_of_one_size_give_the_blend_of_their_columns() -> None:
+    a, b, c = torch.rand(3, 32, 32), torch.rand(3, 32, 32), torch.rand(3, 16, 16)
+    assert audit.midpoint(preset("mini"), a, b) < 1e-5
+    with pytest.raises(ValueError, match=r"same size to be blended, found \(3, 32, 32\) and \(3, 16, 16\)"):
+        audit.midpoint(preset("mini"), a, c)
+
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "mini"
+
+
+def live(**changes: object) -> audit.Live:
+    records = pd.DataFrame(
+        {"path": [np.array([0, 1])] * 20, "label": 1, "sample": range(20), "prediction": 1, "teacher_prediction": 1,
+         "minimum_loss_prediction": 1, "method": "APM"}
+    )  # fmt: skip
+    orders = pd.DataFrame({"check": ["c"], "repeats": [10], "difference": [1e-7], "holds": [True]})
+    values: dict = {"records": records, "start": audit.Cell(10.0, 9.0, 11.0, "s"), "chance": 10.0, "orders": orders,
+                    "encodings": 1.0, "labels_matter": False, "midpoint": 1e-8}  # fmt: skip
+    return audit.Live(**{**values, **changes})
+
+
+def test_every_claim_of_the_abstract_finds_its_figure_in_the_committed_results() -> None:
+    claims = audit.abstract(RESULTS, live())
+    text = [c.claim for c in claims]
+    assert len(set(text)) == len(text)
+    assert not [c for c in claims if c.figure.startswith("no ") and c.figure.endswith(".csv")]
+    step = audit.cell(RESULTS, "02_corruptions", {"method": "APM", "counting rule": "final - teacher"}, "Mean")
+    better = next(c for c in claims if c.claim == "Better than its teacher on corruptions (Table 2)")
+    assert better.figure == step.text()
+    assert better.verdict == (audit.HOLDS if step.low > 0 else audit.FAILS)
+    assert audit.text(RESULTS)
+
+
+def test_verdicts_turn_when_the_figures_do() -> None:
+    changed = live(
+        start=audit.Cell(30.0, 25.0, 35.0, "s"),
+        encodings=2.0,
+        labels_matter=True,
+        midpoint=0.5,
+        orders=live().orders.assign(holds=False),
+    )
+    before, after = ({c.claim: c.verdict for c in audit.abstract(RESULTS, x)} for x in (live(), changed))
+    turned = {claim for claim in before if before[claim] != after[claim]}
+    assert {claim.split(":")[0].split(",")[0] for claim in turned} == {
+        "No pre-training",
+        "The test image's representation is distilled once",
+        "No augmentation",
+        "The input percept is a field",
+        "Patches can be processed one at a time",
+    }
+
+
+def test_a_profile_without_a_notebook_leaves_its_claims_untested(tmp_path: Path) -> None:
+    claims = audit.abstract(tmp_path, live())
+    missing = [c for c in claims if c.figure.startswith("no ") and c.figure.endswith(".csv")]
+    assert {c.verdict for c in missing} == {audit.UNTESTED}
+    assert len(missing) == 8
+    assert [c.verdict for c in audit.text(tmp_path)] == [audit.UNTESTED]
