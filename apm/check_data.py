@@ -156,22 +156,20 @@ def _explained(error: Exception) -> str:
 
 def section() -> str:
     """The part of data/README.md about the published sets, in Markdown, markers included."""
-    lines = [
-        BEGIN,
-        "| name | set | images, classes | expected layout below `DATA` | prompts | licence | size | where to get it |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    table = [
+        "| name | set | images | classes | prompts | size | licence |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
+    places = []
     for entry in SETS.values():
-        name = f"{entry.name}/TYPE/SEVERITY" if entry.conditions else entry.name
-        each = " in each condition" if entry.conditions else ""
-        classes = f", {entry.classes:,}" if entry.classes > 1 else ", no labels"
-        layout = entry.layout.replace("<", "&lt;").replace("*", "\\*")
-        cells = (
-            f"`{name}`", entry.title, f"{entry.images:,}{each}{classes}", layout, f"`{entry.prompts}`", entry.licence,
-            entry.size, entry.source + (f"; torchvision `{entry.torchvision}`" if entry.torchvision else ""),
-        )  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, END])
+        name = f"`{entry.name}/TYPE/SEVERITY`" if entry.conditions else f"`{entry.name}`"
+        images = f"{entry.images:,}" + (" in each condition" if entry.conditions else "")
+        classes = f"{entry.classes:,}" if entry.classes > 1 else "none"
+        cells = (name, entry.title, images, classes, f"`{entry.prompts}`", entry.size, entry.licence)
+        table.append("| " + " | ".join(cells) + " |")
+        fetched = f" (torchvision: `{entry.torchvision}`)" if entry.torchvision else ""
+        places.append(f"- `{entry.name}`: `{entry.layout}`\\\n  from {entry.source}{fetched}")
+    return "\n".join([BEGIN, *table, "", "Below `DATA` they are expected so:", "", *places, END])
 
 
 def write_section(readme: Path) -> Path:

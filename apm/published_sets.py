@@ -290,8 +290,8 @@ def _tree(entry: PublishedSet, root: Path, folder: Path, classes: Mapping[str, s
     strange = [name for name in present if name not in label_of]
     if len(strange) == len(present):
         raise WrongSet(
-            f"dataset {entry.name}: {folder} holds no class folders{_elsewhere(root, folder, label_of)}; "
-            f"expected {entry.layout}"
+            f"dataset {entry.name}: {folder} holds no class folders{_elsewhere(root, folder, label_of)} "
+            f"(found {_first(strange) or 'no folder'}); expected {entry.layout}"
         )
     if strange:
         raise WrongSet(
@@ -413,12 +413,13 @@ def _devkit_ids(meta: Path, numbers: Path) -> dict[str, str]:
             "missing: unpack the whole ILSVRC2012_devkit_t12.tar.gz"
         )
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     try:
         synsets = np.atleast_1d(loadmat(meta, squeeze_me=True)["synsets"])
         leaves = synsets[synsets["num_children"].astype(int) == 0]
         return {str(int(i)): str(w) for i, w in zip(leaves["ILSVRC2012_ID"], leaves["WNID"], strict=True)}
-    except (ValueError, KeyError, TypeError, OSError, NotImplementedError) as error:
+    except (ValueError, KeyError, TypeError, OSError, NotImplementedError, MatReadError) as error:
         raise WrongSet(
             f"{meta}: expected the devkit's structure `synsets` (ILSVRC2012_ID, WNID, num_children): {error}"
         ) from error
@@ -539,7 +540,7 @@ def _coop(entry: PublishedSet, root: Path, folder: Path, condition: Condition | 
         split = json.loads(path.read_text(encoding="utf-8-sig"))
         lists = {part: [(str(file), int(label), str(name)) for file, label, name in split[part]] for part in split}
         test = lists["test"]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise WrongSet(
             f'{path}: expected {{"train": [[path, label, class name], ...], "val": ..., "test": ...}}: {error!r}'
         ) from error
@@ -669,7 +670,7 @@ def _photographs(entry: PublishedSet, root: Path, folder: Path, condition: Condi
 
 # --------------------------------------------------------------------------------------------------------------- table
 
-_HENDRYCKS = "none stated for the images; the repository is MIT"
+_MIT_CODE = "none stated for the images; the repository is MIT"
 _C_LICENCE = "CC BY 4.0 (Zenodo), of images under ImageNet's terms"
 _COOP_SPLIT = "; split file: DATASETS.md of github KaiyangZhou/CoOp"
 
@@ -685,7 +686,7 @@ _ALL = (
     PublishedSet(
         "imagenet-a", "ImageNet-A", 7_500, 200, ("imagenet-a", "imagenet-adversarial/imagenet-a"),
         "imagenet-a/<wnid>/*.jpg (200 classes)", "github hendrycks/natural-adv-examples (imagenet-a.tar)",
-        _HENDRYCKS, "0.7 GB", "imagenet-80", _imagenet_tree,
+        _MIT_CODE, "0.7 GB", "imagenet-80", _imagenet_tree,
     ),
     PublishedSet(
         "imagenet-v2", "ImageNet-V2, matched frequency", 10_000, 1_000,
@@ -700,12 +701,12 @@ _ALL = (
     PublishedSet(
         "imagenet-r", "ImageNet-R", 30_000, 200, ("imagenet-r", "imagenet-rendition/imagenet-r"),
         "imagenet-r/<wnid>/*.jpg (200 classes)", "github hendrycks/imagenet-r (imagenet-r.tar)",
-        _HENDRYCKS, "2.2 GB", "imagenet-80", _imagenet_tree,
+        "none stated for the images", "2.2 GB", "imagenet-80", _imagenet_tree,
     ),
     PublishedSet(
         "imagenet-sketch", "ImageNet-Sketch", 50_889, 1_000, ("imagenet-sketch/images", "imagenet-sketch/sketch", "sketch"),
         "imagenet-sketch/sketch/<wnid>/*.JPEG", "github HaohanWang/ImageNet-Sketch",
-        "none stated for the images; the repository is MIT", "8.4 GB", "imagenet-80", _imagenet_tree,
+        _MIT_CODE, "8.4 GB", "imagenet-80", _imagenet_tree,
     ),
     PublishedSet(
         "imagenet-c", "ImageNet-C", 50_000, 1_000, ("imagenet-c", "ImageNet-C"),
@@ -746,7 +747,7 @@ _ALL = (
     PublishedSet(
         "cifar10.1", "CIFAR-10.1, version 6", 2_000, 10, ("CIFAR-10.1/datasets", "CIFAR-10.1", "cifar10.1"),
         "CIFAR-10.1/cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy", "github modestyachts/CIFAR-10.1 (datasets/)",
-        "none stated for the images; the repository is MIT", "6 MB", "cifar10", _cifar_new,
+        _MIT_CODE, "6 MB", "cifar10", _cifar_new,
     ),
     PublishedSet(
         "flowers102", "Oxford Flowers 102, CoOp's test split", 2_463, 102, ("oxford_flowers/jpg", "flowers-102/jpg"),
