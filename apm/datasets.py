@@ -3,6 +3,7 @@
     load("digits-test")            handwritten digits, the held-out half (scikit-learn, real scans)
     load("printed-digits")         digits in matplotlib's bundled fonts: the natural shift of profile `mini`
     load("folder:/data/imagenet")  any tree with one folder of images per class
+    load("imagenet-a", root=DATA)  a published benchmark (`apm.published_sets`)
 
 A new set is a function under `@register("name")` that returns a `Dataset`. Images are uint8 RGB arrays; every model
 applies its own preprocessing to them (`apm.teachers`). Nothing here imports torch.
@@ -10,9 +11,11 @@ applies its own preprocessing to them (`apm.teachers`). Nothing here imports tor
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from apm import prompts
-from apm.project import unknown
+from apm.progress import progress
+from apm.project import atomic_write, cache_dir, sha256_of, unknown
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -174,22 +178,30 @@ def register(name: str) -> Callable[[Loader], Loader]:
 
 def names() -> list[str]:
     """Names that `load` knows, besides "folder:PATH"."""
-    return sorted(_LOADERS)
+    from apm import published_sets  # here, because it builds on this module
+
+    return sorted([*_LOADERS, *published_sets.names()])
 
 
-def load(name: str, *, root: str | Path | None = None, seed: int = 0) -> Dataset:
+def load(name: str, *, root: str | Path | None = None, seed: int = 0, partial: bool = False) -> Dataset:
     """The dataset of that name.
 
     root: folder that holds datasets on disk; a relative PATH of "folder:PATH" starts there. seed: of the split of the
-    handwritten digits and of the jitter of the printed ones.
-    Raises ValueError for an unknown name, FileNotFoundError for a missing folder.
+    handwritten digits and of the jitter of the printed ones. partial: take a published set of which some images or classes
+    are missing, and say so in its notes; the other sets are as large as they are.
+    Raises ValueError for an unknown name and for a published set with other counts than its authors', FileNotFoundError for
+    a missing folder.
     """
     base = None if root is None else Path(root)
     if name.startswith("folder:"):
         return _folder(name, base)
-    if name not in _LOADERS:
-        raise unknown("dataset", name, [*names(), "folder:PATH"])
-    return _LOADERS[name](root=base, seed=seed)
+    if name in _LOADERS:
+        return _LOADERS[name](root=base, seed=seed)
+    from apm import published_sets
+
+    if published_sets.knows(name):
+        return published_sets.load(name, base, partial=partial)
+    raise unknown("dataset", name, [*names(), "folder:PATH"])
 
 
 # ------------------------------------------------------------------------------------------------ handwritten digits
@@ -427,10 +439,6 @@ def _folder(name: str, root: Path | None) -> Dataset:
         labels += [label] * len(found)
 
     classnames = tuple(folder.name.replace("_", " ") for folder in classes)
-    digest = hashlib.sha256(json.dumps(classnames).encode())
-    for label, file in zip(labels, files, strict=True):
-        content = _file_digest(file)
-        digest.update(json.dumps([label, file.relative_to(path).as_posix(), content]).encode())
     notes = f"Image tree {path}: {len(files)} images in {len(classes)} class folders."
     if ignored:
         notes += f" {len(ignored)} files that are no images were left out, the first: {ignored[0].relative_to(path)}."
@@ -440,10 +448,60 @@ def _folder(name: str, root: Path | None) -> Dataset:
         labels=np.array(labels, dtype=np.int64),
         classnames=classnames,
         templates=prompts.SINGLE,
-        fingerprint=digest.hexdigest(),
+        fingerprint=files_fingerprint(path, files, labels, classnames),
         indices=np.arange(len(files)),
         notes=notes,
     )
+
+
+def files_fingerprint(
+    folder: Path, files: Sequence[Path], labels: Sequence[int] | np.ndarray, names: Sequence[str]
+) -> str:
+    """sha256 over names, labels, the files' paths below `folder` and their bytes: the same wherever the folder lies.
+
+    A large tree is read once. Its fingerprint is kept in `apm.project.cache_dir()`, together with a digest of the listing
+    (label, relative path, size, modification time in ns); while the listing is the same no file is read again. So a file
+    that is replaced by one of the same size with its modification time set back goes unnoticed: delete
+    `fingerprints/` in the cache after such a change. Raises UnreadableImage for a file that cannot be read.
+    """
+    relative = [file.relative_to(folder).as_posix() for file in files]
+    listing = hashlib.sha256(json.dumps(list(names)).encode())
+    for label, file, name in zip(labels, files, relative, strict=True):
+        try:
+            stat = file.stat()
+        except OSError as error:
+            raise UnreadableImage(file, error) from error
+        listing.update(json.dumps([int(label), name, stat.st_size, stat.st_mtime_ns]).encode())
+    kept = _kept_fingerprint(folder, names)
+    if kept is not None and (known := _read_kept(kept)) and known.get("listing") == listing.hexdigest():
+        return str(known["fingerprint"])
+
+    digest = hashlib.sha256(json.dumps(list(names)).encode())
+    with ThreadPoolExecutor(max_workers=8) as pool:  # reading waits for the disk, hashing releases the interpreter lock
+        contents: Iterable[str] = pool.map(_file_digest, files)
+        if len(files) > 2000:
+            contents = progress(contents, total=len(files), desc=f"fingerprint of {folder.name}", unit="file")
+        for label, name, content in zip(labels, relative, contents, strict=True):
+            digest.update(json.dumps([int(label), name, content]).encode())
+    if kept is not None:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            atomic_write(kept, json.dumps({"listing": listing.hexdigest(), "fingerprint": digest.hexdigest()}))
+    return digest.hexdigest()
+
+
+def _kept_fingerprint(folder: Path, names: Sequence[str]) -> Path | None:
+    try:
+        return cache_dir() / "fingerprints" / f"{sha256_of([str(folder.resolve()), list(names)])}.json"
+    except FileNotFoundError:  # outside a project: there is no cache
+        return None
+
+
+def _read_kept(path: Path) -> dict[str, str] | None:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return known if isinstance(known, dict) and isinstance(known.get("fingerprint"), str) else None
 
 
 def _file_digest(path: Path) -> str:

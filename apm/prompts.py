@@ -40,6 +40,66 @@ _CIFAR_NOUNS = (
 )
 CIFAR = tuple(f"a {noun.format(article=article)}." for article in ("a", "the") for noun in _CIFAR_NOUNS)
 
+# One template a set: CUSTOM_TEMPLATES of CoOp (Zhou et al., IJCV 2022; github KaiyangZhou/CoOp, trainers/zsclip.py), which
+# the zero-shot rows of the cross-dataset tables use.
+COOP: dict[str, tuple[str, ...]] = {
+    "flowers102": ("a photo of a {}, a type of flower.",),
+    "dtd": ("{} texture.",),
+    "pets": ("a photo of a {}, a type of pet.",),
+    "ucf101": ("a photo of a person doing {}.",),
+    "caltech101": ("a photo of a {}.",),
+    "food101": ("a photo of {}, a type of food.",),
+    "sun397": ("a photo of a {}.",),
+    "aircraft": ("a photo of a {}, a type of aircraft.",),
+    "eurosat": ("a centered satellite photo of {}.",),
+}
+
+# Several templates a set: CLIP's own (Radford et al. 2021; github openai/CLIP, data/prompts.md). For the three sets that are
+# not here (flowers, pets, food) CLIP has one template, the same as CoOp.
+_CALTECH_NOUNS = (
+    "a photo of a {}.",
+    "a painting of a {}.",
+    "a plastic {}.",
+    "a sculpture of a {}.",
+    "a sketch of a {}.",
+    "a tattoo of a {}.",
+    "a toy {}.",
+    "a rendition of a {}.",
+    "a embroidered {}.",
+    "a cartoon {}.",
+    "a {} in a video game.",
+    "a plushie {}.",
+    "a origami {}.",
+    "art of a {}.",
+    "graffiti of a {}.",
+    "a drawing of a {}.",
+    "a doodle of a {}.",
+)
+
+
+def _definite(template: str) -> str:
+    """The same template with "the" before the class name's noun phrase, as the second half of CLIP's lists has it."""
+    return template.replace(" of a ", " of the ") if " of a " in template else template.replace("a ", "the ", 1)
+
+
+CLIP: dict[str, tuple[str, ...]] = {
+    "clip-caltech101": (*_CALTECH_NOUNS, *(_definite(template) for template in _CALTECH_NOUNS)),
+    "clip-dtd": tuple(
+        f"a photo of {article} {{}} {noun}."
+        for article in ("a", "the")
+        for noun in ("texture", "pattern", "thing", "object")
+    ),
+    "clip-eurosat": tuple(f"a centered satellite photo of {article}{{}}." for article in ("", "a ", "the ")),
+    "clip-aircraft": ("a photo of a {}, a type of aircraft.", "a photo of the {}, a type of aircraft."),
+    "clip-sun397": ("a photo of a {}.", "a photo of the {}."),
+    "clip-ucf101": tuple(
+        f"a {medium} of {article} person{verb} {{}}."
+        for verb in ("", " using", " doing", " during", " performing", " practicing")
+        for article in ("a", "the")
+        for medium in ("photo", "video", "example", "demonstration")
+    ),
+}
+
 # Other ways to say a class name; a teacher trained here sees all of them in its captions.
 ALIASES: dict[str, tuple[str, ...]] = {
     word: (word, str(digit))
@@ -51,6 +111,9 @@ _FIXED: dict[str, tuple[str, ...]] = {
     "released": ("a photo of a {}",),  # the prompt of the paper's released code, without a full stop
     "digits": DIGITS,
     "cifar10": CIFAR,
+    "cifar100": CIFAR,
+    **COOP,
+    **CLIP,
 }
 _FROM_OPEN_CLIP = {"imagenet-80": "OPENAI_IMAGENET_TEMPLATES", "imagenet-7": "SIMPLE_IMAGENET_TEMPLATES"}
 
@@ -72,6 +135,17 @@ def templates(name: str) -> tuple[str, ...]:
 
         return tuple(template("{}") for template in getattr(zero_shot_metadata, _FROM_OPEN_CLIP[name]))
     raise unknown("prompt set", name, names())
+
+
+def describe(chosen: Sequence[str]) -> str:
+    """Templates in a few words, for notes and table footers: all of one or two, else their number, name and first one."""
+    chosen = check(chosen)
+    if len(chosen) <= 2:
+        return " and ".join(f'"{template}"' for template in chosen)
+    known = next((name for name, fixed in _FIXED.items() if fixed == chosen), None)
+    if known is None and len(chosen) in (7, 80):  # as many as the ImageNet ensembles have: worth the import
+        known = next((name for name in _FROM_OPEN_CLIP if templates(name) == chosen), None)
+    return f'{len(chosen)} templates{f" ({known})" if known else ""}, the first "{chosen[0]}"'
 
 
 def check(templates: Sequence[str]) -> tuple[str, ...]:

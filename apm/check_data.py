@@ -1,0 +1,220 @@
+"""Which published sets are there: `python -m apm.check_data --profile paper --data DIR`, which `make check-data` calls.
+
+One line a set: found, missing (where to get it, licence, size, expected layout) or wrong (expected and found). The exit
+status is 1 when a set that the profile needs is missing or wrong. No image is decoded.
+
+    --download   first fetch what torchvision can fetch; it needs a connection
+    --partial    accept a part of a set, as in a rehearsal on small trees
+    --readme     write the section on published sets in data/README.md from the same table
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from apm import published_sets
+from apm.corruptions import NAMES as CORRUPTIONS
+from apm.corruptions import SEVERITIES
+from apm.project import atomic_write, root, unknown
+from apm.published_sets import SETS, MissingSet, PublishedSet, WrongSet
+
+CROSS_DATASET = ("flowers102", "dtd", "pets", "ucf101", "caltech101", "food101", "sun397", "aircraft", "eurosat")
+SHIFTS = ("imagenet", "imagenet-a", "imagenet-v2", "imagenet-r", "imagenet-sketch")
+
+# profile -> what it needs, what it can also use
+PROFILES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "mini": ((), ()),
+    "cifar10": (("cifar10", "cifar10-train"), ("cifar10-c", "cifar10.1")),
+    "paper": (
+        (*SHIFTS, "imagenet-c", "cifar10", "cifar10-c", "cifar100", *CROSS_DATASET, "coco-train", "coco-val"),
+        ("cifar100-c", "cifar10.1"),
+    ),
+}
+NEEDED_SEVERITY = 5  # of the corruption benchmarks: the level of the paper's Table 2
+
+BEGIN = "<!-- published sets: written by `python -m apm.check_data --readme` -->"
+END = "<!-- end of published sets -->"
+
+
+def check(name: str, data: Path | str | None, *, partial: bool = False) -> tuple[str, str]:
+    """("found", "missing" or "wrong", what to say about it) of one set. Of a corruption benchmark all conditions that are
+    there are counted; the 15 types at severity 5 must be. Raises ValueError for an unknown name."""
+    if name not in SETS:
+        raise unknown("published set", name, SETS)
+    entry = SETS[name]
+    try:
+        if entry.conditions:
+            return _check_conditions(entry, data, partial)
+        listing = published_sets.find(name, data, partial=partial)
+    except MissingSet as error:
+        return "missing", str(error)
+    except WrongSet as error:
+        return "wrong", str(error)
+    return "found", f"{_size(entry, len(listing), partial)} in {listing.folder}"
+
+
+def _check_conditions(entry: PublishedSet, data: Path | str | None, partial: bool) -> tuple[str, str]:
+    there: list[str] = []
+    absent: list[str] = []
+    reason, images = "", 0
+    for corruption in CORRUPTIONS:
+        for severity in SEVERITIES:
+            try:
+                listing = published_sets.find(f"{entry.name}/{corruption}/{severity}", data, partial=partial)
+            except MissingSet as error:
+                reason = reason or str(error)
+                if severity == NEEDED_SEVERITY:
+                    absent.append(corruption)
+                continue
+            there.append(f"{corruption}/{severity}")
+            images = len(listing)
+    if not there:
+        return "missing", reason
+    if absent and not partial:
+        expected = f"expected {len(CORRUPTIONS)} corruptions at severity {NEEDED_SEVERITY}"
+        return (
+            "wrong",
+            f"dataset {entry.name}: {expected}; missing are {', '.join(absent)}. {published_sets.where(entry)}",
+        )
+    every = len(CORRUPTIONS) * len(SEVERITIES)
+    return (
+        "found",
+        f"{_size(entry, images, partial)} in each of {len(there)} of {every} conditions in {listing_place(entry, data)}",
+    )
+
+
+def listing_place(entry: PublishedSet, data: Path | str | None) -> Path:
+    """The first of a set's folders that exists below `data`."""
+    base = Path(data or ".").expanduser()
+    return next((base / place for place in entry.places if (base / place).is_dir()), base / entry.places[0])
+
+
+def _size(entry: PublishedSet, images: int, partial: bool) -> str:
+    if partial and images != entry.images:
+        return f"a part, {images:,} of {entry.images:,} images,"
+    return f"{images:,} images, {entry.classes:,} classes" if entry.classes > 1 else f"{images:,} images"
+
+
+def report(names: Sequence[str], optional: Sequence[str], data: Path | str | None, *, partial: bool = False) -> int:
+    """Print one line for each set. Returns how many of `names` (those in `optional` aside) are missing or wrong."""
+    failed = 0
+    width = max((len(name) for name in (*names, *optional)), default=0)
+    for name in (*names, *optional):
+        state, text = check(name, data, partial=partial)
+        text = text.removeprefix(f"dataset {name}: ")
+        failed += state != "found" and name in names
+        print(f"{state:8} {name:{width}}  {'(optional) ' if name in optional else ''}{text}", flush=True)
+    return failed
+
+
+# ------------------------------------------------------------------------------------------------------------ downloads
+
+
+def download(names: Sequence[str], data: Path) -> list[str]:
+    """Let torchvision fetch those of the sets that it can and that are not there. Returns the names that failed.
+
+    CoOp's split files are not among what torchvision has: the check that follows names those that are missing.
+    """
+    from torchvision import datasets as torchvision_sets
+
+    failed: list[str] = []
+    done: set[str] = set()
+    for name in names:
+        entry = SETS[name]
+        if not entry.torchvision:
+            print(f"by hand  {name}: {entry.source} ({entry.size})", flush=True)
+            continue
+        if entry.torchvision in done or any((data / place).is_dir() for place in entry.places):
+            continue
+        print(f"fetching {name} ({entry.size}) into {data}", flush=True)
+        done.add(entry.torchvision)
+        try:
+            data.mkdir(parents=True, exist_ok=True)
+            getattr(torchvision_sets, entry.torchvision)(root=data, download=True)
+        except (OSError, RuntimeError, ImportError, ValueError) as error:
+            failed.append(name)
+            print(f"failed   {name}: {_explained(error)}. By hand: {entry.source}", file=sys.stderr, flush=True)
+    return failed
+
+
+def _explained(error: Exception) -> str:
+    """urllib's URLError is an OSError: no connection, no such host, or refused; HTTPError is one of its kinds."""
+    from urllib.error import HTTPError, URLError
+
+    if isinstance(error, HTTPError):
+        return f"the server answered {error.code} {error.reason}"
+    if isinstance(error, URLError | ConnectionError | TimeoutError):
+        return f"no connection to the server ({getattr(error, 'reason', error)}): is this machine offline?"
+    return f"{type(error).__name__}: {error}"
+
+
+# --------------------------------------------------------------------------------------------------------------- README
+
+
+def section() -> str:
+    """The part of data/README.md about the published sets, in Markdown, markers included."""
+    table = [
+        "| name | set | images | classes | prompts | size | licence |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    places = []
+    for entry in SETS.values():
+        name = f"`{entry.name}/TYPE/SEVERITY`" if entry.conditions else f"`{entry.name}`"
+        images = f"{entry.images:,}" + (" in each condition" if entry.conditions else "")
+        classes = f"{entry.classes:,}" if entry.classes > 1 else "none"
+        cells = (name, entry.title, images, classes, f"`{entry.prompts}`", entry.size, entry.licence)
+        table.append("| " + " | ".join(cells) + " |")
+        fetched = f" (torchvision: `{entry.torchvision}`)" if entry.torchvision else ""
+        places.append(f"- `{entry.name}`: `{entry.layout}`\\\n  from {entry.source}{fetched}")
+    return "\n".join([BEGIN, *table, "", "Below `DATA` they are expected so:", "", *places, END])
+
+
+def write_section(readme: Path) -> Path:
+    """Put `section()` between its markers in the file. Raises ValueError when they are not there."""
+    text = readme.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{readme}: expected the lines {BEGIN} and {END}, once each")
+    head, rest = text.split(BEGIN)
+    return atomic_write(readme, head + section() + rest.split(END)[1])
+
+
+# ----------------------------------------------------------------------------------------------------------------- main
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit status: 0, 1 for sets that are missing or wrong, 2 for a wrong call."""
+    parser = argparse.ArgumentParser(prog="python -m apm.check_data", description="Which published sets are there.")
+    parser.add_argument(
+        "--profile", choices=sorted(PROFILES), default="paper", help="whose sets (default: %(default)s)"
+    )
+    parser.add_argument("--data", metavar="DIR", help="the folder that holds the sets")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these sets instead of a profile's")
+    parser.add_argument("--partial", action="store_true", help="accept a part of a set")
+    parser.add_argument("--download", action="store_true", help="first fetch what torchvision can fetch")
+    parser.add_argument("--readme", action="store_true", help="write the section of data/README.md and stop")
+    options = parser.parse_args(arguments)
+    if options.readme:
+        print("wrote", write_section(root() / "data" / "README.md"))
+        return 0
+    needed, optional = (tuple(options.only), ()) if options.only else PROFILES[options.profile]
+    for name in needed:
+        if name not in SETS:
+            parser.error(str(unknown("published set", name, SETS)))
+    if not needed and not optional:
+        print(f"profile {options.profile} needs no downloaded set")
+        return 0
+    if options.data is None:
+        parser.error("say where the sets are: --data DIR (with make: DATA=DIR)")
+    data = Path(options.data).expanduser()
+    failed = download(needed, data) if options.download else []
+    missing = report(needed, optional, data, partial=options.partial)
+    if missing:
+        print(f"{missing} of the {len(needed)} sets that are needed are missing or wrong")
+    return 1 if missing or failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
