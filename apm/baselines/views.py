@@ -170,6 +170,16 @@ OPERATIONS: tuple[Callable[[Image.Image, np.random.Generator], Image.Image], ...
 # ------------------------------------------------------------------------------------------------ what the teacher says
 
 
+def view_pixels(
+    teacher: Teacher, image: np.ndarray, n: int, *, seed: int, augmix: bool = False, flip: bool = True
+) -> Tensor:
+    """(n, 3, S, S) float32 on the CPU: views of an image as the teacher's own preprocessing makes them. Crops are resized to S
+    at once, as TPT does; the image itself is resized and cropped by the preprocessing."""
+    pictures = views(image, n, seed=seed, augmix=augmix, flip=flip, size=teacher.image_size)
+    whole = teacher.transform(pictures[:1])
+    return torch.cat([whole, teacher.transform(pictures[1:])]) if n > 1 else whole
+
+
 @dataclass(frozen=True)
 class Encoded:
     """The teacher's features of n views of N images."""
@@ -222,12 +232,7 @@ def encoded(
         kept = _CACHE.get(key)
         if kept is None:
             start = time.perf_counter()
-            pictures = views(
-                dataset.images[int(position)], n, seed=seed, augmix=augmix, flip=flip, size=teacher.image_size
-            )
-            pixels = teacher.transform(pictures[:1])
-            if n > 1:
-                pixels = torch.cat([pixels, teacher.transform(pictures[1:])])
+            pixels = view_pixels(teacher, dataset.images[int(position)], n, seed=seed, augmix=augmix, flip=flip)
             features = teacher.encode(pixels).feature.cpu()
             _CACHE.put(key, features, 1e3 * (time.perf_counter() - start))
         else:
