@@ -32,8 +32,8 @@ def register(name: str) -> Callable[[Constructor], Constructor]:
     return add
 
 
-def create(name: str, teacher: Any, **options: Any) -> Any:
-    """The method of that name. options: fields of its class, such as `views=32`.
+def create(name: str, teacher: Any, /, **options: Any) -> Any:
+    """The method of that name. options: fields of its class, such as `views=32`, or `name="ZERO, 32 views"` for its row in tables.
 
     Raises ValueError for an unknown name or option, with the known ones.
     """
