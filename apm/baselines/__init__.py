@@ -1,0 +1,30 @@
+"""Other ways to use a frozen CLIP at test time, run on the same teacher, images and prompts as the APM.
+
+Some classify by looking at an image many times: ZERO lets confident crops vote (`zero`), MTA seeks the mode of their features
+(`mta`). Others train a few parameters for every image and forget them again: TENT the scale and shift of normalisation layers
+(`tent`). TDA trains nothing but remembers earlier images (`tda`): it is online, the others are episodic. And the APM itself
+can distil the mean feature of confident crops instead of the image's own (`better_targets`). All see the same views
+(`views`), and methods that run at the same seed in one process share the teacher's features of them; `teacher_passes` in the
+records counts what a method needs by itself, and milliseconds + saved_milliseconds what it would have taken. None reads a label.
+
+To add a method, write one file here:
+
+    @register("mine")
+    @dataclass
+    class Mine:
+        teacher: Teacher
+        name: str = "Mine"                    # the row in tables
+        views: int = 64                       # any options with their defaults
+        online: ClassVar[bool] = False        # True: state is carried from image to image
+        modules: ClassVar[tuple[str, ...]] = MODULES
+
+        def settings(self): return settings(self, "mine")
+        def predict(self, dataset, positions, seed): ...; return outcome(probabilities, teacher_passes=self.views)
+
+import it below, and `create("mine", teacher, views=32)` builds it (`apm.methods.Method` is the interface, `common` has helpers).
+"""
+
+from apm.baselines import better_targets, mta, tda, tent, zero
+from apm.baselines.registry import REGISTRY, create, register
+
+__all__ = ["REGISTRY", "better_targets", "create", "mta", "register", "tda", "tent", "zero"]

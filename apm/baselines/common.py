@@ -1,0 +1,68 @@
+"""What the baseline methods share: settings from fields, the text classifier, and predictions with confidence and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apm import records
+from apm.datasets import Dataset
+from apm.methods import Predictions
+from apm.project import plain
+from apm.teachers import Teacher
+
+MODULES = (*records.RUN_MODULES, "baselines")  # the code that determines a baseline's predictions
+
+
+def settings(method: Any, kind: str) -> dict[str, Any]:
+    """Everything but data and seed that determines the predictions of a method that is a dataclass: its fields, with the
+    teacher by its hash and without the name it goes by in tables."""
+    values = {field.name: getattr(method, field.name) for field in fields(method)}
+    del values["name"]
+    return plain({"method": kind, **values, "teacher": method.teacher.hash})
+
+
+def classifier(teacher: Teacher, dataset: Dataset, templates: Sequence[str] | None) -> Tensor:
+    """(C, D) float32 unit-length class features on the teacher's device; templates None: the dataset's own."""
+    return teacher.text_features(dataset.classnames, templates or dataset.templates).to(teacher.device)
+
+
+def outcome(
+    probabilities: Tensor,
+    *,
+    teacher_passes: float,
+    prediction: Tensor | None = None,
+    status: Sequence[str] | None = None,
+    **extra: np.ndarray,
+) -> Predictions:
+    """Predictions from class probabilities (n, C) at the teacher's logit_scale.
+
+    prediction: (n,) where it is not the most probable class. status: what went wrong with an image; "ok" for the others.
+    A row with a value that is not finite is a failure of that image. Extra columns: confidence (the probability of the
+    predicted class, NaN for failures), teacher_passes (forward passes of the image tower per image, whether or not another
+    method's were reused), and those in `extra`, (n,) each.
+    """
+    finite = probabilities.isfinite().all(dim=-1)
+    said = ["ok"] * len(probabilities) if status is None else list(status)
+    said = [
+        "non-finite class scores" if s == "ok" and not good else s
+        for s, good in zip(said, finite.tolist(), strict=True)
+    ]
+    good = torch.tensor([s == "ok" for s in said], dtype=torch.bool)
+    probabilities = probabilities.detach().float().cpu().nan_to_num(0.0)
+    chosen = probabilities.argmax(dim=-1) if prediction is None else prediction.cpu()
+    confidence = probabilities.gather(1, chosen.clamp(min=0)[:, None])[:, 0]
+    return Predictions(
+        prediction=torch.where(good, chosen, -1).numpy().astype(np.int64),
+        status=said,
+        extra={
+            "confidence": torch.where(good, confidence, torch.nan).numpy().astype(np.float32),
+            "teacher_passes": np.full(len(said), teacher_passes, dtype=np.float32),
+            **extra,
+        },
+    )

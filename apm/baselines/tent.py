@@ -1,0 +1,148 @@
+"""TENT: the normalisation layers' scale and shift are trained to make predictions sure.
+
+Wang, Shelhamer, Liu, Olshausen and Darrell, "Tent: Fully Test-Time Adaptation by Entropy Minimization", ICLR 2021 (arXiv
+2006.10726): the mean entropy of a batch's predictions (section 3.1) is minimised over the affine parameters of the normalisation
+layers (section 3.2). tent.py, conf.py and cfgs/tent.yaml of github.com/DequanWang/tent. The paper adapts online, batch by
+batch; here a batch is one image's views, and everything is reset after it (`episodic=True` in the released `Tent`).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apm.baselines.common import MODULES, classifier, outcome, settings
+from apm.baselines.registry import register
+from apm.baselines.views import VIEWS, entropy, view_pixels
+from apm.datasets import Dataset
+from apm.methods import Predictions
+from apm.teachers import Teacher
+
+BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+NORMS = (nn.LayerNorm, nn.GroupNorm, BATCH_NORMS)
+
+
+class Tower:
+    """A float32 copy of a teacher's image tower, of which only the normalisation layers' affine parameters can be trained.
+
+    Attributes: parameters, the trained ones by name; batch_norm, whether a feature depends on the rest of its batch.
+    Raises ValueError for a tower that has none.
+    """
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.network = copy.deepcopy(teacher.model.visual).float().requires_grad_(False)
+        self.parameters: dict[str, Tensor] = {}
+        self.batch_norm = False
+        for name, module in self.network.named_modules():
+            if not isinstance(module, NORMS):
+                continue
+            for key, parameter in module.named_parameters(recurse=False):
+                self.parameters[f"{name}.{key}"] = parameter.requires_grad_()
+            if isinstance(module, BATCH_NORMS):
+                # `configure_model`: statistics of the batch at hand. The rest stays in evaluation mode, where the released
+                # code has all in training mode: dropout would blur the entropy that is minimised.
+                module.track_running_stats = False
+                module.running_mean = module.running_var = None
+                self.batch_norm = True
+        if not self.parameters:
+            raise ValueError(
+                f"TENT trains the scale and shift of normalisation layers, and the image tower of teacher {teacher.name} has "
+                "none: use a tower with LayerNorm or BatchNorm, or another method"
+            )
+        self._start = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    def reset(self) -> None:
+        """Every trained parameter as the teacher has it."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self._start[name])
+                parameter.grad = None
+
+    def logits(self, pixels: Tensor, text: Tensor, scale: float) -> Tensor:
+        """(n, C) scores of images (n, 3, S, S), differentiable."""
+        features = self.network(pixels)
+        features = features if isinstance(features, Tensor) else features[0]  # CoCa towers return their tokens too
+        return scale * F.normalize(features.float(), dim=-1) @ text.T
+
+
+def adapt(
+    tower: Tower, pixels: Tensor, text: Tensor, scale: float, *, steps: int, learning_rate: float
+) -> tuple[Tensor, int]:
+    """Scores (C,) of the first of an image's views (n, 3, S, S) after some steps, and how many forward passes that took.
+
+    The tower keeps what it has learned; `Tower.reset` undoes it.
+    """
+    optimiser = torch.optim.Adam(list(tower.parameters.values()), lr=learning_rate)
+    for _ in range(steps):
+        loss = entropy(tower.logits(pixels, text, scale)).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    last = pixels if tower.batch_norm else pixels[:1]  # batch statistics need the batch
+    with torch.no_grad():
+        return tower.logits(last, text, scale)[0], steps * len(pixels) + len(last)
+
+
+@register("tent")
+@dataclass
+class Tent:
+    """TENT on the teacher's image tower. Episodic: parameters are reset after every image; the shared teacher is never touched.
+
+    views: 64; one image gives no batch, so its views take the batch's place (the released cfgs/tent.yaml has 200 images).
+        All of them count: TENT selects none.
+    steps: 1 (ITER in cfgs/tent.yaml). learning_rate: 1e-3, Adam with betas 0.9 and 0.999 and no weight decay (cfgs/tent.yaml;
+        section 4 of the paper has 1e-3 but for ImageNet, where it is SGD at 2.5e-4).
+    Layers: LayerNorm, GroupNorm and BatchNorm. The paper's networks have BatchNorm, which here takes its statistics from the
+        views; CLIP's transformers have LayerNorm, whose statistics are each image's own.
+    The prediction comes from one more pass over the image itself after the last step. The released code reports the scores
+        from before the step, which with one step after a reset would be the teacher's.
+    flip: False where the mirror image is another class or none. confidence: softmax over the scores after adaptation.
+    Extra column teacher_backward_passes: backward passes of the image tower per image.
+    """
+
+    teacher: Teacher
+    name: str = "TENT"
+    views: int = VIEWS
+    steps: int = 1
+    learning_rate: float = 1e-3
+    augmix: bool = False
+    flip: bool = True
+    templates: tuple[str, ...] | None = None
+    online: ClassVar[bool] = False
+    modules: ClassVar[tuple[str, ...]] = MODULES
+
+    def __post_init__(self) -> None:
+        if self.views < 1 or self.steps < 1 or self.learning_rate <= 0:
+            raise ValueError(
+                "views and steps must be at least 1 and learning_rate positive, found "
+                f"{self.views}, {self.steps} and {self.learning_rate}"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Teacher, prompts, views and optimiser."""
+        return settings(self, "tent")
+
+    def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
+        """One class per image; raises ValueError for a tower without normalisation layers."""
+        text, scale = classifier(self.teacher, dataset, self.templates), self.teacher.logit_scale
+        tower = Tower(self.teacher)
+        rows, passes = [], 0
+        for position in positions:
+            pixels = view_pixels(
+                self.teacher, dataset.images[int(position)], self.views, seed=seed, augmix=self.augmix, flip=self.flip
+            ).to(self.teacher.device)
+            tower.reset()
+            scores, passes = adapt(tower, pixels, text, scale, steps=self.steps, learning_rate=self.learning_rate)
+            rows.append(scores)
+        return outcome(
+            torch.stack(rows).softmax(dim=-1),
+            teacher_passes=passes,
+            teacher_backward_passes=np.full(len(positions), self.steps * self.views, dtype=np.float32),
+            saved_milliseconds=np.zeros(len(positions), dtype=np.float32),
+        )
