@@ -7,6 +7,8 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 PROFILE ?= mini
 ONLY ?=
+DATA ?=
+export DATA
 # conda, mamba or micromamba makes the environment where there is one; ENV=venv asks for a virtual environment instead.
 CONDA := $(if $(filter venv,$(ENV)),,$(firstword $(foreach c,micromamba mamba conda,$(shell command -v $(c) 2>/dev/null))))
 BIN := $(if $(CONDA),.conda/bin,.venv/bin)
@@ -119,8 +121,15 @@ bench: $(ENVIRONMENT) ## speed as ratios in one run, into results/bench/
 	$(PYTHON) tests/bench.py
 
 .PHONY: data
-data: $(ENVIRONMENT) ## train and cache the small teacher of profile mini
+data: $(ENVIRONMENT) ## the small teacher of profile mini; with DATA=folder, what torchvision can download of PROFILE's sets
 	$(PYTHON) -c "from apm import teachers; print(teachers.mini_checkpoint())"
+ifneq ($(DATA),)
+	$(PYTHON) -m apm.check_data --profile $(PROFILE) --data $(DATA) --download
+endif
+
+.PHONY: check-data
+check-data: $(ENVIRONMENT) ## which of PROFILE's datasets are in DATA=folder: found, missing, wrong
+	@$(PYTHON) -m apm.check_data --profile $(PROFILE) --data $(DATA)
 
 # ----------------------------------------------------------------------------------------------------------- cleaning
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from apm import datasets, project, stats, tables
+from apm import corruptions, datasets, project, stats, tables
 from apm.datasets import Dataset
 
 NO_WIDTH_NOTE = "Where no image differs an interval has no width; up to about 3/n of all images may still differ."
@@ -32,6 +32,29 @@ def load_sets(names: Sequence[str], samples: int | str = "all", *, root: str | N
         )
     loaded = [datasets.load(name, root=root) for name in names]
     return [d if samples == "all" or int(samples) >= len(d) else d.subset(int(samples), seed=0) for d in loaded]
+
+
+def corrupted_sets(
+    data: Dataset, kinds: Sequence[str], levels: Sequence[int], *, source: str | None = None, seed: int = 0
+) -> list[Dataset]:
+    """The images of a dataset under every corruption and severity, severities outermost.
+
+    source: None: made by `apm.corruptions`; "cifar10-c", "imagenet-c", ...: the published download of the same images, read
+    from disk. Raises ValueError where the download has fewer images than `data` refers to.
+    """
+    if source is None:
+        return [corruptions.corrupted(data, kind, level, seed=seed) for level in levels for kind in kinds]
+    made = []
+    for level in levels:
+        for kind in kinds:
+            whole = datasets.load(f"{source}/{kind}/{level}")
+            if len(whole) <= int(data.indices.max()):
+                raise ValueError(
+                    f"{source}/{kind}/{level} has {len(whole)} images, {data.name} refers to image {int(data.indices.max())}: "
+                    "is it the corrupted form of another set?"
+                )
+            made.append(whole.subset(data.indices))
+    return made
 
 
 def chance(dataset: Dataset) -> float:

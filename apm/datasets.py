@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from apm import prompts
 from apm.progress import progress
-from apm.project import atomic_write, cache_dir, sha256_of, unknown
+from apm.project import atomic_write, cache_dir, data_dir, sha256_of, unknown
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -186,13 +187,13 @@ def names() -> list[str]:
 def load(name: str, *, root: str | Path | None = None, seed: int = 0, partial: bool = False) -> Dataset:
     """The dataset of that name.
 
-    root: folder that holds datasets on disk; a relative PATH of "folder:PATH" starts there. seed: of the split of the
+    root: folder that holds datasets on disk, default: $DATA; a relative PATH of "folder:PATH" starts there. seed: of the split of the
     handwritten digits and of the jitter of the printed ones. partial: take a published set of which some images or classes
-    are missing, and say so in its notes; the other sets are as large as they are.
+    are missing, and say so in its notes ($PARTIAL=1 does the same); the other sets are as large as they are.
     Raises ValueError for an unknown name and for a published set with other counts than its authors', FileNotFoundError for
     a missing folder.
     """
-    base = None if root is None else Path(root)
+    base = data_dir() if root is None else Path(root)
     if name.startswith("folder:"):
         return _folder(name, base)
     if name in _LOADERS:
@@ -200,7 +201,7 @@ def load(name: str, *, root: str | Path | None = None, seed: int = 0, partial: b
     from apm import published_sets
 
     if published_sets.knows(name):
-        return published_sets.load(name, base, partial=partial)
+        return published_sets.load(name, base, partial=partial or os.environ.get("PARTIAL") == "1")
     raise unknown("dataset", name, [*names(), "folder:PATH"])
 
 

@@ -85,8 +85,16 @@ def reads_results(notebook: str) -> bool:
 
 
 def rules(root: Path, profile: str) -> str:
-    """Make rules for all notebooks of a profile; those that read results also depend on the ones before them."""
-    notebooks = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    """Make rules for the notebooks of a profile; those that read results also depend on the ones before them.
+
+    A profile runs the notebooks for which its folder has a YAML file, and the report.
+    """
+    own = {path.stem for path in (root / "profiles" / profile).glob("*.yaml")}
+    notebooks = [
+        path
+        for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+        if path.stem in own or path.stem.startswith("99_")
+    ]
     stamps = {n: f".make/{profile}/{n.stem}.done" for n in notebooks}
     lines = [f"NOTEBOOKS := {' '.join(n.stem for n in notebooks)}"]
     for notebook in notebooks:

@@ -26,6 +26,14 @@ def notebooks() -> list[str]:
     return sorted(path.stem for path in (root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
+def runs(profile: str) -> list[str]:
+    """The notebooks that a profile runs: those with a YAML file in its folder, and the report."""
+    if profile not in names():
+        raise unknown("profile", profile, names())
+    folder = root() / "profiles" / profile
+    return [name for name in notebooks() if (folder / f"{name}.yaml").is_file() or name.startswith("99_")]
+
+
 def notebook_path(notebook: str) -> Path:
     """The clean notebook. Raises ValueError with the list of known ones."""
     if notebook not in notebooks():

@@ -34,6 +34,11 @@ def cache_dir() -> Path:
     return Path(os.environ["APM_CACHE"]).resolve() if os.environ.get("APM_CACHE") else root() / "data" / "cache"
 
 
+def data_dir() -> Path | None:
+    """Folder of the datasets on disk: $DATA; None where it is not set."""
+    return Path(os.environ["DATA"]).expanduser().resolve() if os.environ.get("DATA") else None
+
+
 def results_dir(profile: str) -> Path:
     """Folder of a profile's results: $APM_RESULTS/<profile>, else results/<profile> in the project."""
     base = Path(os.environ["APM_RESULTS"]).resolve() if os.environ.get("APM_RESULTS") else root() / "results"
