@@ -18,11 +18,13 @@ NO_WIDTH_NOTE = "Where no image differs an interval has no width; up to about 3/
 CHANCE_NOTE = "chance: always answering the most frequent class."
 
 
-def load_sets(names: Sequence[str], samples: int | str = "all", *, root: str | None = None) -> list[Dataset]:
+def load_sets(
+    names: Sequence[str], samples: int | str = "all", *, root: str | None = None, partial: bool = False
+) -> list[Dataset]:
     """The datasets of these names; of each a stratified choice of `samples` images, or all where it has no more.
 
-    samples: a count, or "all". Raises ValueError for no names, a name given twice, another `samples`, and as
-    `apm.datasets.load` does.
+    samples: a count, or "all". partial: take published sets of which a part is missing.
+    Raises ValueError for no names, a name given twice, another `samples`, and as `apm.datasets.load` does.
     """
     if not names or len(set(names)) != len(names):
         raise ValueError(f"expected names of datasets, each once, found {list(names)}")
@@ -30,7 +32,7 @@ def load_sets(names: Sequence[str], samples: int | str = "all", *, root: str | N
         raise ValueError(
             f'samples must be "all" or at least {stats.MINIMUM_SAMPLES} images (for an interval), found {samples!r}'
         )
-    loaded = [datasets.load(name, root=root) for name in names]
+    loaded = [datasets.load(name, root=root, partial=partial) for name in names]
     return [d if samples == "all" or int(samples) >= len(d) else d.subset(int(samples), seed=0) for d in loaded]
 
 

@@ -51,7 +51,7 @@ def check(name: str, data: Path | str | None, *, partial: bool = False) -> tuple
         listing = published_sets.find(name, data, partial=partial)
     except MissingSet as error:
         return "missing", str(error)
-    except WrongSet as error:
+    except (WrongSet, OSError) as error:  # OSError: a folder that may not be read
         return "wrong", str(error)
     return "found", f"{_size(entry, len(listing), partial)} in {listing.folder}"
 
@@ -136,7 +136,7 @@ def download(names: Sequence[str], data: Path) -> list[str]:
             getattr(torchvision_sets, entry.torchvision)(root=data, download=True)
         except (OSError, RuntimeError, ImportError, ValueError) as error:
             failed.append(name)
-            print(f"failed   {name}: {_explained(error)}. By hand: {entry.source}", file=sys.stderr, flush=True)
+            print(f"failed   {name}: {_explained(error)}; by hand: {entry.source}", file=sys.stderr, flush=True)
     return failed
 
 
@@ -147,7 +147,7 @@ def _explained(error: Exception) -> str:
     if isinstance(error, HTTPError):
         return f"the server answered {error.code} {error.reason}"
     if isinstance(error, URLError | ConnectionError | TimeoutError):
-        return f"no connection to the server ({getattr(error, 'reason', error)}): is this machine offline?"
+        return f"no connection to the server ({getattr(error, 'reason', error)}; is this machine offline?)"
     return f"{type(error).__name__}: {error}"
 
 

@@ -385,6 +385,9 @@ def _ground_truth(entry: PublishedSet, root: Path, folder: Path) -> tuple[dict[s
             rows = list(csv.reader(_lines(solution)))
             if not rows or rows[0][:2] != ["ImageId", "PredictionString"]:
                 raise WrongSet(f"{solution}: expected the columns ImageId,PredictionString; found {rows[:1]}")
+            short = [row for row in rows[1:] if len(row) < 2 or not row[1].strip()]
+            if short:
+                raise WrongSet(f"{solution}: {len(short)} lines without a label, the first: {','.join(short[0])}")
             return {row[0]: row[1].split()[0] for row in rows[1:]}, solution
         synsets = place / "imagenet_2012_validation_synset_labels.txt"
         if synsets.is_file():
@@ -553,7 +556,11 @@ def _coop(entry: PublishedSet, root: Path, folder: Path, condition: Condition | 
             f"{path}: labels outside the class list: expected 0..{entry.classes - 1}, found {len(names)} labels, "
             f"{min(names, default='none')}..{max(names, default='none')}"
         )
-    files = [folder / file.replace("\\", "/") for file, _, _ in test]
+    relative = [Path(file.replace("\\", "/")) for file, _, _ in test]  # a list made on Windows has backslashes
+    astray = [file for file in relative if file.is_absolute() or ".." in file.parts]
+    if astray:
+        raise WrongSet(f"{path}: expected paths below {folder}, found {_first(astray)}")
+    files = [folder / file for file in relative]
     there = [file.is_file() for file in files]
     missing = [file for file, ok in zip(files, there, strict=True) if not ok]
     if missing and not (partial and any(there)):

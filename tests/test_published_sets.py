@@ -63,11 +63,12 @@ def test_the_1000_wordnet_ids_are_in_the_order_of_open_clips_names():
     from timm.data import ImageNetInfo
 
     wnids, names = published_sets.wnids(), list(published_sets.imagenet_names().values())
+    info = ImageNetInfo()
     assert len(set(wnids)) == len(names) == 1000
     assert list(wnids) == sorted(wnids)
     assert (wnids[0], wnids[207], wnids[281], wnids[999]) == (TENCH, RETRIEVER, TABBY, TISSUE)
     assert (names[0], names[207], names[281], names[999]) == ("tench", "Golden Retriever", "tabby cat", "toilet paper")
-    words = [set(ImageNetInfo().label_name_to_description(wnid).lower().replace(",", " ").split()) for wnid in wnids]
+    words = [set(info.label_name_to_description(wnid).lower().replace(",", " ").split()) for wnid in wnids]
     own = [bool(set(name.lower().split()) & said) for name, said in zip(names, words, strict=True)]
     shifted = [bool(set(name.lower().split()) & said) for name, said in zip(names[1:], words, strict=False)]
     assert np.mean(own) > 0.9  # the names were edited, so not all share a word with WordNet's
@@ -222,9 +223,22 @@ def test_flat_images_without_truth_or_outside_it_are_errors(data, tmp_path):
     kaggle(data / "imagenet", {n: wnid for n, wnid in truth.items() if n != 50})
     with pytest.raises(WrongSet, match=r"has no label for .*ILSVRC2012_val_00000050"):
         datasets.load("imagenet", root=data, partial=True)
+    (data / "imagenet" / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nILSVRC2012_val_00000050,\n")
+    with pytest.raises(WrongSet, match="1 lines without a label, the first: ILSVRC2012_val_00000050"):
+        datasets.load("imagenet", root=data, partial=True)
     kaggle(data / "imagenet", {**truth, 50: "n99999999"})
     with pytest.raises(WrongSet, match="outside the class list of ImageNet: n99999999"):
         datasets.load("imagenet", root=data, partial=True)
+
+
+def test_a_quoted_solution_file_is_read(data, tmp_path):
+    imagenet_tree(tmp_path / "tree", classes=(TENCH,))
+    truth = flat(data, tmp_path / "tree")
+    with (data / "imagenet" / "LOC_val_solution.csv").open("w", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+        writer.writerow(["ImageId", "PredictionString"])
+        writer.writerows([f"ILSVRC2012_val_{n:08d}", f"{wnid} 1 2 3 4"] for n, wnid in truth.items())
+    assert len(datasets.load("imagenet", root=data, partial=True)) == 2
 
 
 def test_devkit_labels_outside_its_numbers_are_named(data, tmp_path):
@@ -558,6 +572,7 @@ def test_a_missing_split_file_is_told_from_missing_images(data):
         (lambda s: "{", r"split_zhou_EuroSAT\.json: expected"),
         (lambda s: json.dumps({"train": []}), "KeyError"),
         (lambda s: json.dumps([1]), "expected"),
+        (lambda s: s.replace("c/third/2.jpg", "../2.jpg"), r"expected paths below .*2750, found \.\./2\.jpg"),
         (lambda s: s.replace('["c/third/1.jpg", 2, "third"]', '["c/third/1.jpg", 2, "fourth"]'), "named both"),
         (lambda s: s.replace('2.jpg", 2', '2.jpg", 7').replace('1.jpg", 2', '1.jpg", 7'), "outside the class list"),
     ],
@@ -685,6 +700,17 @@ def test_the_second_load_reads_no_file(data, hashed, name):
     assert second.fingerprint == first.fingerprint
 
 
+def test_the_fingerprint_is_the_documented_sum(data):
+    folder = data / "imagenet" / "val"
+    imagenet_tree(folder, classes=(TABBY,), per_class=1)
+    (file,) = folder.glob("*/*")
+    names = ["imagenet", *published_sets.imagenet_names().values()]
+    content = hashlib.sha256(file.read_bytes()).hexdigest()
+    entry = json.dumps([281, f"{TABBY}/{file.name}", content])
+    expected = hashlib.sha256((json.dumps(names) + entry).encode()).hexdigest()
+    assert datasets.load("imagenet", root=data, partial=True).fingerprint == expected
+
+
 def test_a_changed_added_or_renamed_file_is_noticed_and_the_answer_is_that_of_no_cache(
     data, hashed, tmp_path, monkeypatch
 ):
@@ -810,7 +836,7 @@ def test_downloads_without_a_connection_end_with_a_clear_line(data, monkeypatch,
     assert asked == [(data, True)]
     shown = capsys.readouterr()
     assert "failed   eurosat: no connection to the server" in shown.err
-    assert "By hand: github phelber/EuroSAT" in shown.err
+    assert "by hand: github phelber/EuroSAT" in shown.err
     assert "by hand  imagenet: image-net.org" in shown.out
 
 
@@ -890,13 +916,3 @@ def test_prompts_in_a_few_words():
     assert prompts.describe(prompts.CIFAR) == '18 templates (cifar10), the first "a photo of a {}."'
     assert prompts.describe(prompts.templates("imagenet-7")).startswith("7 templates (imagenet-7)")
     assert prompts.describe([f"{i} {{}}" for i in range(7)]) == '7 templates, the first "0 {}"'
-
-
-def test_the_module_csv_is_not_fooled_by_quoted_fields(data, tmp_path):
-    imagenet_tree(tmp_path / "tree", classes=(TENCH,))
-    truth = flat(data, tmp_path / "tree")
-    with (data / "imagenet" / "LOC_val_solution.csv").open("w", newline="") as file:
-        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
-        writer.writerow(["ImageId", "PredictionString"])
-        writer.writerows([f"ILSVRC2012_val_{n:08d}", f"{wnid} 1 2 3 4"] for n, wnid in truth.items())
-    assert len(datasets.load("imagenet", root=data, partial=True)) == 2
