@@ -230,3 +230,16 @@ def test_the_papers_steps_can_be_read_from_its_tables():
     pair = {"Ensemble": ("APM (Ours) [teacher CLIP ViT-B/16]", "Ensemble")}
     steps = benchmark.published_steps(table, pair, ["ImageNet", "ImageNet-A"])
     assert list(steps["difference"].round(1)) == [-0.2, 2.3]
+
+
+def test_corruptions_come_from_our_code_or_from_the_published_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = datasets.load("digits-test").subset([5, 2, 9])
+    own = benchmark.corrupted_sets(data, ["fog", "snow"], [3, 5])
+    assert [(d.corruption, d.severity) for d in own] == [("fog", 3), ("snow", 3), ("fog", 5), ("snow", 5)]
+    whole = datasets.load("digits-test")
+    monkeypatch.setattr(datasets, "load", lambda name: whole if name == "cifar10-c/fog/5" else None)
+    (read,) = benchmark.corrupted_sets(data, ["fog"], [5], source="cifar10-c")
+    assert read.indices.tolist() == data.indices.tolist()
+    monkeypatch.setattr(datasets, "load", lambda name: whole.subset(4))
+    with pytest.raises(ValueError, match="cifar10-c/fog/5 has 4 images, digits-test refers to image"):
+        benchmark.corrupted_sets(data, ["fog"], [5], source="cifar10-c")

@@ -81,3 +81,14 @@ def test_a_notebook_without_parameters_cell_is_an_error(project: Path) -> None:
     nbformat.write(new_notebook(cells=[new_code_cell("a = 1")]), path)
     with pytest.raises(ValueError, match="expected one cell tagged `parameters`, found 0"):
         profiles.notebook_parameters(path)
+
+
+def test_a_profile_runs_the_notebooks_that_it_has_a_file_for_and_the_report(project: Path) -> None:
+    (project / "profiles" / "mini" / "99_last.yaml").unlink(missing_ok=True)
+    ran = profiles.runs("mini")
+    assert "99_last" in ran
+    assert [name for name in ran if not name.startswith("99_")] == [
+        name for name in profiles.notebooks() if (project / "profiles" / "mini" / f"{name}.yaml").is_file()
+    ]
+    with pytest.raises(ValueError, match="unknown profile 'big'"):
+        profiles.runs("big")

@@ -177,7 +177,10 @@ def package(project: Path) -> Path:
         (project / "apm" / f"{name}.py").write_text(source)
     write_notebook(project / "notebooks" / "01_a.ipynb", "%matplotlib inline\nfrom apm import late")
     write_notebook(project / "notebooks" / "02_b.ipynb", "import apm.other")
+    write_notebook(project / "notebooks" / "03_not_of_this_profile.ipynb", "import apm.other")
     write_notebook(project / "notebooks" / "99_report.ipynb", "print(1)")
+    for name in ("01_a", "02_b"):
+        (project / "profiles" / "mini" / f"{name}.yaml").write_text("")
     return project
 
 
@@ -189,6 +192,20 @@ def needs(package: Path, notebook: str) -> set[str]:
 def test_a_notebook_depends_on_exactly_the_modules_it_imports_directly_or_not(package: Path) -> None:
     assert needs(package, "01_a") == {"__init__.py", "late.py", "middle.py", "base.py"}
     assert needs(package, "02_b") == {"__init__.py", "other.py"}
+
+
+def test_a_notebook_that_reads_results_depends_on_those_before_it_and_a_list_file_on_its_own_notebook(
+    package: Path,
+) -> None:
+    write_notebook(package / "notebooks" / "08_audit.ipynb", "print(1)")
+    for name in ("08_audit", "01_a.lines"):
+        (package / "profiles" / "mini" / f"{name}.yaml").write_text("")
+    rules = dict(line.split(": ", 1) for line in depends.rules(package, "mini").splitlines() if ": " in line)
+    assert "01_a.done" in rules[".make/mini/08_audit.done"]
+    assert "99_report.done" not in rules[".make/mini/08_audit.done"]
+    assert "08_audit.done" in rules[".make/mini/99_report.done"]
+    assert "01_a.lines.yaml" in rules[".make/mini/01_a.done"]
+    assert "01_a.lines.yaml" not in rules[".make/mini/02_b.done"]
 
 
 def test_make_reruns_what_depends_on_a_changed_file_and_nothing_else(package: Path) -> None:
@@ -211,7 +228,7 @@ def test_make_reruns_what_depends_on_a_changed_file_and_nothing_else(package: Pa
 
     for path in package.rglob("*"):
         os.utime(path, (now - 100, now - 100))
-    assert make() == {"01_a", "02_b", "99_report"}
+    assert make() == {"01_a", "02_b", "99_report"}  # a profile without a file for 03 does not run it
     assert make() == set()
     change("apm/base.py")
     assert make() == {"01_a", "99_report"}
