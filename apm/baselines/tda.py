@@ -58,8 +58,8 @@ class TDA:
     order_seed: None: images come in the order of the positions; a number: in a random order drawn from it. The released code
         shuffles once per set. Several orders give mean and spread; the rows stay in the order of the positions.
     positive_shots, alpha, beta: 3, 2.0, 5.0; negative_shots, negative_alpha, negative_beta: 2, 0.117, 1.0; entropy between
-        0.2 and 0.5 of log2(C); probability between 0.03 and 1.0: configs/imagenet.yaml. The other sets' files there differ
-        in alpha and beta (EuroSAT: 4.0, 8.0), which the authors chose per set; here one setting serves all.
+        0.2 and 0.5 of log2(C); probability between 0.03 and 1.0: configs/imagenet.yaml. The
+        authors have a file per set, some with another alpha and beta (EuroSAT: 4.0 and 8.0); here one setting serves all.
     views: 1, the image alone, as for ImageNet and the fine-grained sets there. For ImageNet-A, -V2, -R and -Sketch the
         released loader has 64 views with AugMix (views=64, augmix=True): mean feature, scores and probabilities over the
         `share` of 0.1 of lowest entropy (`get_clip_logits` in utils.py).

@@ -26,7 +26,7 @@ from apm.datasets import Dataset
 from apm.teachers import Teacher
 from apm.ttt import image_seed
 
-VIEWS = 64  # the image and 63 crops: batch size of TPT (section 4, scripts/test_tpt.sh: -b 64)
+VIEWS = 64  # the image and 63 crops: --batch-size in tpt_classification.py of TPT
 AREA = (0.08, 1.0)  # share of the image that a crop covers, and the aspect of the crop: defaults of torchvision's
 ASPECT = (3 / 4, 4 / 3)  # RandomResizedCrop, with which get_preaugment of TPT cuts
 ATTEMPTS = 10  # tries to draw a crop that fits before the central one is taken, as RandomResizedCrop does
@@ -223,7 +223,7 @@ def encoded(
     """
     rows, saved = [], np.zeros(len(positions), dtype=np.float32)
     for row, position in enumerate(positions):
-        # Everything that a view's feature is made from. A dataset's fingerprint is that of the full set, before corruption.
+        # Everything that a view's feature is made from; a fingerprint is that of the full set, so the image's place in it too.
         key = (
             *(teacher.hash, teacher.precision, str(teacher.device)),
             *(dataset.fingerprint, dataset.corruption, dataset.severity, int(dataset.indices[position])),
