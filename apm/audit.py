@@ -594,7 +594,7 @@ def _semantics(folder: Path | str) -> list[Claim]:
         Claim(
             "Features of single locations are aware of what is there",
             "clusters of the grid fit the image's own foreground better than other images' foregrounds (adjusted Rand index, difference above 0)",
-            f"{gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}]",
+            " ".join((f"{gain.value + 0.0:.3f}", f"[{gain.low:.3f}, {gain.high:.3f}]")).replace("-0.000", "0.000"),
             HOLDS if gain.low > 0 else FAILS,
             gain.source,
         ),

@@ -49,6 +49,7 @@ from apm.model import (
     patches,
     perceive,
     positional_encoding,
+    shared_products,
 )
 
 if TYPE_CHECKING:
@@ -217,11 +218,12 @@ def column_chunks(
     *,
     formulation: str = "plain",
     code: Tensor | None = None,
+    shared: tuple[Tensor, Tensor] | None = None,
     most: int | None = None,
 ) -> Iterator[Tensor]:
     """Features (l, D) of one image's columns, row by row, `chunk` columns at a time, at most `most` times.
 
-    code: P (h*w, positions) made beforehand, for "plain". "factorised" is what `apm.model.APM.stream` does. Raises ValueError for an
+    code: P (h*w, positions) made beforehand, for "plain"; shared: `apm.model.shared_products`, for "factorised". "factorised" is what `apm.model.APM.stream` does. Raises ValueError for an
     unknown formulation and a chunk below 1.
     """
     _known("formulation", formulation, FORMULATIONS)
@@ -229,11 +231,13 @@ def column_chunks(
         raise ValueError(f"chunk must be at least 1 column, found {chunk}")
     if formulation == "plain" and code is None:
         code = _code(percept, config)
+    if formulation == "factorised" and shared is None:
+        shared = shared_products(weights, percept, config)  # once, not once per chunk
     for places in torch.arange(config.locations, device=percept.column.device).split(chunk)[:most]:
         if code is not None and formulation == "plain":
             yield _plain_features(weights, _queries(percept, code, places), config)
         else:
-            yield head(weights, activations(weights, percept, config, places))[0]
+            yield head(weights, activations(weights, percept, config, places, shared))[0]
 
 
 def running_mean(chunks: Iterable[Tensor]) -> Tensor:
@@ -412,9 +416,10 @@ def chunk_cost(config: APMConfig, chunk: int, *, formulation: str = "plain") -> 
             chunks = column_chunks(weights, percept, config, size, formulation=formulation, code=code, most=most)
             running_mean(chunks)
 
+    once = flops(lambda: shared_products(weights, percept, config)) if formulation == "factorised" else 0
     full, rest = divmod(config.locations, chunk)
-    count = full * flops(lambda: run(chunk, 1)) if full else 0
-    count += flops(lambda: run(rest, 1)) if rest else 0
+    count = once + full * (flops(lambda: run(chunk, 1)) - once) if full else once
+    count += flops(lambda: run(rest, 1)) - once if rest else 0
     held = [*weights.values(), percept.column, *([] if code is None else [code])]
     return count, memory(lambda: run(chunk, 3), held)  # from the second chunk on each finds the mean so far beside it
 
@@ -519,15 +524,19 @@ def time_columns(
     with torch.inference_mode():
         percept = perceive(weights, patches(torch.randn(1, 3, *config.image_size, device=device), config), config)
         code = _code(percept, config)
+        shared = shared_products(weights, percept, config) if formulation == "factorised" else None
     run = min(config.locations, chunk * most)
     seconds, peak = _measure(
         lambda: running_mean(
-            column_chunks(weights, percept, config, chunk, formulation=formulation, code=code, most=most)
+            column_chunks(weights, percept, config, chunk, formulation=formulation, code=code, shared=shared, most=most)
         ),
         device,
         repeats,
     )
-    middle, least, longest = _summary([s * config.locations / run for s in seconds])
+    once = [0.0] * repeats  # what is done once per image must not be scaled with the columns
+    if shared is not None:
+        once, _ = _measure(lambda: shared_products(weights, percept, config), device, repeats)
+    middle, least, longest = _summary([o + s * config.locations / run for o, s in zip(once, seconds, strict=True)])
     return Timing(formulation, chunk, middle, least, longest, run / config.locations, peak)
 
 

@@ -291,49 +291,68 @@ def unfold(percept: Percept, config: APMConfig, locations: Tensor | None = None)
     return torch.cat(parts, dim=-1)
 
 
-def _first_layer(parameters: Parameters, percept: Percept, config: APMConfig, locations: Tensor | None) -> Tensor:
-    """W1 q + b without making q: W1 [T; Px[j]; Py[i]; I] = W_T T + W_x Px[j] + W_y Py[i] + W_I I.
+def shared_products(parameters: Parameters, percept: Percept, config: APMConfig) -> tuple[Tensor, Tensor]:
+    """What all locations share of the first layer: its row part (N, h, hidden), with T and bias, and its column part (N, w, hidden).
 
-    One product with the 1 + h + w rows [T; 0; 0], [0; 0; Py[i]], [0; Px[j]; 0], whose results are added at each location.
+    W1 [T; Px[j]; Py[i]] + b = (W_T T + W_y Py[i] + b) + W_x Px[j], from one product with the 1 + h + w rows [T; 0; 0],
+    [0; 0; Py[i]], [0; Px[j]; 0]. Made once, it serves any number of chunks of locations.
     """
     h, w = config.grid
     n = percept.column.shape[0]
     weight, bias = parameters["mlp0_weight"], parameters["mlp0_bias"]
     px, py = position_codes(config.grid, config.positions, dtype=weight.dtype, device=weight.device)
     codes = torch.cat([F.pad(py, (px.shape[1], 0)), F.pad(px, (0, py.shape[1]))])  # (h + w, positions)
-    where = slice(None) if locations is None else locations
-    per_location = [] if percept.local is None else [percept.local[:, where]]
+    w_t, w_p, _ = weight.split([config.column_width, config.positions, config.local_width], dim=-2)
     if percept.column.dim() == 3:  # routed tokens differ from place to place: only the position code is shared
-        per_location.insert(0, percept.column[:, where])
         rows = codes.expand(n, -1, -1)
-        w_t, w_p, w_i = weight.split([config.column_width, config.positions, config.local_width], dim=-2)
-        weights = [w_t, w_i] if percept.local is not None else [w_t]
     else:
-        shared = config.column_width + config.positions
         column = F.pad(percept.column, (0, config.positions))[:, None]
         rows = torch.cat([column, F.pad(codes, (config.column_width, 0)).expand(n, -1, -1)], dim=1)
-        w_p, weights = weight, []
-        if percept.local is not None:
-            w_p, w_i = weight.split([shared, config.local_width], dim=-2)
-            weights = [w_i]
+        w_p = weight if percept.local is None else torch.cat([w_t, w_p], dim=-2)
     product = _linear(rows, w_p)  # (N, (1 +) h + w, hidden)
     column_part, row_part, col_part = product.split([rows.shape[1] - h - w, h, w], dim=1)
     row_part = (
         row_part + bias.unsqueeze(-2) if column_part.shape[1] == 0 else row_part + (column_part + bias.unsqueeze(-2))
     )
+    return row_part, col_part
+
+
+def _first_layer(
+    parameters: Parameters,
+    percept: Percept,
+    config: APMConfig,
+    locations: Tensor | None,
+    shared: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """W1 q + b without making q: the shared products, added at each location, and W_I I or W_T T where they differ by place."""
+    row_part, col_part = shared_products(parameters, percept, config) if shared is None else shared
     if locations is None:
         z = (row_part[:, :, None] + col_part[:, None]).flatten(1, 2)  # (N, L, hidden)
     else:
+        w = config.grid[1]
         z = row_part[:, locations // w] + col_part[:, locations % w]
-    for x, part in zip(per_location, weights, strict=True):
-        z = z + _linear(x, part)
+    where = slice(None) if locations is None else locations
+    w_t, _, w_i = parameters["mlp0_weight"].split([config.column_width, config.positions, config.local_width], dim=-2)
+    if percept.column.dim() == 3:
+        z = z + _linear(percept.column[:, where], w_t)
+    if percept.local is not None:
+        z = z + _linear(percept.local[:, where], w_i)
     return z
 
 
-def activations(parameters: Parameters, percept: Percept, config: APMConfig, locations: Tensor | None = None) -> Tensor:
-    """The shared MLP's last activations (N, L, hidden[-1]) at all locations or at the given ones, in the given order."""
+def activations(
+    parameters: Parameters,
+    percept: Percept,
+    config: APMConfig,
+    locations: Tensor | None = None,
+    shared: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """The shared MLP's last activations (N, L, hidden[-1]) at all locations or at the given ones, in the given order.
+
+    shared: `shared_products`, where they exist already.
+    """
     # in place: the values before the ReLU are not needed again, and a pass over memory costs as much as a small product
-    x = _first_layer(parameters, percept, config, locations).relu_()
+    x = _first_layer(parameters, percept, config, locations, shared).relu_()
     for layer in range(1, len(config.hidden)):
         x = _layer(parameters, f"mlp{layer}", x).relu_()
     return x
@@ -510,10 +529,12 @@ class APM(nn.Module):
         """Images (N, 3, H, W) -> their folded percepts."""
         return perceive(self.parameters_dict, patches(images, self.config), self.config, tokens)
 
-    def columns(self, percept: Percept, locations: Tensor | None = None) -> Tensor:
-        """Features f (N, L, D) of the given locations, in their order; default all, row by row."""
+    def columns(
+        self, percept: Percept, locations: Tensor | None = None, shared: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Features f (N, L, D) of the given locations, in their order; default all, row by row. shared: `shared_products`."""
         weights = self.parameters_dict
-        return head(weights, activations(weights, percept, self.config, locations))
+        return head(weights, activations(weights, percept, self.config, locations, shared))
 
     def stream(
         self, percept: Percept, order: Iterable[int] | None = None, chunk: int = 1
@@ -527,8 +548,9 @@ class APM(nn.Module):
         )
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1 location, found {chunk}")
+        shared = shared_products(self.parameters_dict, percept, self.config)  # once, not once per chunk
         for part in where.split(chunk):
-            yield part, self.columns(percept, part)
+            yield part, self.columns(percept, part, shared)
 
     def grid(self, images: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Feature grid (N, h, w, D) of images (N, 3, H, W): all locations at once."""

@@ -530,8 +530,14 @@ def show(
     shown.columns = [_html(column) for column in shown.columns]
     right = [column for column in shown if _numeric_looking(shown[column])]
     longest = {column: int(shown[column].astype(str).str.len().max()) for column in shown}
-    long = [column for column in shown if longest[column] > LONG_TEXT]
-    longer = [column for column in long if longest[column] > 3 * LONG_TEXT]
+    breaking = [  # by class, which outweighs the rule for all cells
+        {
+            "selector": f"td.col{place}",
+            "props": f"white-space: normal; min-width: {22 if longest[column] > 3 * LONG_TEXT else 13}em",
+        }
+        for place, column in enumerate(shown)
+        if longest[column] > LONG_TEXT
+    ]
     uuid = hashlib.sha256((caption + shown.to_csv()).encode()).hexdigest()[:8]
     strong = pd.Series(
         [bool(bold(row)) for _, row in flat.iterrows()] if bold else [False] * len(flat), index=flat.index
@@ -549,10 +555,9 @@ def show(
                     "props": "text-align: left; border-bottom: 1.5px solid; vertical-align: bottom; white-space: normal",
                 },
                 {"selector": "td", "props": "text-align: left; border-bottom: 1px solid rgba(128, 128, 128, 0.25)"},
+                *breaking,
             ]
         )
-        .set_properties(subset=long, **{"white-space": "normal", "min-width": "13em"})
-        .set_properties(subset=longer, **{"min-width": "22em"})
         .set_properties(subset=right, **{"text-align": "right", "font-variant-numeric": "tabular-nums"})
         .apply(lambda row: ["font-weight: bold" if strong[row.name] else ""] * len(row), axis=1)
         .apply_index(

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apm import model
 from apm.model import (
     APM,
     PRESETS,
@@ -247,3 +248,15 @@ def test_rgb_of_a_student_without_rgb_head_is_refused() -> None:
     percept = model.perceive(inputs(model.config)[0])
     with pytest.raises(ValueError, match="rgb_head=True"):
         model.rgb(percept, model.columns(percept))
+
+
+def test_streaming_makes_the_shared_products_once_and_not_once_per_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = model.shared_products
+    monkeypatch.setattr(model, "shared_products", lambda *a: calls.append(1) or original(*a))
+    student = APM(APMConfig(grid=(4, 4), hidden=(16,), local_patch=True), torch.Generator().manual_seed(0), std=0.3)
+    percept = student.perceive(torch.randn(2, 3, 16, 16))
+    parts = list(student.stream(percept, chunk=3))
+    assert len(parts) == 6
+    assert len(calls) == 1
+    torch.testing.assert_close(torch.cat([f for _, f in parts], dim=1), student.columns(percept))
