@@ -531,8 +531,10 @@ def by_size(table: pd.DataFrame, published: pd.DataFrame) -> tuple[Any, str]:
     ours.legend(frameon=True, loc="lower right")
     theirs.plot(published["parameters"], published["accuracy"], "o-", color="0.4", ms=4)
     theirs.set_title("published (DTD)")
+    ours.set_xscale("log")
+    theirs.set_xticks(published["parameters"])
+    theirs.margins(0.15)
     for axes in (ours, theirs):
-        axes.set_xscale("log")
         axes.set_xlabel("weights of the student, millions")
         axes.set_ylabel("top-1 accuracy, %")
     figure.tight_layout()

@@ -178,7 +178,7 @@ def adapt(
         routed tokens of column="tokens", as they are.
     colours: (N, h*w, 3) mean colour of every patch in [0, 1], the target of L_rgb.
     callback(k, images, parameters): called after k = 0..K updates with the slice of images and their stacked weights, for
-        several slices at the same time when there are more than config.lockstep images.
+        several slices at the same time where images train in several parts.
 
     With config.protocol "as_released" images are trained one after the other in the given order, and what one leaves behind
     reaches the next: weights are drawn anew, but Adam's moments and the learning rate's schedule run on, and gradients are
@@ -233,9 +233,12 @@ def adapt(
         state = _Carried(config)
         kept = [train(slice(i, i + 1), state) for i in range(n)]
     else:
-        count = math.ceil(n / config.lockstep)  # parts of equal size, so that no core waits for a longer one
-        bounds = [i * n // max(count, 1) for i in range(count + 1)]
-        kept = side_by_side(train, [slice(a, b) for a, b in itertools.pairwise(bounds)], device)
+        count = math.ceil(n / config.lockstep)
+        if device.type == "cpu":  # some parts for some cores, however many there are; of 8 images or more
+            count = max(count, min(4, n // 8))
+        bounds = [i * n // max(count, 1) for i in range(count + 1)]  # of equal size: no core waits for a longer one
+        product = n * student.locations * math.prod(sorted(student.hidden)[-2:])  # of the widest layer, multiply-adds
+        kept = side_by_side(train, [slice(a, b) for a, b in itertools.pairwise(bounds)], device, product)
     status = _stop_non_finite(losses, outputs)
     return TTTResult(
         losses=losses,
@@ -329,19 +332,25 @@ def _seed(generator: torch.Generator | int | None) -> int:
     return generator.initial_seed() if isinstance(generator, torch.Generator) else int(generator or 0)
 
 
+SMALL = 200_000_000  # multiply-adds of one operation that a single core does in a few milliseconds
+
+
 def side_by_side(
-    train: Callable[[slice], dict[str, Tensor]], parts: list[slice], device: torch.device
+    train: Callable[[slice], dict[str, Tensor]], parts: list[slice], device: torch.device, product: float = math.inf
 ) -> list[dict[str, Tensor]]:
     """train(part) for all parts; on a CPU one part per core at a time, each with single-threaded operations.
 
     Cores then meet once per part and not in every operation. That is a little faster on an idle machine and many times
-    faster on a busy one, and makes rounding independent of the number of cores. A single part gets all cores.
+    faster on a busy one, and makes rounding independent of the number of cores. A single part gets all cores when its
+    operations are large (product: multiply-adds of the largest), else one.
     """
-    cores = torch.get_num_threads()
-    workers = min(cores, len(parts)) if device.type == "cpu" else 1
-    if workers <= 1:
+    if device.type != "cpu" or (len(parts) == 1 and product > SMALL):
         return [result for part in parts for result in _or_halves(train, part)]
+    if not parts:
+        return []
+    cores = torch.get_num_threads()
     try:
+        workers = min(cores, len(parts))
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(train, parts))
     finally:

@@ -328,6 +328,10 @@ def test_images_are_shared_out_evenly() -> None:
     data, parts = problem(5), set()
     adapt(data["images"], data["targets"], CONFIG, callback=lambda k, part, p: parts.add((part.start, part.stop)))
     assert sorted(parts) == [(0, 2), (2, 5)]
+    many, wide = problem(40), set()
+    chosen = dataclasses.replace(CONFIG, lockstep=64, iterations=1)
+    adapt(many["images"], many["targets"], chosen, callback=lambda k, part, p: wide.add((part.start, part.stop)))
+    assert sorted(wide) == [(0, 10), (10, 20), (20, 30), (30, 40)]  # parts for cores, although all fit side by side
     assert adapt(data["images"][:0], data["targets"][:0], CONFIG).features.shape == (0, 13, 16)
 
 
@@ -344,6 +348,7 @@ def test_students_that_do_not_fit_into_memory_train_in_halves_with_the_same_resu
         return original(weights, x, *rest)
 
     monkeypatch.setattr(ttt, "objective", small)
+    monkeypatch.setattr(ttt, "SMALL", 0)  # a single part, trained here as on a GPU
     room = [2]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -363,3 +368,14 @@ def test_the_released_form_with_its_repeats_and_chunks_is_the_plain_one(fold: st
     student = plain.PlainStudent(config.student, weights)
     released = student.released(data["images"][0], copies=3, chunk=5)
     torch.testing.assert_close(released, student(data["images"][0])[0].expand(3, -1))
+
+
+def test_small_students_train_with_single_threaded_operations_and_large_ones_with_all_cores() -> None:
+    seen = {}
+    for name, product in (("small", 1e6), ("large", 1e12)):
+        ttt.side_by_side(
+            lambda part, name=name: seen.update({name: torch.get_num_threads()}) or {},
+            [slice(0, 1)], torch.device("cpu"), product,
+        )  # fmt: skip
+    assert seen["small"] == 1
+    assert seen["large"] == torch.get_num_threads()
