@@ -18,7 +18,7 @@ PYTHON3 ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 pyth
 UV := $(shell sed -n 's/^\(uv==[0-9.]*\).*/\1/p' requirements.lock)
 # executed notebooks that `make test` runs again, comparing the outputs of their checked cells; 05 takes longest without
 # records, and unit tests recompute its numbers
-NBVAL ?= 00_quickstart 01_natural_shifts 02_corruptions 03_cross_dataset 04_compute 06_islands 07_field
+NBVAL ?= 00_quickstart 01_natural_shifts 02_corruptions 03_cross_dataset 04_compute 06_islands 07_field 08_claims_audit
 
 export JUPYTER_PREFER_ENV_PATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -102,7 +102,8 @@ lab: $(ENVIRONMENT) ## JupyterLab on the notebooks
 
 .PHONY: test
 test: $(ENVIRONMENT) ## unit and property tests, then the executed notebooks under nbval
-	$(PYTHON) -m pytest tests
+	@# one process per core with one thread each: threads that wait for each other's cores cost more than they bring
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests -n auto --dist loadfile
 	@# under nbval: in a results folder of their own, with the records that exist
 	results=$$(mktemp -d); trap 'rm -rf "$$results"' EXIT; mkdir -p $$results/mini; \
 	[ ! -d results/mini/records ] || ln -s "$$PWD/results/mini/records" $$results/mini/records; \

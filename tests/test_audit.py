@@ -94,9 +94,11 @@ def test_order_subset_and_number_at_a_time_change_no_value(fold: str, changes: d
 def test_a_network_that_is_not_order_free_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = [0]
 
-    def drifting(self, percept, locations=None, original=audit.APM.columns):
+    original = audit.APM.columns
+
+    def drifting(self, percept, locations=None, shared=None):
         calls[0] += 1
-        return original(self, percept, locations) * (1 + 1e-3 * calls[0])
+        return original(self, percept, locations, shared) * (1 + 1e-3 * calls[0])
 
     monkeypatch.setattr(audit.APM, "columns", drifting)
     table = audit.invariances(APMConfig(grid=(4, 4), hidden=(16,)), torch.randn(1, 3, 16, 16), orders=2)
