@@ -21,13 +21,31 @@ def committed(path: str) -> str:
 def test_the_excerpt_is_the_committed_table() -> None:
     rows = list(csv.DictReader(io.StringIO(committed("results/mini/tables/02_corruptions.csv"))))
     table = {(r["method"], r["counting rule"]): [r["digits-test"], r["printed-digits"], r["Mean"]] for r in rows}
-    excerpt = README.split("<!-- excerpt")[1].split("<!-- end -->")[0]
+    excerpt = README.split("<!-- excerpt of results/mini")[1].split("<!-- end -->")[0]
     shown = [
         [c.strip().replace("*", "") for c in line.strip("|").split("|")] for line in excerpt.splitlines() if "|" in line
     ]
     for name, *cells in shown[2:]:
         assert table[tuple(name.split(", ", 1))] == cells, name
     assert len(shown) == 2 + 5
+
+
+def test_the_excerpt_of_the_bench_is_the_committed_measurement() -> None:
+    rows = list(csv.DictReader(io.StringIO(committed("results/bench/paper.csv"))))
+    excerpt = README.split("<!-- excerpt of results/bench/paper.csv")[1].split("<!-- end -->")[0]
+    shown = [[c.strip() for c in line.strip("|").split("|")] for line in excerpt.splitlines() if line.startswith("|")]
+    assert len(shown) == 2 + len(rows)
+    for row, cells in zip(rows, shown[2:], strict=True):
+        peak = row["of matrix peak"]
+        expected = [
+            row["variant"],
+            row["precision"],
+            f"{float(row['s per image and iteration']):.2f}",
+            f"{float(row['times faster']):.1f}",
+            f"{float(row['with its teacher']):.1f}",
+            f"{float(peak):.0%}" if peak else "",
+        ]
+        assert cells == expected
 
 
 def test_every_linked_file_exists() -> None:
