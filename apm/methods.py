@@ -32,7 +32,9 @@ class Predictions:
     last_loss: np.ndarray | None = None  # (n,) loss after the last one
     minimum_loss_prediction: np.ndarray | None = None  # (n,) prediction at the iteration of lowest loss: label-free
     status: list[str] | None = None  # "ok", or what went wrong with that image
-    extra: Mapping[str, np.ndarray] = field(default_factory=dict)  # further columns of the records
+    # Further columns of the records, (n,) each. Those that tables of methods read: confidence, the probability of the predicted
+    # class at the teacher's temperature (NaN for failures); teacher_passes, forward passes of the teacher's image tower.
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Method(Protocol):
@@ -81,7 +83,9 @@ class ZeroShot:
 
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """Deterministic: the seed has no effect."""
-        return Predictions(prediction=self.scores(dataset, positions).argmax(dim=-1).numpy())
+        scores = self.scores(dataset, positions)
+        prediction = scores.argmax(dim=-1)
+        return Predictions(prediction=prediction.numpy(), extra=confidence(self.teacher, scores, prediction))
 
 
 @dataclass
@@ -119,6 +123,7 @@ class APM:
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """One new student per image; random weights from the seed and the image's pixels."""
         result = adapt_dataset(self.teacher, dataset, positions, self.config, templates=self.templates, seed=seed)
+        assert result.scores is not None
         path = result.predictions().cpu().numpy()
         losses = result.losses.cpu().numpy()
         failed = np.array([status != "ok" for status in result.status])
@@ -132,7 +137,22 @@ class APM:
             last_loss=losses[:, -1].astype(np.float64),
             minimum_loss_prediction=np.where(failed, -1, at_lowest).astype(np.int64),
             status=result.status,
+            extra=confidence(self.teacher, result.scores[:, -1], torch.as_tensor(path[:, -1])),
         )
+
+
+def confidence(teacher: Teacher, scores: torch.Tensor, prediction: torch.Tensor) -> dict[str, np.ndarray]:
+    """The extra columns confidence and teacher_passes of methods that ask the teacher once per image.
+
+    scores: (n, C) cosine similarities. prediction: (n,); -1 for failures, whose confidence is NaN.
+    """
+    probabilities = (teacher.logit_scale * scores.float()).softmax(dim=-1).cpu()
+    chosen = prediction.cpu().long()
+    of_chosen = probabilities.gather(1, chosen.clamp(min=0)[:, None])[:, 0]
+    return {
+        "confidence": torch.where(chosen >= 0, of_chosen, torch.nan).numpy().astype(np.float32),
+        "teacher_passes": np.ones(len(chosen), dtype=np.float32),
+    }
 
 
 def training_config(

@@ -24,7 +24,7 @@ To add a method, write one file here:
 import it below, and `create("mine", teacher, views=32)` builds it (`apm.methods.Method` is the interface, `common` has helpers).
 """
 
-from apm.baselines import better_targets, mta, tda, tent, zero
+from apm.baselines import better_targets, mta, prompt_tuning, tda, tent, zero
 from apm.baselines.registry import REGISTRY, create, register
 
-__all__ = ["REGISTRY", "better_targets", "create", "mta", "register", "tda", "tent", "zero"]
+__all__ = ["REGISTRY", "better_targets", "create", "mta", "prompt_tuning", "register", "tda", "tent", "zero"]
