@@ -7,15 +7,25 @@ other images, other teachers and other scales that can be put side by side.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from apm import corruptions, datasets, project, stats, tables
+from apm import corruptions, datasets, methods, project, prompts, published, records, stats, tables, teachers
 from apm.datasets import Dataset
 
 NO_WIDTH_NOTE = "Where no image differs an interval has no width; up to about 3/n of all images may still differ."
 CHANCE_NOTE = "chance: always answering the most frequent class."
+
+# our name of a set -> its column among open_clip's published zero-shot results
+OPEN_CLIP_COLUMNS = {
+    **{"imagenet": "ImageNet", "imagenet-a": "ImageNet-A", "imagenet-v2": "ImageNet-V2", "imagenet-r": "ImageNet-R"},
+    **{"imagenet-sketch": "ImageNet-Sketch", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "dtd": "DTD"},
+    **{"eurosat": "EuroSAT", "aircraft": "Aircraft", "food101": "Food101", "caltech101": "Caltech101"},
+    **{"flowers102": "Flower102", "pets": "Pets", "sun397": "SUN397"},
+}
 
 
 def load_sets(
@@ -243,3 +253,98 @@ def beside(
         "ours": pd.concat([names.astype(object).reindex(columns=published.columns, fill_value=""), text]),
     }
     return pd.concat(both, names=["source", "row"])
+
+
+# ------------------------------------------------------------------------------------------------- teachers and prompts
+
+
+def prompts_note(sets: Sequence[Dataset], prompt: str | None = None) -> str:
+    """Which prompts a table's rows use, in words: those of the sets, and the single one where there is such a row."""
+    described = {d.name: prompts.describe(d.templates) for d in sets}
+    if len(set(described.values())) == 1:
+        text = f"Prompts: {next(iter(described.values()))}"
+    else:
+        text = "Prompts: " + "; ".join(f"{name}: {words}" for name, words in described.items())
+    return f'{text}. One prompt: "{prompt}".' if prompt else f"{text}."
+
+
+def further_teachers(
+    lines: Sequence[Mapping[str, Any]],
+    sets: Sequence[Dataset],
+    prompt: str,
+    *,
+    student: Mapping[str, Any],
+    training: Mapping[str, Any],
+    device: str,
+    folder: Path | str,
+    seed: int,
+) -> dict[str, pd.DataFrame]:
+    """The benchmark again with other teachers: name -> records of one prompt, ensemble and APM.
+
+    lines: `{teacher: NAME, pretrained: TAG or FILE, name: HEADING}`; further keys are options of `apm.teachers.load`. The student
+    has the settings given and the width of its teacher. Raises ValueError for a line without a teacher and for two of one
+    name, and as `apm.teachers.load` does.
+    """
+    found: dict[str, pd.DataFrame] = {}
+    for line in lines:
+        if not isinstance(line, Mapping) or "teacher" not in line:
+            raise ValueError(
+                f"further_teachers: expected {{teacher: NAME, pretrained: TAG, name: HEADING}}, found {line!r}"
+            )
+        options = {key: value for key, value in line.items() if key not in ("teacher", "name")}
+        heading = str(line.get("name", line["teacher"]))
+        if heading in found:
+            raise ValueError(f"further_teachers: two lines are named {heading!r}")
+        model = teachers.load(str(line["teacher"]), **{"device": device, **options})
+        ensemble = methods.ZeroShot(model)
+        rows = [
+            methods.ZeroShot(model, name="zero-shot, one prompt", templates=(prompt,)),
+            ensemble,
+            methods.APM(model, methods.training_config(model, student, training)),
+        ]
+        found[heading] = records.run_all(rows, sets, folder=folder, seed=seed, teacher_method=ensemble)
+    return found
+
+
+def with_teacher(table: pd.DataFrame, heading: str) -> pd.DataFrame:
+    """A table by (method, counting rule) with the teacher's name in the methods."""
+    renamed = table.copy()
+    renamed.index = pd.MultiIndex.from_tuples(
+        [(f"{method}, {heading}", rule) for method, rule in table.index], names=table.index.names
+    )
+    return renamed
+
+
+def against_open_clip(
+    rows: Mapping[tuple[str, str | None], pd.DataFrame], *, method: str = "zero-shot", by: str = "dataset"
+) -> pd.DataFrame:
+    """Measured zero-shot accuracy beside the one that open_clip publishes for the same weights: a check of loading, prompts and data.
+
+    rows: (teacher's open_clip name, tag) -> records. Columns: teacher, set, n, measured (percent), mean per class (which
+    open_clip's list has for some small sets), open_clip, difference (measured - open_clip). Sets and weights that the list
+    does not have give no row.
+    """
+    theirs = published.wide(published.load("teacher_zero_shot_openclip"))
+    lines = []
+    for (name, tag), frame in rows.items():
+        candidates = [f"{stem} / {tag}" for stem in (name, name.removesuffix("-quickgelu"))]
+        row = next((c for c in candidates if c in theirs.index), None)
+        if row is None:
+            continue
+        for key, part in frame[frame["method"] == method].groupby(by, sort=False):
+            column = OPEN_CLIP_COLUMNS.get(str(key))
+            if column is None or column not in theirs.columns or np.isnan(theirs.loc[row, column]):
+                continue
+            right = (part["prediction"] == part["label"]).astype(float)
+            lines.append(
+                {
+                    "teacher": row,
+                    "set": str(key),
+                    "n": len(part),
+                    "measured": 100.0 * right.mean(),
+                    "mean per class": 100.0 * right.groupby(part["label"].to_numpy()).mean().mean(),
+                    "open_clip": theirs.loc[row, column],
+                    "difference": 100.0 * right.mean() - theirs.loc[row, column],
+                }
+            )
+    return pd.DataFrame(lines)

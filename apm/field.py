@@ -10,6 +10,7 @@ mean colour of each patch. Nothing here sees a label; labels only judge the feat
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import io
@@ -353,11 +354,17 @@ def determined_by(config: FieldConfig, of: Mapping[str, Any], seed: int) -> dict
             "config": asdict(config),
             "seed": seed,
             "of": dict(of),
-            "recipe": project.sha256_of([inspect.getsource(part) for part in (_State, _outputs)]),
+            "recipe": _recipe(),
             "code": records.code_version(("model",)),
             "torch": str(torch.__version__),
         }
     )
+
+
+@functools.cache
+def _recipe() -> str:
+    """Hash of the code that trains."""
+    return project.sha256_of([inspect.getsource(part) for part in (_State, _outputs)])
 
 
 def checkpoint_path(config: FieldConfig, of: Mapping[str, Any], seed: int, folder: Path | str | None = None) -> Path:
@@ -435,8 +442,11 @@ def train_all(jobs: Sequence[Job], *, seed: int = 0, folder: Path | str | None =
         raise ValueError(f"trainings side by side need one number of threads, found {sorted(threads)}")
     (each,) = threads
 
+    # here and not in the threads: Python's parser, which reads the training's own code, is not made for several at once
+    paths = {job.name: checkpoint_path(job.config, job.of, seed, folder) for job in jobs}
+
     def one(job: Job) -> Field:
-        path = checkpoint_path(job.config, job.of, seed, folder)
+        path = paths[job.name]
         return train(*job.data, job.config, seed=seed, checkpoint=path, of=job.of, progress=f"field: {job.name}")
 
     cores = torch.get_num_threads()

@@ -38,7 +38,11 @@ class Predictions:
 
 
 class Method(Protocol):
-    """One row of a benchmark table."""
+    """One row of a benchmark table.
+
+    A method may also have `prepare(dataset)`, called once before its images are (stored features, learned context vectors), and
+    an attribute `online`, true when it carries state from image to image.
+    """
 
     name: str
 

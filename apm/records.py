@@ -225,7 +225,7 @@ def run(
     Milliseconds are the method's time per image, measured over a shard; the teacher_method's time is not in them.
 
     Where the environment names a cluster (`apm.cluster.current`) its workers compute the shards; the rows are the same. What a
-    method's `prepare(dataset)` makes, such as the teacher's cached features, is made once before.
+    method's `prepare(dataset)` makes, such as the teacher's cached features, is made once before and its time is not counted.
 
     Raises ValueError for an empty dataset or an unknown on_error; RecordError for a failing image; TypeError for a method whose
     predictions have the wrong shape or type; OSError for a folder that cannot be written. Shards written before an error
@@ -243,6 +243,9 @@ def run(
             tables[shard.key] = table
     missing = [shard for shard in shards if shard.key not in tables]
     if missing:
+        for part in (method, teacher_method):  # outside the measured time, and once where many processes work
+            if hasattr(part, "prepare"):
+                part.prepare(dataset)
         hidden = hide_labels(dataset)
         succeeded = any(not every_image_failed(table) for table in tables.values())
         condition = "" if dataset.severity == 0 else f", {dataset.corruption} {dataset.severity}"
@@ -276,9 +279,6 @@ def _on_workers(
     bar: Any,
 ) -> None:
     """The missing shards by the workers of a cluster; their tables are read from the files that these wrote."""
-    for part in (method, teacher_method):
-        if hasattr(part, "prepare"):
-            part.prepare(dataset)
     failed: list[tuple[Shard, pa.Table]] = []
     for shard, table in cluster.compute(client, missing, method, dataset, teacher_method, on_error):
         if table is None:

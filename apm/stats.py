@@ -28,6 +28,7 @@ from scipy.stats import binomtest
 
 RULES = ("teacher", "final", "minimum loss", "any")
 RESAMPLES = 10_000
+CALIBRATION_BINS = 15  # as in Guo et al. 2017
 CONFIDENCE = 0.95
 MINIMUM_SAMPLES = 10  # below, the percentile bootstrap and its resamples say little: ask for more images
 
@@ -230,7 +231,7 @@ def mcnemar(right: np.ndarray, reference: np.ndarray) -> float:
     return 1.0 if gained + lost == 0 else float(binomtest(gained, gained + lost, 0.5).pvalue)
 
 
-def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
     """Expected calibration error in percent: mean distance of confidence and accuracy over equally wide bins (Guo et al. 2017).
 
     confidence: (n,) in 0..1 of the predicted class. Raises ValueError outside that range or for different shapes.

@@ -349,8 +349,11 @@ def side_by_side(
     if not parts:
         return []
     cores = torch.get_num_threads()
+    workers = min(cores, len(parts))
     try:
-        workers = min(cores, len(parts))
+        if workers == 1:  # in this thread, where a FlopCounterMode or a profiler of the caller sees the operations
+            torch.set_num_threads(1)
+            return [train(part) for part in parts]
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(train, parts))
     finally:

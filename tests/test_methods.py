@@ -18,6 +18,7 @@ CLASSES = ("ant", "bee", "cow")
 class FakeTeacher:
     """A teacher whose feature is a fixed linear map of the mean colour of image quarters: no training, no download."""
 
+    logit_scale = 10.0
     name, width, hash, device, mean, std = "fake", 12, "0" * 64, torch.device("cpu"), (0.5,) * 3, (0.5,) * 3
 
     def text_features(self, classnames, templates):
@@ -157,3 +158,23 @@ def test_a_student_that_does_not_fit_teacher_or_images_is_refused(
     config = dataclasses.replace(CONFIG, student=dataclasses.replace(CONFIG.student, **change))
     with pytest.raises(ValueError, match=message):
         methods.adapt_dataset(teacher, data, np.arange(2), config)
+
+
+# ------------------------------------------------------------------------------------------------ how sure, and at what cost
+
+
+def test_confidence_is_the_softmax_at_the_teachers_temperature(teacher: FakeTeacher) -> None:
+    scores = torch.tensor([[0.1, 0.3, 0.2], [0.0, 0.0, 0.0]])
+    said = methods.confidence(teacher, scores, torch.tensor([1, -1]))
+    by_hand = np.exp(3.0) / (np.exp(1.0) + np.exp(3.0) + np.exp(2.0))
+    assert said["confidence"][0] == pytest.approx(by_hand)
+    assert np.isnan(said["confidence"][1])  # a failure
+    assert said["teacher_passes"].tolist() == [1.0, 1.0]
+
+
+def test_both_methods_say_how_sure_they_are(teacher: FakeTeacher, data: Dataset) -> None:
+    zero_shot = methods.ZeroShot(teacher).predict(data, np.arange(4), 0)
+    scores = methods.ZeroShot(teacher).scores(data, np.arange(4))
+    np.testing.assert_allclose(zero_shot.extra["confidence"], (10.0 * scores).softmax(-1).max(-1).values, rtol=1e-5)
+    trained = methods.APM(teacher, CONFIG).predict(data, np.arange(4), 0)
+    assert ((trained.extra["confidence"] > 0) & (trained.extra["confidence"] <= 1)).all()
