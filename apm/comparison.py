@@ -113,26 +113,31 @@ def run(entries: Sequence[Entry], sets: Sequence[Dataset], *, folder: Path | str
         chosen = [
             d if entry.samples is None or entry.samples >= len(d) else d.subset(entry.samples, seed=0) for d in sets
         ]
+        parts = []
         for method, order in entry.runs:
             # the order stands in the records as the seed: views are drawn from it too
             made = records.run_all(
                 [method], chosen, folder=folder, seed=seed if order is None else order, on_error="record"
             )
-            frames.append(made.assign(state="online" if getattr(method, "online", False) else "episodic"))
+            parts.append(made.assign(state="online" if getattr(method, "online", False) else "episodic"))
+        own = pd.concat(parts, ignore_index=True)
+        frames.append(own)
+        if "target_prediction" in own:
+            frames.append(_of_targets(own))
     if not frames:
         return pd.DataFrame(columns=[*records.SCHEMA.names, "state"])
-    every = pd.concat(frames, ignore_index=True)
-    if "target_prediction" not in every:
-        return every
-    has = every["target_prediction"].notna()
-    targets = every[has].assign(
-        method=every[has]["method"].astype(str) + f": {TARGET}",
-        prediction=every[has]["target_prediction"].astype(int),
+    return pd.concat(frames, ignore_index=True)
+
+
+def _of_targets(own: pd.DataFrame) -> pd.DataFrame:
+    """The records of what a method's targets predict by themselves."""
+    return own.assign(
+        method=own["method"].astype(str) + f": {TARGET}",
+        prediction=own["target_prediction"].fillna(-1).astype(int),
         confidence=np.nan,
         milliseconds=np.nan,  # the views were encoded together with the student's training: not known by itself
+        **{name: None for name in ("path", "minimum_loss_prediction", "first_loss", "last_loss")},
     )
-    nothing = {name: None for name in ("path", "minimum_loss_prediction", "first_loss", "last_loss")}
-    return pd.concat([every, targets.assign(**nothing)], ignore_index=True)
 
 
 def pass_milliseconds(teacher: Teacher, dataset: Dataset, *, images: int = 32, repeats: int = 3) -> float:

@@ -1,0 +1,333 @@
+"""Methods side by side: which lines a profile may have, and every number of the table on a handful of records."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from apm import benchmark, comparison, records, stats
+from apm.baselines import views
+from apm.datasets import Dataset
+from apm.model import APMConfig
+from apm.ttt import TTTConfig
+from tests.test_baselines import Colour, noise, nothing_kept  # noqa: F401
+
+CONFIG = TTTConfig(
+    APMConfig(grid=(2, 2), patch=4, hidden=(16, 8), width=2, position_width=8), iterations=3, learning_rate=5e-3
+)
+
+
+# --------------------------------------------------------------------------------------------------------- lines of a profile
+
+
+def test_a_line_is_a_method_with_its_options() -> None:
+    lines = [
+        {"method": "zero", "samples": 32, "flip": False, "views": 20},
+        {"method": "zero", "name": "ZERO, 10 views", "views": 10},
+        {"method": "tda", "orders": [0, 5]},
+        {"method": "apm-views", "views": 1},
+    ]
+    entries = comparison.parse(lines, Colour(), CONFIG)
+    assert [e.name for e in entries] == ["ZERO", "ZERO, 10 views", "TDA", "APM, views"]
+    assert [e.samples for e in entries] == [32, None, None, None]
+    assert entries[0].runs[0][0].views == 20
+    assert [(m.order_seed, seed) for m, seed in entries[2].runs] == [(0, 0), (5, 5)]
+    assert entries[3].runs[0][0].config is CONFIG
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("zero", "line 1: expected {method: NAME, ...} with one of apm-views, coop, mta"),
+        ({"views": 3}, "line 1: expected {method: NAME"),
+        ({"method": "zeo"}, "line 1: unknown baseline 'zeo'.*Did you mean 'zero'"),
+        ({"method": "zero", "veiws": 3}, "line 1: unknown option of baseline 'zero' 'veiws'"),
+        ({"method": "zero", "views": 2}, "line 1: zero confident views"),
+        ({"method": "zero", "samples": 3}, 'line 1: samples must be "all" or at least 10 images'),
+        ({"method": "zero", "samples": "many"}, "line 1: samples must be"),
+        ({"method": "zero", "orders": [0, 1]}, "line 1: zero is episodic"),
+        ({"method": "tda", "orders": [1, 1]}, "line 1: orders must be different"),
+    ],
+)
+def test_a_bad_line_is_named(line: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("{", r"\{").replace("}", r"\}")):
+        comparison.parse([line], Colour(), CONFIG)
+
+
+def test_two_rows_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="line 2: there is a row 'MTA' already"):
+        comparison.parse([{"method": "mta"}, {"method": "mta", "views": 10}], Colour(), CONFIG)
+
+
+# ------------------------------------------------------------------------------------------------------------------- running
+
+
+def test_every_entry_runs_on_its_part_of_the_images(tmp_path) -> None:
+    data = noise(24)
+    lines = [
+        {"method": "zero", "samples": 10, "views": 10},
+        {"method": "tda", "samples": 12, "orders": [0, 1, 2]},
+        {"method": "apm-views", "samples": 10, "views": 10},
+    ]
+    rows = comparison.run(comparison.parse(lines, Colour(), CONFIG), [data], folder=tmp_path)
+    assert rows.groupby("method", sort=False).size().to_dict() == {
+        "ZERO": 10,
+        "TDA": 36,
+        "APM, views": 10,
+        "APM, views: target, no student": 10,
+    }
+    assert rows.groupby("method")["state"].unique().map(list).to_dict()["TDA"] == ["online"]
+    assert set(rows[rows["method"] == "ZERO"]["state"]) == {"episodic"}
+    assert set(rows[rows["method"] == "TDA"]["seed"]) == {0, 1, 2}
+    own, target = (rows[rows["method"] == name] for name in ("APM, views", "APM, views: target, no student"))
+    assert target["prediction"].tolist() == own["target_prediction"].tolist()
+    assert target["confidence"].isna().all()
+
+
+def test_no_lines_give_no_rows(tmp_path) -> None:
+    assert comparison.run([], [noise(12)], folder=tmp_path).empty
+
+
+def test_an_image_that_fails_is_recorded_as_failed(tmp_path) -> None:
+    data = noise(12)
+    data.images[4] = 255  # a white image has no feature
+    rows = comparison.run(
+        comparison.parse([{"method": "zero", "views": 10}], Colour(), CONFIG), [data], folder=tmp_path
+    )
+    assert (rows["prediction"] < 0).sum() == 1
+    assert rows["status"].str.startswith("non-finite").sum() == 1
+
+
+def test_the_time_of_a_teacher_pass_is_measured() -> None:
+    assert 0 < comparison.pass_milliseconds(Colour(), noise(6), images=4, repeats=1) < 1000
+
+
+# --------------------------------------------------------------------------------------------------------------- the table
+
+
+def rows_of(method: str, right: list[int], *, seed: int = 0, start: int = 0, **columns) -> pd.DataFrame:
+    n = len(right)
+    return pd.DataFrame(
+        {
+            "dataset": ["toy-a", "toy-b"] * (n // 2),
+            "corruption": "none",
+            "severity": 0,
+            "set": ["a", "b"] * (n // 2),
+            "sample": np.arange(start, start + n),
+            "method": method,
+            "seed": seed,
+            "label": 1,
+            "prediction": right,
+            "milliseconds": 2.0,
+            **columns,
+        }
+    )
+
+
+REFERENCE = [1, 0, 1, 1, 0, 1, 1, 1, 0, 1] * 4  # 28 of 40: a 12 of 20, b 16 of 20
+MINE = [1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1] * 2  # 20 of the first 24: a 10 of 12, b 10 of 12; the reference: 8 and 9
+
+
+@pytest.fixture
+def every() -> pd.DataFrame:
+    return pd.concat(
+        [
+            rows_of("zero-shot", REFERENCE, confidence=0.9, teacher_passes=1.0),
+            rows_of(
+                "Mine",
+                MINE,
+                confidence=[0.65, 0.65, 0.95, 0.95] * 6,
+                teacher_passes=64.0,
+                saved_milliseconds=5.0,
+                state="episodic",
+            ),
+        ],
+        ignore_index=True,
+    )
+
+
+def test_every_number_of_the_table_by_hand(every: pd.DataFrame) -> None:
+    made = comparison.table(every, {"teacher": "zero-shot"}, pass_milliseconds=0.5).set_index("method")
+    reference, mine = made.loc["zero-shot"], made.loc["Mine"]
+    assert reference["accuracy"] == pytest.approx(70.0)
+    assert reference["- teacher"] == 0.0
+    assert mine["accuracy"] == pytest.approx(100 * 20 / 24)
+    assert mine["teacher there"] == pytest.approx(100 * 17 / 24)
+    assert mine["- teacher"] == pytest.approx(100 * 3 / 24)
+    assert mine["- teacher low"] <= mine["- teacher"] <= mine["- teacher high"]
+    assert (mine["n"], mine["sets"], mine["failed"], mine["orders"]) == (24, 2, 0, 1)
+    assert mine["passes"] == 64
+    assert mine["milliseconds"] == pytest.approx(7.0)  # its own and those that another method's views saved it
+    assert reference["milliseconds"] == pytest.approx(2.5)  # a teacher pass, which was read from the cache
+    # two bins: 10 of 12 right at 0.65, 10 of 12 at 0.95
+    assert mine["ECE"] == pytest.approx(100 * (12 * abs(10 / 12 - 0.65) + 12 * abs(10 / 12 - 0.95)) / 24)
+    assert reference["ECE"] == pytest.approx(100 * abs(0.7 - 0.9))
+
+
+def test_sets_count_alike_whatever_their_size() -> None:
+    part = rows_of("zero-shot", REFERENCE)
+    part = part[~((part["set"] == "b") & (part["sample"] > 21))]  # a 20 images, b 11
+    made = comparison.table(part, {"teacher": "zero-shot"})
+    accuracies = [100 * (g["prediction"] == 1).mean() for _, g in part.groupby("set")]
+    assert made["accuracy"][0] == pytest.approx(np.mean(accuracies))
+    assert made["accuracy"][0] != pytest.approx(100 * (part["prediction"] == 1).mean())
+
+
+def test_orders_have_a_mean_and_a_span() -> None:
+    online = [rows_of("TDA", [k] * 2 + REFERENCE[2:24], seed=order) for order, k in enumerate((1, 0, 1))]
+    made = comparison.table(
+        pd.concat([rows_of("zero-shot", REFERENCE), *online], ignore_index=True), {"teacher": "zero-shot"}
+    ).set_index("method")
+    tda = made.loc["TDA"]
+    values = [100 * np.mean([1, 1, *REFERENCE[2:24]]), 100 * np.mean([0, 0, *REFERENCE[2:24]])]
+    assert tda["orders"] == 3
+    assert tda["n"] == 24
+    assert (tda["highest"], tda["lowest"]) == (pytest.approx(values[0]), pytest.approx(values[1]))
+    assert tda["accuracy"] == pytest.approx((2 * values[0] + values[1]) / 3)
+    shown = comparison.compact(made.reset_index()).set_index("method")
+    assert shown.loc["TDA", "over orders"] == f"{values[1]:.1f} to {values[0]:.1f} (3)"
+    assert shown.loc["zero-shot", "over orders"] == ""
+
+
+def test_unknown_references_and_images_that_a_reference_lacks_are_errors(every: pd.DataFrame) -> None:
+    with pytest.raises(ValueError, match="unknown method of the records 'zero shot'"):
+        comparison.table(every, {"teacher": "zero shot"})
+    elsewhere = pd.concat([every, rows_of("Far", MINE, start=100)], ignore_index=True)
+    with pytest.raises(ValueError, match="Far saw 24 images that teacher did not"):
+        comparison.table(elsewhere, {"teacher": "zero-shot"})
+
+
+def test_compact_shows_failures_and_leaves_times_out_unless_asked(every: pd.DataFrame) -> None:
+    made = comparison.table(every, {"teacher": "zero-shot"})
+    assert "ms per image" not in comparison.compact(made)
+    assert "ms per image" in comparison.compact(made, milliseconds=True)
+    assert "failed" not in comparison.compact(made)
+    every.loc[every.index[-1], "prediction"] = -1
+    assert comparison.compact(comparison.table(every, {"teacher": "zero-shot"}))["failed"].tolist() == [0, 1]
+
+
+def test_accuracy_per_set(every: pd.DataFrame) -> None:
+    made = comparison.by_set(every, ["b", "a"])
+    assert list(made.columns) == ["b", "a", "n per set"]
+    assert made.loc["Mine"].tolist() == [pytest.approx(100 * 10 / 12), pytest.approx(100 * 10 / 12), 12]
+    assert made.loc["zero-shot", "a"] == pytest.approx(60.0)
+
+
+def test_published_steps_stand_beside_ours() -> None:
+    frames = [rows_of("one", REFERENCE), rows_of("zero-shot", REFERENCE), rows_of("Mine", MINE)]
+    compared = comparison.table(pd.concat(frames, ignore_index=True), {"teacher": "zero-shot", "one prompt": "one"})
+    theirs = pd.DataFrame({"Average": [59.0, 62.5, 60.0]}, index=["CLIP", "TPT", "CoOp"])
+    both = comparison.beside_published(
+        compared, theirs, {"one": "CLIP", "Mine": "TPT", "absent": "CoOp"}, "Average"
+    ).set_index("method")
+    assert both.loc["Mine", "published step"] == pytest.approx(3.5)
+    assert both.loc["Mine", "our step"] == pytest.approx(100 * 3 / 24)
+    assert np.isnan(both.loc["one", "our step"])
+    assert np.isnan(both.loc["absent", "ours"])
+    assert both.loc["absent", "published step"] == pytest.approx(1.0)
+    assert comparison.compact_steps(both.reset_index())["our step"].tolist()[2] == ""
+    with pytest.raises(ValueError, match="unknown published row 'TTP'"):
+        comparison.beside_published(compared, theirs, {"one": "TTP"}, "Average")
+
+
+def test_the_cost_figure_shows_every_method(every: pd.DataFrame) -> None:
+    made = comparison.table(every, {"teacher": "zero-shot"}, pass_milliseconds=0.5)
+    figure, caption = comparison.cost_figure(made)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["zero-shot", "Mine"]
+    assert "n = 24 to 40" in caption
+    with pytest.raises(ValueError, match="at least two methods"):
+        comparison.cost_figure(made[:1])
+
+
+# ------------------------------------------------------------------------------------------- further teachers, open_clip's list
+
+
+def test_measured_accuracy_stands_beside_open_clips_for_the_same_weights() -> None:
+    rows = rows_of("zero-shot", REFERENCE).assign(dataset="imagenet")
+    made = benchmark.against_open_clip({("ViT-B-16-quickgelu", "openai"): rows, ("mini", None): rows})
+    assert made["teacher"].tolist() == ["ViT-B-16 / openai"]
+    assert made["open_clip"].tolist() == [68.34]
+    assert made["difference"].tolist() == [pytest.approx(70 - 68.34)]
+    assert benchmark.against_open_clip({("ViT-B-16-quickgelu", "openai"): rows.assign(dataset="digits")}).empty
+
+
+def test_mean_per_class_weighs_classes_alike() -> None:
+    rows = rows_of("zero-shot", REFERENCE).assign(dataset="pets", label=[0] * 10 + [1] * 30)
+    rows["prediction"] = 1  # 0 of 10 and 30 of 30
+    made = benchmark.against_open_clip({("ViT-L-14-quickgelu", "openai"): rows})
+    assert made["measured"].tolist() == [pytest.approx(75.0)]
+    assert made["mean per class"].tolist() == [pytest.approx(50.0)]
+
+
+def test_prompts_are_said_in_words() -> None:
+    one = noise(10)
+    two = Dataset("other", one.images, one.labels, one.classnames, ("a {}", "the {}"), "f" * 8, one.indices)
+    assert benchmark.prompts_note([one], "x {}.") == 'Prompts: "a {}". One prompt: "x {}.".'
+    assert benchmark.prompts_note([one, two]) == 'Prompts: toy: "a {}"; other: "a {}" and "the {}".'
+
+
+def test_further_teachers_run_the_benchmark_again(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from apm import teachers
+
+    asked = []
+
+    def load(name: str, **options):
+        asked.append((name, options))
+        return Colour()
+
+    monkeypatch.setattr(teachers, "load", load)
+    student = {"grid": [2, 2], "patch": 4, "hidden": [16, 8], "position_width": 8}
+    options = {"student": student, "training": {"iterations": 2}, "device": "cpu", "folder": tmp_path, "seed": 0}
+    lines = [{"teacher": "ViT-L-14", "pretrained": "openai", "name": "L"}, {"teacher": "H", "precision": "bf16"}]
+    found = benchmark.further_teachers(lines, [noise(12)], "a photo of a {}.", **options)
+    assert list(found) == ["L", "H"]
+    assert asked == [
+        ("ViT-L-14", {"device": "cpu", "pretrained": "openai"}),
+        ("H", {"device": "cpu", "precision": "bf16"}),
+    ]
+    assert list(dict.fromkeys(found["L"]["method"])) == ["zero-shot, one prompt", "zero-shot", "APM"]
+    with pytest.raises(ValueError, match=r"expected \{teacher: NAME"):
+        benchmark.further_teachers([{"name": "x"}], [noise(12)], "a {}", **options)
+    with pytest.raises(ValueError, match="two lines are named 'L'"):
+        benchmark.further_teachers([lines[0], lines[0]], [noise(12)], "a {}", **options)
+
+
+def test_rows_of_a_table_carry_the_teachers_name() -> None:
+    index = pd.MultiIndex.from_tuples([("teacher", "zero-shot"), ("APM", "final")], names=["method", "counting rule"])
+    made = benchmark.with_teacher(pd.DataFrame({"a": ["1", "2"]}, index=index), "ViT-L/14")
+    assert list(made.index) == [("teacher, ViT-L/14", "zero-shot"), ("APM, ViT-L/14", "final")]
+
+
+def test_preparing_is_done_once_before_the_images_and_not_where_records_exist(tmp_path) -> None:
+    prepared = []
+
+    class Careful:
+        name = "careful"
+        modules = ("stats",)
+
+        def settings(self):
+            return {}
+
+        def prepare(self, dataset):
+            prepared.append(dataset.name)
+
+        def predict(self, dataset, positions, seed):
+            assert prepared
+            from apm.methods import Predictions
+
+            return Predictions(np.zeros(len(positions), dtype=np.int64))
+
+    for _ in range(2):
+        records.run(Careful(), noise(12), folder=tmp_path, shard_size=4)
+    assert prepared == ["toy"]
+
+
+def test_views_are_shared_between_methods_of_a_comparison(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    true = views.view_pixels
+    monkeypatch.setattr(views, "view_pixels", lambda *a, **o: drawn.append(1) or true(*a, **o))
+    lines = [{"method": "zero", "views": 10}, {"method": "mta", "views": 10}]
+    rows = comparison.run(comparison.parse(lines, Colour(), CONFIG), [noise(12)], folder=tmp_path)
+    assert len(drawn) == 12
+    assert torch.tensor(rows[rows["method"] == "MTA"]["saved_milliseconds"].to_numpy()).gt(0).all()
+    assert stats.MINIMUM_SAMPLES <= 12
