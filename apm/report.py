@@ -129,19 +129,21 @@ def navigation(found: list[Section]) -> Shown:
     return Shown(f'{STYLE}<nav class="apm-nav" id="contents">{shown}</nav>', "\n".join(text for _, text in links))
 
 
+BENCHMARKS = (  # heading, table, column of the mean
+    ("natural shifts (shifted sets)", "01_natural_shifts", "OOD Average"),
+    ("corruptions", "02_corruptions", "Mean"),
+    ("cross-dataset", "03_cross_dataset", "Average"),
+)
+
+
 def in_short(folder: Path) -> pd.DataFrame:
     """The headline: per benchmark the mean accuracy of teacher, final and any, and final - teacher; text with intervals.
 
     Read from the tables of 01, 02 and 03; benchmarks that have not been run are left out. Raises FileNotFoundError when none
     has.
     """
-    benchmarks = (
-        ("natural shifts (shifted sets)", "01_natural_shifts", "OOD Average"),
-        ("corruptions", "02_corruptions", "Mean"),
-        ("cross-dataset", "03_cross_dataset", "Average"),
-    )
     rows = []
-    for name, table, column in benchmarks:
+    for name, table, column in BENCHMARKS:
         path = folder / "tables" / f"{table}.csv"
         if not path.is_file():
             continue
@@ -161,6 +163,25 @@ def in_short(folder: Path) -> pd.DataFrame:
             f"no benchmark tables in {folder / 'tables'}: run the notebooks first, `make reproduce`"
         )
     return pd.DataFrame(rows)
+
+
+def methods_in_short(folder: Path) -> pd.DataFrame:
+    """Every method of the comparisons in 01, 02 and 03: its difference from the teacher in each, state and teacher passes.
+
+    Text with intervals; empty where a notebook did not run a method. An empty frame where no comparison has been run.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for name, table, _ in BENCHMARKS:
+        path = folder / "tables" / f"{table.split('_')[0]}_methods.csv"
+        if not path.is_file():
+            continue
+        for row in pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records"):
+            line = found.setdefault(
+                row["method"],
+                {"method": row["method"], "state": row["state"], "teacher passes": row["teacher passes"]},
+            )
+            line[f"{name.split(' (')[0]}: difference from teacher"] = row["difference from teacher"]
+    return pd.DataFrame(list(found.values())).fillna("")
 
 
 def paper_map(found: list[Section]) -> Shown:

@@ -366,7 +366,8 @@ def _empty(value: Any) -> bool:
 
 def footer(records: pd.DataFrame, *, rules: Sequence[str] = stats.RULES, notes: Sequence[str] = ()) -> str:
     """What a reader must know under a table: n, failed images, counting rules, intervals, and which records it came from."""
-    per_condition = sorted(set(records.groupby(list(CONDITION), sort=False)["sample"].nunique()))
+    # per method too: expensive ones may see a part of the images
+    per_condition = sorted(set(records.groupby([*CONDITION, "method"], sort=False, observed=True)["sample"].nunique()))
     n = str(per_condition[0]) if len(per_condition) == 1 else f"{per_condition[0]} to {per_condition[-1]}"
     parts = [f"n = {n} images" + (" per condition" if len(records.groupby(list(CONDITION))) > 1 else "")]
     seeds = sorted(set(records["seed"]))

@@ -124,3 +124,22 @@ def test_verdicts_come_from_the_audit_and_ask_for_it_where_it_is_missing(folder:
         pd.DataFrame({"claim": ["c"], "figure": ["1.0"], "verdict": ["holds"]}), "08_claims", folder / "tables", "C"
     )
     assert report.verdicts(folder).to_dict("records") == [{"claim": "c", "figure": "1.0", "verdict": "holds"}]
+
+
+def test_methods_of_all_comparisons_stand_in_one_table(tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    head = "method,state,n,accuracy,difference from teacher,teacher passes\n"
+    (tmp_path / "tables" / "01_methods.csv").write_text(
+        head + 'APM,episodic,9,50.0,"-0.1 [-0.5, 0.2]",1\nTDA,online,9,51.0,"0.4 [0.0, 0.9]",1\n'
+    )
+    (tmp_path / "tables" / "03_methods.csv").write_text(head + 'APM,episodic,9,50.0,"0.3 [0.1, 0.4]",1\n')
+    made = report.methods_in_short(tmp_path).set_index("method")
+    assert list(made.columns) == [
+        "state",
+        "teacher passes",
+        "natural shifts: difference from teacher",
+        "cross-dataset: difference from teacher",
+    ]
+    assert made.loc["APM"].tolist() == ["episodic", "1", "-0.1 [-0.5, 0.2]", "0.3 [0.1, 0.4]"]
+    assert made.loc["TDA"].tolist() == ["online", "1", "0.4 [0.0, 0.9]", ""]
+    assert report.methods_in_short(tmp_path / "nothing").empty
