@@ -179,9 +179,9 @@ def register(name: str) -> Callable[[Loader], Loader]:
 
 def names() -> list[str]:
     """Names that `load` knows, besides "folder:PATH"."""
-    from apm import published_sets  # here, because it builds on this module
+    from apm import derived_sets, published_sets  # here, because they build on this module
 
-    return sorted([*_LOADERS, *published_sets.names()])
+    return sorted([*_LOADERS, *published_sets.names(), *derived_sets.names()])
 
 
 def load(name: str, *, root: str | Path | None = None, seed: int = 0, partial: bool = False) -> Dataset:
@@ -198,10 +198,13 @@ def load(name: str, *, root: str | Path | None = None, seed: int = 0, partial: b
         return _folder(name, base)
     if name in _LOADERS:
         return _LOADERS[name](root=base, seed=seed)
-    from apm import published_sets
+    from apm import derived_sets, published_sets
 
+    partial = partial or os.environ.get("PARTIAL") == "1"
     if published_sets.knows(name):
-        return published_sets.load(name, base, partial=partial or os.environ.get("PARTIAL") == "1")
+        return published_sets.load(name, base, partial=partial)
+    if name in derived_sets.names():
+        return derived_sets.load(name, base, partial=partial)
     raise unknown("dataset", name, [*names(), "folder:PATH"])
 
 
