@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from apm import figures, methods, profiles, project, records, stats, tables, teachers, ttt
+from apm import datasets, figures, methods, profiles, project, records, stats, tables, teachers, ttt
 from apm.datasets import Dataset
 from apm.methods import Predictions
 from apm.model import count_parameters
@@ -208,6 +208,7 @@ class Ablation:
     size: int | None = None  # image side in pixels for another network; None: the student's
     init: str | None = None  # for another network: see OneSampleStudent
     samples: int | None = None  # fewer images for an expensive line
+    dataset: str | None = None  # another set than the common one, as Tables 8 and 9 have; at most as many images
     published: tuple[str, str] | None = None  # row and column of data/published/table5_and_appendix.csv
 
 
@@ -295,20 +296,22 @@ def run(
             f"expected at least {MINIMUM_SEEDS} different seeds for a spread over seeds, found {list(seeds)}: set seeds in the profile"
         )
     chosen = [method(line, teacher, student, training) for line in lines]
-    sizes = {}
+    others = {name: datasets.load(name) for name in dict.fromkeys(line.dataset for line in lines) if name}
+    images = {}
     for line in lines:
-        n = line.samples or len(dataset)
-        if not stats.MINIMUM_SAMPLES <= n <= len(dataset):
+        own_set = others[line.dataset] if line.dataset else dataset
+        n = line.samples or min(len(dataset), len(own_set))
+        if not stats.MINIMUM_SAMPLES <= n <= len(own_set):
             raise ValueError(
-                f"ablation {line.name!r}: samples must be {stats.MINIMUM_SAMPLES} (for an interval) to {len(dataset)}, found {n}"
+                f"ablation {line.name!r}: samples must be {stats.MINIMUM_SAMPLES} (for an interval) to {len(own_set)}, found {n}"
             )
-        sizes[line.name] = dataset if n == len(dataset) else dataset.subset(n, seed=0)
+        images[line.name] = own_set if n == len(own_set) else own_set.subset(n, seed=0)
     zero_shot = methods.ZeroShot(teacher)
     done: dict[str, pd.DataFrame] = {}
     frames = []
     for line, own in zip(lines, chosen, strict=True):
-        data = sizes[line.name]
-        key = project.sha256_of([own.settings(), len(data)])
+        data = images[line.name]
+        key = project.sha256_of([own.settings(), data.fingerprint, len(data)])
         if key not in done:
             runs = [records.run(own, data, folder=folder, seed=seed, teacher_method=zero_shot) for seed in seeds]
             done[key] = pd.concat(runs, ignore_index=True)
@@ -322,9 +325,10 @@ def run(
 def summary(rows: pd.DataFrame, base: str) -> pd.DataFrame:
     """One row of numbers per variant, from the records of `run`.
 
-    Columns: those of `apm.tables.summary` by part and variant, and parameters; spread (standard deviation over the seeds of
+    Columns: those of `apm.tables.summary` by part and variant, data (name of the set) and parameters; spread (standard deviation over the seeds of
     the accuracy, points); first_loss and last_loss (medians over images and seeds); step, step_low, step_high: final minus
-    the base variant's on the same images and seeds, with the paired bootstrap interval over images.
+    the base variant's on the same images and seeds, with the paired bootstrap interval over images; empty for variants
+    on another dataset than the base.
 
     Raises ValueError for an unknown base.
     """
@@ -333,17 +337,21 @@ def summary(rows: pd.DataFrame, base: str) -> pd.DataFrame:
     table = tables.summary(rows, by=("part", "variant"))
     key = ["dataset", "corruption", "severity", "sample", "seed"]
     reference = rows[rows["variant"] == base].set_index(key)
+    base_sets = set(rows[rows["variant"] == base]["dataset"])
     extra = []
     for variant in table["variant"]:
         own = rows[rows["variant"] == variant]
         right = stats.correct(own, "final")
         assert right is not None
-        theirs = stats.correct(reference.loc[pd.MultiIndex.from_frame(own[key])], "final")
-        assert theirs is not None
-        step = stats.paired_difference(right, theirs, own["sample"].to_numpy())
+        step = stats.Interval(np.nan, np.nan, np.nan, 0)
+        if set(own["dataset"]) == base_sets:
+            theirs = stats.correct(reference.loc[pd.MultiIndex.from_frame(own[key])], "final")
+            assert theirs is not None
+            step = stats.paired_difference(right, theirs, own["sample"].to_numpy())
         by_seed = 100 * pd.Series(right).groupby(own["seed"].to_numpy()).mean()
         extra.append(
             {
+                "data": str(own["dataset"].iloc[0]),
                 "parameters": int(own["parameters"].iloc[0]),
                 "spread": by_seed.std(ddof=1),
                 "first_loss": own["first_loss"].median(),
@@ -378,6 +386,8 @@ def compact(table: pd.DataFrame, published: Mapping[str, str] | None = None) -> 
             "final - base": cells("step", "step_low", "step_high"),
         }
     )
+    if len(set(table["data"])) > 1:
+        shown.insert(2, "data", table["data"])
     if published is not None:
         shown["published"] = [published.get(variant, "") for variant in table["variant"]]
     return shown

@@ -691,6 +691,13 @@ _ALL = (
         "ImageNet terms of access: non-commercial research and education", "6.7 GB", "imagenet-80", _imagenet_tree,
     ),
     PublishedSet(
+        "imagenet-train", "ImageNet (ILSVRC-2012) training split", 1_281_167, 1_000,
+        ("imagenet/train", "imagenet/images/train", "ILSVRC2012/train", "ILSVRC/Data/CLS-LOC/train"),
+        "imagenet/train/<wnid>/*.JPEG; only CoOp needs it, 16 images of a class (the first use reads all files once)",
+        "image-net.org, after registration (ILSVRC2012_img_train.tar)",
+        "ImageNet terms of access: non-commercial research and education", "138 GB", "imagenet-80", _imagenet_tree,
+    ),
+    PublishedSet(
         "imagenet-a", "ImageNet-A", 7_500, 200, ("imagenet-a", "imagenet-adversarial/imagenet-a"),
         "imagenet-a/<wnid>/*.jpg (200 classes)", "github hendrycks/natural-adv-examples (imagenet-a.tar)",
         _MIT_CODE, "0.7 GB", "imagenet-80", _imagenet_tree,

@@ -239,7 +239,7 @@ def load(
     name, or the path of a model configuration (.json). pretrained: an open_clip tag or a checkpoint file (.safetensors,
     or .pt/.bin/.pth read with weights_only). A name "timm:MODEL" is an image tower of timm without a text tower, such as
     "timm:vit_large_patch14_reg4_dinov2.lvd142m", the teacher of dataset-scale training; pretrained is then a file, or None
-    for timm's own weights. precision: "fp32", "bf16" or "fp16". feature_dtype: of the cached features, "float32" or
+    for timm's own weights. "timm:MODEL@448" reads images of 448 px: timm fits the position codes of vision transformers. precision: "fp32", "bf16" or "fp16". feature_dtype: of the cached features, "float32" or
     "float16" (half the space; cosines change by about 1e-3). cache: folder for the trained mini
     teacher (default: the project's cache) and for downloads (default: open_clip's).
 
@@ -325,9 +325,10 @@ class TimmTeacher(Teacher):
         cfg = timm.data.resolve_data_config({}, model=model)
         self.name, self.precision = name, precision
         self.model = model.eval().requires_grad_(False)
-        self.config = {"timm": name, "embed_dim": model.num_features, "input": list(cfg["input_size"])}
         self.device = next(model.parameters()).device
-        self.image_size = int(cfg["input_size"][-1])
+        built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)  # not always timm's own size
+        self.image_size = int((built_for or cfg["input_size"])[-1])
+        self.config = {"timm": name, "embed_dim": model.num_features, "input": [3, self.image_size, self.image_size]}
         self.mean, self.std = tuple(cfg["mean"]), tuple(cfg["std"])
         self.preprocess_config = PreprocessCfg(
             size=self.image_size, mean=self.mean, std=self.std, interpolation=cfg["interpolation"]
@@ -368,9 +369,14 @@ class TimmTeacher(Teacher):
 def _load_timm(
     name: str, pretrained: str | Path | None, device: str | torch.device, precision: str, cache: str | Path | None
 ) -> TimmTeacher:
-    """An image tower of timm with its own weights, or those of a file."""
+    """An image tower of timm with its own weights, or those of a file. name: MODEL or MODEL@PIXELS."""
     import timm
 
+    full, (name, _, pixels) = name, name.partition("@")
+    if pixels and not pixels.isdecimal():
+        raise ValueError(
+            f"teacher timm:{full}: expected the image size in pixels after @, such as @448, found {pixels!r}"
+        )
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0][:12]}*", pretrained=True)[:20]
         raise unknown("timm model", name, near or timm.list_models("*dinov2*", pretrained=True))
@@ -381,7 +387,14 @@ def _load_timm(
                 f"teacher timm:{name}: its weights are not in {_hub_folder(cache)}, and the hub cannot be reached. Download them "
                 "where there is a network and pass the file: load(name, pretrained='/path/to/weights.safetensors')"
             )
-    model = timm.create_model(name, pretrained=pretrained is None, num_classes=0)
+    size: dict[str, Any] = {"img_size": int(pixels)} if pixels else {}
+    try:
+        model = timm.create_model(name, pretrained=pretrained is None, num_classes=0, **size)
+    except (TypeError, AssertionError) as error:  # a tower that has no say in the size
+        raise ValueError(f"timm cannot build {name} for images of another size than its own: {error}") from error
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
+    if pixels and any(int(pixels) % side for side in patch):
+        raise ValueError(f"teacher timm:{full}: {pixels} px are no whole number of patches of {patch[0]} px")
     if pretrained is not None:
         file = Path(pretrained)
         if not file.is_file():
@@ -391,6 +404,8 @@ def _load_timm(
                 load_file(str(file)) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
             )
             weights = weights.get("state_dict", weights)
+            if pixels and isinstance(model, timm.models.VisionTransformer):
+                weights = timm.models.vision_transformer.checkpoint_filter_fn(weights, model)  # fits the position codes
             model.load_state_dict({k: v for k, v in weights.items() if not k.startswith("head.")})
         except Exception as error:  # a state dict that does not fit fails in many ways
             reason = " ".join(str(error).split())[:300]
@@ -398,7 +413,7 @@ def _load_timm(
                 f"the weights {file} cannot be loaded into timm:{name}: {type(error).__name__}: {reason}. Expected a "
                 "checkpoint of this architecture (.safetensors, or a state dict saved by torch.save)"
             ) from error
-    return TimmTeacher(f"timm:{name}", model.to(device, PRECISIONS[precision]), precision)
+    return TimmTeacher(f"timm:{full}", model.to(device, PRECISIONS[precision]), precision)
 
 
 def _check_positions(name: str, model: Any, file: Path) -> None:

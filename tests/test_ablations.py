@@ -1,5 +1,6 @@
 """Ablations: lines are checked before anything runs, equal settings run once, every number is what it says."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -243,3 +244,22 @@ def test_figures_show_every_variant(rows: pd.DataFrame) -> None:
         ablations.along_sequence(rows, ["none"])
     figure, _ = ablations.by_size(table, pd.DataFrame({"parameters": [7.0, 53.0], "accuracy": [47.0, 49.1]}))
     assert [axes.get_title() for axes in figure.axes] == ["ours", "published (DTD)"]
+
+
+def test_a_line_can_have_a_dataset_of_its_own_and_no_step_to_the_base(
+    teacher: FakeTeacher, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(data, name="other", labels=np.roll(data.labels, 1), fingerprint="e" * 64)
+    monkeypatch.setattr(ablations.datasets, "load", lambda name: {"other": other}[name])
+    lines = ablations.parse([line(), line(name="elsewhere", dataset="other")])
+    found = ablations.run(lines, teacher, data, folder=tmp_path, seeds=[0, 1, 2], student=STUDENT, training=TRAINING)
+    table = ablations.summary(found, "base").set_index("variant")
+    assert table["data"].to_dict() == {"base": data.name, "elsewhere": "other"}
+    assert table.loc["base", "step"] == 0
+    assert np.isnan(table.loc["elsewhere", "step"])
+    own = found[found["variant"] == "elsewhere"]
+    assert table.loc["elsewhere", "final"] == pytest.approx(100 * (own["prediction"] == own["label"]).mean())
+    assert own["label"].tolist()[: len(other)] == other.labels.tolist()
+    shown = ablations.compact(ablations.summary(found, "base"))
+    assert shown["data"].tolist() == [data.name, "other"]
+    assert shown["final - base"].tolist()[1] == ""

@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_baselines import Colour, noise, nothing_kept  # noqa: F401
 
 from apm import benchmark, comparison, records, stats
 from apm.baselines import views
 from apm.datasets import Dataset
 from apm.model import APMConfig
 from apm.ttt import TTTConfig
-from tests.test_baselines import Colour, noise, nothing_kept  # noqa: F401
 
 CONFIG = TTTConfig(
     APMConfig(grid=(2, 2), patch=4, hidden=(16, 8), width=2, position_width=8), iterations=3, learning_rate=5e-3

@@ -427,6 +427,34 @@ def test_a_timm_tower_gives_feature_and_tokens_and_no_text(tmp_path):
         teachers.load(f"timm:{name}", pretrained=tmp_path / "nothing.pth")
 
 
+def test_a_timm_tower_reads_images_of_another_size(tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    name = "test_vit"  # 160 px, 16 px patches
+    own = timm.create_model(name, num_classes=0)
+    file = tmp_path / "test_vit.safetensors"
+    save_file(own.state_dict(), str(file))
+    teacher = teachers.load(f"timm:{name}@96", pretrained=file)
+    assert teacher.image_size == 96
+    assert teacher.grid == (6, 6)
+    images = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)
+    said = teacher.encode(teacher.transform(images), tokens=True)
+    assert said.tokens.shape == (2, 6, 6, teacher.width)
+    assert said.feature.isfinite().all()
+    same = teachers.load(f"timm:{name}", pretrained=file)
+    assert same.grid == (10, 10)
+    assert same.hash != teacher.hash
+    for wrong, message in (
+        ("@big", "image size in pixels after @"),
+        ("@97", "97 px are no whole number of patches of 16 px"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            teachers.load(f"timm:{name}{wrong}", pretrained=file)
+    with pytest.raises(ValueError, match="timm cannot build test_resnet for images of another size"):
+        teachers.load("timm:test_resnet@96", pretrained=file)
+
+
 def test_timm_weights_out_of_reach_say_where_they_are_looked_for_and_how_to_pass_a_file(monkeypatch, tmp_path):
     monkeypatch.setattr(teachers, "_online", lambda url, seconds=4.0: False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
