@@ -118,6 +118,10 @@ lint: $(ENVIRONMENT) ## ruff: lint and format, notebooks included
 types: $(ENVIRONMENT) ## mypy on apm/
 	$(BIN)/mypy
 
+.PHONY: rehearse
+rehearse: $(ENVIRONMENT) ## profile paper from end to end on small trees with random teachers: no data, no weights
+	$(PYTHON) tests/rehearsal.py
+
 .PHONY: bench
 bench: $(ENVIRONMENT) ## speed as ratios in one run, into results/bench/
 	$(PYTHON) tests/bench.py
