@@ -37,6 +37,7 @@ TEACHERS = {  # in the profile -> width of the small one
     "ViT-B-16-quickgelu": 64,
     "ViT-L-14-quickgelu": 48,
     "ViT-H-14-quickgelu": 32,
+    "ViT-H-14-378-quickgelu": 16,
 }
 ITERATIONS = 4
 VIEWS = 10
