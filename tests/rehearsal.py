@@ -70,6 +70,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "reconstruction": {"epochs": 2, "batch": 8},
         "train_samples": 40,
         "samples": "all",
+        "coloured_samples": "all",
         "clusters": 3,
         "neighbours": 3,
         "embedded": 12,
