@@ -270,11 +270,6 @@ def method(
         raise ValueError(f"ablation {line.name!r}: {error}") from error
 
 
-def dataset_of(line: Ablation, common: Dataset) -> Dataset:
-    """The images that a line is about: its own set, all of it, or the common one. Raises as `apm.datasets.load`."""
-    return datasets.load(line.dataset) if line.dataset else common
-
-
 def size_of(chosen: methods.APM | OneSampleStudent) -> int:
     """Number of weights that a line trains."""
     if isinstance(chosen, OneSampleStudent):

@@ -30,6 +30,7 @@ from apm.ttt import TTTConfig
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ONE_PROMPT = "one prompt"  # heading of that reference
 TARGET = "target, no student"  # what the distilled feature alone predicts: row of methods that say it
 CALIBRATION_NOTE = f"ECE: expected calibration error over all images of the row, {stats.CALIBRATION_BINS} bins; small samples bias it upwards."
 COST_NOTE = (
@@ -241,7 +242,8 @@ def _line(
 
 
 def compact(compared: pd.DataFrame, *, milliseconds: bool = False) -> pd.DataFrame:
-    """`table` for reading: numbers with their intervals in one cell. milliseconds: a column that no two runs agree on."""
+    """`table` for reading: numbers with their intervals in one cell, without the differences from the single prompt, which
+    `beside_published` shows. milliseconds: a column that no two runs agree on."""
     headings = [c.removesuffix(" there") for c in compared if c.endswith(" there")]
     shown = compared[["method", "state", "n"]].copy()
     if compared["failed"].any():
@@ -249,9 +251,8 @@ def compact(compared: pd.DataFrame, *, milliseconds: bool = False) -> pd.DataFra
     shown["accuracy"] = [
         tables.percent(cell) for cell in zip(*(compared[c] for c in ("accuracy", "low", "high")), strict=True)
     ]
-    for heading in headings:
-        if heading == headings[0]:
-            shown[f"{heading} on the same images"] = compared[f"{heading} there"]
+    shown[f"{headings[0]} on the same images"] = compared[f"{headings[0]} there"]
+    for heading in (heading for heading in headings if heading != ONE_PROMPT):
         columns = (f"- {heading}", f"- {heading} low", f"- {heading} high")
         shown[f"difference from {heading}"] = [
             tables.percent(cell) for cell in zip(*(compared[c] for c in columns), strict=True)
@@ -303,9 +304,9 @@ def beside_published(
                 "published": published.loc[row, column],
                 "published step": np.nan if row == base else published.loc[row, column] - published.loc[base, column],
                 "ours": np.nan if own is None else own["accuracy"],
-                "our step": np.nan if own is None or row == base else own["- one prompt"],
-                "low": np.nan if own is None or row == base else own["- one prompt low"],
-                "high": np.nan if own is None or row == base else own["- one prompt high"],
+                "our step": np.nan if own is None or row == base else own[f"- {ONE_PROMPT}"],
+                "low": np.nan if own is None or row == base else own[f"- {ONE_PROMPT} low"],
+                "high": np.nan if own is None or row == base else own[f"- {ONE_PROMPT} high"],
             }
         )
     return pd.DataFrame(lines)

@@ -37,6 +37,7 @@ TEACHERS = {  # in the profile -> width of the small one
     "ViT-B-16-quickgelu": 64,
     "ViT-L-14-quickgelu": 48,
     "ViT-H-14-quickgelu": 32,
+    "ViT-H-14-378-quickgelu": 16,
 }
 ITERATIONS = 4
 VIEWS = 10
@@ -69,6 +70,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "reconstruction": {"epochs": 2, "batch": 8},
         "train_samples": 40,
         "samples": "all",
+        "coloured_samples": "all",
         "clusters": 3,
         "neighbours": 3,
         "embedded": 12,

@@ -194,12 +194,6 @@ def test_resnets_of_torchvision_learn_one_image(teacher: FakeTeacher, data: Data
     assert (predictions.last_loss < predictions.first_loss).all()
 
 
-def test_a_line_is_about_its_own_set_or_the_common_one(data: Dataset) -> None:
-    own, common = ablations.parse([line(dataset="digits-test"), line(name="r")])
-    assert ablations.dataset_of(own, data).name == "digits-test"
-    assert ablations.dataset_of(common, data) is data
-
-
 def test_published_cells_come_from_the_file_and_unknown_ones_are_errors() -> None:
     lines = ablations.parse(
         [line(published=["Lcls only", "CIFAR-10"]), line(name="r", published=["ResNet18", "CIFAR-10"]), line(name="n")]

@@ -328,5 +328,38 @@ def test_a_profile_without_a_notebook_leaves_its_claims_untested(tmp_path: Path)
     claims = audit.abstract(tmp_path, live())
     missing = [c for c in claims if c.figure.startswith("no ") and c.figure.endswith(".csv")]
     assert {c.verdict for c in missing} == {audit.UNTESTED}
-    assert len(missing) == 8
+    assert len(missing) == 10
     assert [c.verdict for c in audit.text(tmp_path)] == [audit.UNTESTED]
+
+
+HEAD = "method,state,n,difference from teacher,difference from APM\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "verdict", "figure"),
+    [
+        (
+            'TENT,episodic,9,,"1.6 [0.5, 2.8]"\nMTA,episodic,9,,"2.4 [-0.3, 5.5]"\n',
+            audit.FAILS,
+            "of 2 methods 1 above APM; the highest, MTA",
+        ),
+        (
+            'MTA,episodic,9,,"2.4 [-0.3, 5.5]"\nZERO,episodic,9,,"-1.0 [-3.0, 1.0]"\n',
+            audit.HOLDS,
+            "of 2 methods 0 above APM",
+        ),
+        ("", audit.UNTESTED, "no other method in this profile"),
+    ],
+)
+def test_other_methods_are_compared_with_the_apm_by_their_paired_differences(tmp_path, rows, verdict, figure) -> None:
+    (tmp_path / "tables").mkdir()
+    own = 'APM,episodic,9,,"0.0 [0.0, 0.0]"\n"APM, views",episodic,9,,"9.0 [8.0, 9.5]"\n'
+    (tmp_path / "tables" / "01_methods.csv").write_text(HEAD + own + rows)
+    (claim,) = audit._others(tmp_path, "natural shifts", "01_natural_shifts")
+    assert claim.verdict == verdict
+    assert claim.figure.startswith(figure)
+
+
+def test_without_a_comparison_the_claim_is_untested(tmp_path) -> None:
+    (claim,) = audit._or_untested("Competitive", audit._others, tmp_path, "corruptions", "02_corruptions")
+    assert (claim.verdict, claim.figure) == (audit.UNTESTED, "no 02_methods.csv")

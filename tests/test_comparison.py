@@ -227,6 +227,14 @@ def test_unknown_references_and_images_that_a_reference_lacks_are_errors(every: 
         comparison.table(elsewhere, {"teacher": "zero-shot"})
 
 
+def test_compact_leaves_the_single_prompt_to_the_published_steps(every: pd.DataFrame) -> None:
+    references = {"teacher": "zero-shot", "one prompt": "zero-shot", "Mine": "Mine"}
+    own = every[every["sample"] < 24]
+    shown = comparison.compact(comparison.table(own, references)).set_index("method")
+    assert [c for c in shown if c.startswith("difference")] == ["difference from teacher", "difference from Mine"]
+    assert shown.loc["zero-shot", "difference from Mine"].startswith("-12.5 [")
+
+
 def test_compact_shows_failures_and_leaves_times_out_unless_asked(every: pd.DataFrame) -> None:
     made = comparison.table(every, {"teacher": "zero-shot"})
     assert "ms per image" not in comparison.compact(made)
