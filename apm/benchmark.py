@@ -260,11 +260,13 @@ def beside(
 
 def prompts_note(sets: Sequence[Dataset], prompt: str | None = None) -> str:
     """Which prompts a table's rows use, in words: those of the sets, and the single one where there is such a row."""
-    described = {d.name: prompts.describe(d.templates) for d in sets}
-    if len(set(described.values())) == 1:
-        text = f"Prompts: {next(iter(described.values()))}"
+    described: dict[str, list[str]] = {}
+    for d in sets:
+        described.setdefault(prompts.describe(d.templates), []).append(d.name)
+    if len(described) == 1:
+        text = f"Prompts: {next(iter(described))}"
     else:
-        text = "Prompts: " + "; ".join(f"{name}: {words}" for name, words in described.items())
+        text = "Prompts: " + "; ".join(f"{words} on {', '.join(names)}" for words, names in described.items())
     return f'{text}. One prompt: "{prompt}".' if prompt else f"{text}."
 
 
@@ -278,12 +280,13 @@ def further_teachers(
     device: str,
     folder: Path | str,
     seed: int,
+    on_error: str = "raise",
 ) -> dict[str, pd.DataFrame]:
     """The benchmark again with other teachers: name -> records of one prompt, ensemble and APM.
 
     lines: `{teacher: NAME, pretrained: TAG or FILE, name: HEADING}`; further keys are options of `apm.teachers.load`. The student
-    has the settings given and the width of its teacher. Raises ValueError for a line without a teacher and for two of one
-    name, and as `apm.teachers.load` does.
+    has the settings given and the width of its teacher. on_error: as of `apm.records.run`. Raises ValueError for a line without a
+    teacher and for two of one name, and as `apm.teachers.load` does.
     """
     found: dict[str, pd.DataFrame] = {}
     for line in lines:
@@ -302,7 +305,9 @@ def further_teachers(
             ensemble,
             methods.APM(model, methods.training_config(model, student, training)),
         ]
-        found[heading] = records.run_all(rows, sets, folder=folder, seed=seed, teacher_method=ensemble)
+        found[heading] = records.run_all(
+            rows, sets, folder=folder, seed=seed, teacher_method=ensemble, on_error=on_error
+        )
     return found
 
 

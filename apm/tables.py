@@ -550,7 +550,7 @@ def show(
         .set_table_styles(
             [
                 {"selector": "", "props": "border-collapse: collapse; font-size: 0.9em; margin: 0"},
-                {"selector": "th, td", "props": "padding: 0.25em 0.7em; white-space: nowrap"},
+                {"selector": "th, td", "props": "padding: 0.25em 0.5em; white-space: nowrap"},
                 {
                     "selector": "th",
                     "props": "text-align: left; border-bottom: 1.5px solid; vertical-align: bottom; white-space: normal",

@@ -301,7 +301,9 @@ def test_prompts_are_said_in_words() -> None:
     one = noise(10)
     two = Dataset("other", one.images, one.labels, one.classnames, ("a {}", "the {}"), "f" * 8, one.indices)
     assert benchmark.prompts_note([one], "x {}.") == 'Prompts: "a {}". One prompt: "x {}.".'
-    assert benchmark.prompts_note([one, two]) == 'Prompts: toy: "a {}"; other: "a {}" and "the {}".'
+    third = replace(one, name="third")
+    said = 'Prompts: "a {}" on toy, third; "a {}" and "the {}" on other.'
+    assert benchmark.prompts_note([one, two, third]) == said
 
 
 def test_further_teachers_run_the_benchmark_again(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
