@@ -52,7 +52,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "repeats": 1,
         "timed_iterations": 2,
         "threads": 2,
-        "chunks": [64, 512, 1024],
+        "chunks": [1, 512, 1024],
     },
     "05_ablations": {"samples": 10, "iterations": [1, 2, 4]},
     "06_islands": {
