@@ -461,11 +461,11 @@ def train_all(jobs: Sequence[Job], *, seed: int = 0, folder: Path | str | None =
         torch.set_num_threads(cores)
 
 
-def untrained(config: FieldConfig, seed: int = 0) -> Field:
+def untrained(config: FieldConfig, seed: int = 0, device: str | torch.device = "cpu") -> Field:
     """The same student with the weights that it starts from, outputs not centred: a control. No losses."""
     generator = torch.Generator().manual_seed(seed)
     net = APM(config.student, generator, std=config.init_std).requires_grad_(False)
-    return Field(net, config, np.empty((0, 2)), 0)
+    return Field(net.to(device), config, np.empty((0, 2)), 0)
 
 
 # --------------------------------------------------------------------------------------------------------------- looking

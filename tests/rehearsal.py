@@ -75,8 +75,10 @@ def make_teachers(folder: Path) -> dict[tuple[str, str | None], tuple[str, str]]
     """Random-weight checkpoints. Returns (teacher, pretrained) of the profile -> those of the small one in its place."""
     import timm
     import torch
-    from open_clip import add_model_config, create_model
+    from open_clip import add_model_config
     from safetensors.torch import save_file
+
+    from apm.teachers import _untrained
 
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[tuple[str, str | None], tuple[str, str]] = {}
@@ -85,7 +87,7 @@ def make_teachers(folder: Path) -> dict[tuple[str, str | None], tuple[str, str]]
         config = folder / f"small-{name}.json"
         config.write_text(json.dumps(clip_config(width, size), indent=1), encoding="utf-8")
         add_model_config(config)
-        weights = create_model(config.stem, load_weights=False).state_dict()
+        weights = _untrained(config.stem).state_dict()
         save_file({k: v.contiguous() for k, v in weights.items()}, folder / f"{config.stem}-{tag}.safetensors")
         found[name, tag] = (str(config), str(folder / f"{config.stem}-{tag}.safetensors"))
     torch.manual_seed(0)
