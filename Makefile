@@ -23,11 +23,7 @@ NBVAL ?= 00_quickstart 01_natural_shifts 02_corruptions 03_cross_dataset 04_comp
 export JUPYTER_PREFER_ENV_PATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# profiles of your own may stand in another folder: APM_PROFILES=/path/to/folder
-APM_PROFILES ?=
-PROFILE_FOLDER := $(or $(APM_PROFILES),profiles)
-export APM_PROFILES
-PROFILES := $(patsubst $(PROFILE_FOLDER)/%/common.yaml,%,$(wildcard $(PROFILE_FOLDER)/*/common.yaml))
+PROFILES := $(patsubst profiles/%/common.yaml,%,$(wildcard profiles/*/common.yaml))
 ifeq ($(filter $(PROFILE),$(PROFILES)),)
 $(error unknown profile '$(PROFILE)'. Known: $(PROFILES))
 endif
@@ -72,7 +68,7 @@ ifneq ($(WANTS_NOTEBOOKS),)
 include .make/$(PROFILE)/rules.mk
 endif
 
-.make/$(PROFILE)/rules.mk: $(wildcard notebooks/*.ipynb apm/*.py apm/*/*.py $(PROFILE_FOLDER)/$(PROFILE)/*.yaml) | $(ENVIRONMENT)
+.make/$(PROFILE)/rules.mk: $(wildcard notebooks/*.ipynb apm/*.py apm/*/*.py profiles/$(PROFILE)/*.yaml) | $(ENVIRONMENT)
 	@mkdir -p $(@D)
 	@$(PYTHON) -m apm.depends $(PROFILE) > $@.tmp && mv $@.tmp $@
 
@@ -123,8 +119,8 @@ types: $(ENVIRONMENT) ## mypy on apm/
 	$(BIN)/mypy
 
 .PHONY: rehearse
-rehearse: $(ENVIRONMENT) ## every notebook of profile paper on tiny trees in the true layouts: are all tables there?
-	OMP_NUM_THREADS=1 $(PYTHON) tests/rehearsal.py
+rehearse: $(ENVIRONMENT) ## profile paper from end to end on small trees with random teachers: no data, no weights
+	$(PYTHON) tests/rehearsal.py
 
 .PHONY: bench
 bench: $(ENVIRONMENT) ## speed as ratios in one run, into results/bench/

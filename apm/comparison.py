@@ -30,6 +30,7 @@ from apm.ttt import TTTConfig
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ONE_PROMPT = "one prompt"  # heading of that reference
 TARGET = "target, no student"  # what the distilled feature alone predicts: row of methods that say it
 CALIBRATION_NOTE = f"ECE: expected calibration error over all images of the row, {stats.CALIBRATION_BINS} bins; small samples bias it upwards."
 COST_NOTE = (
@@ -108,19 +109,25 @@ def run(entries: Sequence[Entry], sets: Sequence[Dataset], *, folder: Path | str
     An image on which a method fails is recorded as failed there. A method that says what its target alone predicts gets a second
     row for that, "NAME: target, no student". Returns an empty frame for no entries. Raises as `apm.records.run`.
     """
+    if entries and not sets:
+        raise ValueError("nothing to compare on: expected at least one dataset")
+    found: dict[tuple[str, int], list[pd.DataFrame]] = {}
+    for whole in sets:  # set by set: methods share an image's views in memory, which holds those of one set, not of all
+        for entry in entries:
+            part = entry.samples is not None and entry.samples < len(whole)
+            chosen = whole.subset(int(entry.samples or 0), seed=0) if part else whole
+            for place, (method, order) in enumerate(entry.runs):
+                # the order stands in the records as the seed: views are drawn from it too
+                made = records.run_all(
+                    [method], [chosen], folder=folder, seed=seed if order is None else order, on_error="record"
+                )
+                state = "online" if getattr(method, "online", False) else "episodic"
+                found.setdefault((entry.name, place), []).append(made.assign(state=state))
     frames = []
     for entry in entries:
-        chosen = [
-            d if entry.samples is None or entry.samples >= len(d) else d.subset(entry.samples, seed=0) for d in sets
-        ]
-        parts = []
-        for method, order in entry.runs:
-            # the order stands in the records as the seed: views are drawn from it too
-            made = records.run_all(
-                [method], chosen, folder=folder, seed=seed if order is None else order, on_error="record"
-            )
-            parts.append(made.assign(state="online" if getattr(method, "online", False) else "episodic"))
-        own = pd.concat(parts, ignore_index=True)
+        own = pd.concat(
+            [rows for place in range(len(entry.runs)) for rows in found[entry.name, place]], ignore_index=True
+        )
         frames.append(own)
         if "target_prediction" in own:
             frames.append(_of_targets(own))
@@ -235,7 +242,8 @@ def _line(
 
 
 def compact(compared: pd.DataFrame, *, milliseconds: bool = False) -> pd.DataFrame:
-    """`table` for reading: numbers with their intervals in one cell. milliseconds: a column that no two runs agree on."""
+    """`table` for reading: numbers with their intervals in one cell, without the differences from the single prompt, which
+    `beside_published` shows. milliseconds: a column that no two runs agree on."""
     headings = [c.removesuffix(" there") for c in compared if c.endswith(" there")]
     shown = compared[["method", "state", "n"]].copy()
     if compared["failed"].any():
@@ -243,9 +251,8 @@ def compact(compared: pd.DataFrame, *, milliseconds: bool = False) -> pd.DataFra
     shown["accuracy"] = [
         tables.percent(cell) for cell in zip(*(compared[c] for c in ("accuracy", "low", "high")), strict=True)
     ]
-    for heading in headings:
-        if heading == headings[0]:
-            shown[f"{heading} on the same images"] = compared[f"{heading} there"]
+    shown[f"{headings[0]} on the same images"] = compared[f"{headings[0]} there"]
+    for heading in (heading for heading in headings if heading != ONE_PROMPT):
         columns = (f"- {heading}", f"- {heading} low", f"- {heading} high")
         shown[f"difference from {heading}"] = [
             tables.percent(cell) for cell in zip(*(compared[c] for c in columns), strict=True)
@@ -297,9 +304,9 @@ def beside_published(
                 "published": published.loc[row, column],
                 "published step": np.nan if row == base else published.loc[row, column] - published.loc[base, column],
                 "ours": np.nan if own is None else own["accuracy"],
-                "our step": np.nan if own is None or row == base else own["- one prompt"],
-                "low": np.nan if own is None or row == base else own["- one prompt low"],
-                "high": np.nan if own is None or row == base else own["- one prompt high"],
+                "our step": np.nan if own is None or row == base else own[f"- {ONE_PROMPT}"],
+                "low": np.nan if own is None or row == base else own[f"- {ONE_PROMPT} low"],
+                "high": np.nan if own is None or row == base else own[f"- {ONE_PROMPT} high"],
             }
         )
     return pd.DataFrame(lines)

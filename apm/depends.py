@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -63,15 +62,9 @@ def code(notebook: Path) -> str:
     return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
 
 
-def _profiles(root: Path) -> Path:
-    """As `apm.project.profiles_dir`, which is not asked: make may call this with no more than the standard library."""
-    chosen = os.environ.get("APM_PROFILES")
-    return Path(chosen).resolve() if chosen else root / "profiles"
-
-
 def inputs(root: Path, profile: str, notebook: Path) -> list[Path]:
     """Every file whose change makes the notebook's result stale, but for other notebooks' results."""
-    folder = _profiles(root) / profile
+    folder = root / "profiles" / profile
     yamls = [folder / "common.yaml", folder / f"{notebook.stem}.yaml", *sorted(folder.glob(f"{notebook.stem}.*.yaml"))]
     modules = imported(code(notebook)) | set(ALWAYS)
     published = sorted((root / "data" / "published").glob("*.csv")) if "published" in modules else []
@@ -96,7 +89,7 @@ def rules(root: Path, profile: str) -> str:
 
     A profile runs the notebooks for which its folder has a YAML file, and the report.
     """
-    own = {path.stem for path in (_profiles(root) / profile).glob("*.yaml")}
+    own = {path.stem for path in (root / "profiles" / profile).glob("*.yaml")}
     notebooks = [
         path
         for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -105,8 +98,7 @@ def rules(root: Path, profile: str) -> str:
     stamps = {n: f".make/{profile}/{n.stem}.done" for n in notebooks}
     lines = [f"NOTEBOOKS := {' '.join(n.stem for n in notebooks)}"]
     for notebook in notebooks:
-        paths = inputs(root, profile, notebook)
-        needs = [str(path.relative_to(root) if path.is_relative_to(root) else path) for path in paths]
+        needs = [str(path.relative_to(root)) for path in inputs(root, profile, notebook)]
         if reads_results(notebook.stem):
             needs += [stamp for other, stamp in stamps.items() if other.stem[:2] < notebook.stem[:2]]
         lines.append(f"{stamps[notebook]}: {' '.join(needs)}")

@@ -1,8 +1,7 @@
 """Profiles: the numbers of a run, in small YAML files that papermill passes to the notebooks.
 
 `profiles/<profile>/common.yaml` holds what all notebooks share, `<notebook>.yaml` what one notebook changes or adds. The
-parameters that a notebook knows are the names in its cell tagged `parameters`. $APM_PROFILES names another folder of profiles,
-so that one of your own needs no change to the clone.
+parameters that a notebook knows are the names in its cell tagged `parameters`.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from typing import Any
 
 import yaml
 
-from apm.project import profiles_dir, root, unknown
+from apm.project import root, unknown
 
 
 def names() -> list[str]:
     """The profiles that exist."""
-    return sorted(path.parent.name for path in profiles_dir().glob("*/common.yaml"))
+    return sorted(path.parent.name for path in (root() / "profiles").glob("*/common.yaml"))
 
 
 def notebooks() -> list[str]:
@@ -31,7 +30,7 @@ def runs(profile: str) -> list[str]:
     """The notebooks that a profile runs: those with a YAML file in its folder, and the report."""
     if profile not in names():
         raise unknown("profile", profile, names())
-    folder = profiles_dir() / profile
+    folder = root() / "profiles" / profile
     return [name for name in notebooks() if (folder / f"{name}.yaml").is_file() or name.startswith("99_")]
 
 
@@ -52,7 +51,7 @@ def load(profile: str, notebook: str) -> dict[str, Any]:
     if profile not in names():
         raise unknown("profile", profile, names())
     known = notebook_parameters(notebook_path(notebook))
-    folder = profiles_dir() / profile
+    folder = root() / "profiles" / profile
     common = _read(folder / "common.yaml")
     own = _read(folder / f"{notebook}.yaml")
     every = {name for other in notebooks() for name in notebook_parameters(notebook_path(other))}
@@ -76,7 +75,7 @@ def load_lines(profile: str, file: str) -> list[Any]:
     """
     if profile not in names():
         raise unknown("profile", profile, names())
-    path = profiles_dir() / profile / file
+    path = root() / "profiles" / profile / file
     if not path.is_file():
         there = ", ".join(p.name for p in sorted(path.parent.glob("*.*.yaml"))) or "none"
         raise FileNotFoundError(f"{path} does not exist. Lists of profile {profile}: {there}")

@@ -29,11 +29,6 @@ def root() -> Path:
     )
 
 
-def profiles_dir() -> Path:
-    """Folder of the profiles: $APM_PROFILES, else profiles/ in the project."""
-    return Path(os.environ["APM_PROFILES"]).resolve() if os.environ.get("APM_PROFILES") else root() / "profiles"
-
-
 def cache_dir() -> Path:
     """Folder of trained teachers and cached features: $APM_CACHE, else data/cache in the project."""
     return Path(os.environ["APM_CACHE"]).resolve() if os.environ.get("APM_CACHE") else root() / "data" / "cache"

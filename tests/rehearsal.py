@@ -1,16 +1,12 @@
-"""Rehearsal of profile `paper`: every notebook and every table of the paper, on tiny data, in minutes and without a network.
+"""A dress rehearsal of profile `paper` without its data and weights: `python tests/rehearsal.py`, or `make rehearse`.
 
-    python tests/rehearsal.py              # or: make rehearse
-    python tests/rehearsal.py --folder /tmp/rehearsal --only 05_ablations
+Small trees in the true layouts take the place of the benchmarks, small open_clip models with random weights in checkpoints of the
+true format that of the teachers. Of the profile only what says how large, how long and where is overridden; datasets, rows,
+methods, prompts and the notebooks are its own. Every notebook runs; then every table and every row that the profile promises
+must be there. The numbers mean nothing: all teachers are random.
 
-What is real: the notebooks, the profile's YAML files, the loaders with trees in the layouts in which the sets are published
-(tests/trees.py), the checkpoint formats, and `python -m apm.run`. What is small is listed in `SMALL`, `STUDENT` and `TEACHERS`: numbers of
-images and iterations, sizes of students, the device, and the teachers, which are CLIPs of the same kind (QuickGELU, the
-same tokenizer and prompts, widths in the same order) with random weights, described by an open_clip configuration and saved
-as a state dict in safetensors; DINOv2's is timm's own smallest model with registers. Random weights know nothing: the numbers
-in these tables mean nothing, their rows and columns are the point.
-
-The exit status is 1 when a notebook fails, writes to its standard error or leaves out a row or a column.
+    --folder DIR   work there and keep it (default: a temporary folder, removed at the end)
+    --only NAME    these notebooks only (the check of tables is then left out)
 """
 
 from __future__ import annotations
@@ -22,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,415 +26,307 @@ import pandas as pd
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).parent))
 
-from apm import check_data, profiles  # noqa: E402
-from apm.corruptions import NAMES as CORRUPTIONS  # noqa: E402
+import trees  # noqa: E402
 
 PROFILE = "paper"
-
-# ------------------------------------------------------------------------------------------------------ the scratch profile
-
-ITERATIONS = 4
-SMALL: dict[str, int] = {  # parameter or option -> at most this, wherever it stands
-    **dict.fromkeys(("samples", "curve_samples", "loss_samples", "pairs"), 10),
-    **{"train_samples": 30, "embedded": 30, "checked": 2, "examples": 3, "repeats": 1, "timed_iterations": 2, "orders": 2},
-    **dict.fromkeys(("iterations", "looks", "measured_after"), ITERATIONS),
-    **{"epochs": 2, "views": 4, "clusters": 3, "steps": 3, "size": 48, "batch": 8},
-}  # fmt: skip
-EVERY = ("01_natural_shifts", "02_corruptions", "03_cross_dataset")  # `samples: all` of these stays: the trees are small
-STUDENT: dict[str, Any] = {"grid": [8, 8], "patch": 4, "hidden": [16, 8], "rgb_hidden": [8, 8]}
-FIELD_STUDENT = {**STUDENT, "grid": [4, 4], "patch": 14}
-WIDTH_DIVISOR = 256  # of the widths in the ablations' lines
-
-# (teacher, pretrained) of the profile -> embed_dim, image size of the small one in its place
-CLIPS: dict[tuple[str, str], tuple[int, int]] = {
-    ("ViT-B-16-quickgelu", "openai"): (32, 32),
-    ("ViT-L-14-quickgelu", "openai"): (48, 32),
-    ("ViT-H-14-quickgelu", "dfn5b"): (64, 32),
-    ("ViT-H-14-378-quickgelu", "dfn5b"): (64, 48),
+STUDENT = {"preset": "mini", "fold": "mean"}
+SMALL = {"grid": [4, 4], "patch": 14, "hidden": [32, 16]}
+TEACHERS = {  # in the profile -> width of the small one
+    "ViT-B-16-quickgelu": 64,
+    "ViT-L-14-quickgelu": 48,
+    "ViT-H-14-quickgelu": 32,
+    "ViT-H-14-378-quickgelu": 16,
 }
-TIMM = ("timm:vit_large_patch14_reg4_dinov2.lvd142m@448", "timm:vit_small_patch14_reg4_dinov2.lvd142m@56")
+ITERATIONS = 4
+VIEWS = 10
+# what is smaller, per notebook; student, teacher, device and the lines of 05 are dealt with below
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "00_quickstart": {"photo_student": SMALL, "training": {"iterations": 60}},
+    "01_natural_shifts": {},
+    "02_corruptions": {"samples": 10, "curve_samples": 10},
+    "03_cross_dataset": {},
+    "04_compute": {
+        "timed_towers": ["ViT-B-16"],
+        "repeats": 1,
+        "timed_iterations": 2,
+        "threads": 2,
+        "chunks": [64, 512, 1024],
+    },
+    "05_ablations": {"samples": 10, "iterations": [1, 2, 4]},
+    "06_islands": {
+        "photo_student": SMALL,
+        "training": {"iterations": 5},
+        "looks": [0, 2, 5],
+        "samples": 12,
+        "measured_after": 5,
+        "loss_samples": 2,
+        "cluster_counts": [2, 3],
+    },
+    "07_field": {
+        "student": {"grid": [4, 4], "patch": 16, "hidden": [32, 32, 16], "rgb_hidden": [16]},
+        "training": {"epochs": 2, "batch": 8},
+        "reconstruction": {"epochs": 2, "batch": 8},
+        "train_samples": 40,
+        "samples": "all",
+        "coloured_samples": "all",
+        "clusters": 3,
+        "neighbours": 3,
+        "embedded": 12,
+        "examples": 3,
+        "pair": [0, 1],
+        "pairs": 10,
+    },
+    "08_claims_audit": {"samples": 12, "orders": 2, "checked": 4, "paper_chunk": 512, "start_seeds": [0, 1]},
+}
 
 
-def clip_config(width: int, size: int) -> dict[str, Any]:
-    """An open_clip configuration of the same form as the real ones, with one layer in each tower."""
-    return {
-        "embed_dim": width,
-        "quick_gelu": True,
-        "vision_cfg": {"image_size": size, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-    }
+# -------------------------------------------------------------------------------------------------------- teachers, profile
 
 
-def make_teachers(folder: Path) -> dict[tuple[str, str | None], tuple[str, str]]:
-    """Random-weight checkpoints. Returns (teacher, pretrained) of the profile -> those of the small one in its place."""
+def make_teachers(folder: Path) -> dict[str, dict[str, str]]:
+    """Random weights in true checkpoints: name in the profile -> teacher and pretrained to put in its place."""
+    import open_clip
     import timm
     import torch
-    from open_clip import add_model_config
     from safetensors.torch import save_file
 
-    from apm.teachers import _untrained
-
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[tuple[str, str | None], tuple[str, str]] = {}
-    for (name, tag), (width, size) in CLIPS.items():
-        torch.manual_seed(width + size)
-        config = folder / f"small-{name}.json"
-        config.write_text(json.dumps(clip_config(width, size), indent=1), encoding="utf-8")
-        add_model_config(config)
-        weights = _untrained(config.stem).state_dict()
-        save_file({k: v.contiguous() for k, v in weights.items()}, folder / f"{config.stem}-{tag}.safetensors")
-        found[name, tag] = (str(config), str(folder / f"{config.stem}-{tag}.safetensors"))
-    torch.manual_seed(0)
-    model = TIMM[1].removeprefix("timm:").split("@")[0]
-    weights = timm.create_model(model, pretrained=False, num_classes=0).state_dict()  # at the size it is published for
-    save_file({k: v.contiguous() for k, v in weights.items()}, folder / f"{model}.safetensors")
-    found[TIMM[0], None] = (TIMM[1], str(folder / f"{model}.safetensors"))
-    return found
+    own = json.loads((ROOT / "apm" / "model_configs" / "apm-mini.json").read_text(encoding="utf-8"))
+    own["vision_cfg"].pop("patch_dropout", None)
+    # 80 prompts of 1000 classes: a text tower as small as can be
+    own["text_cfg"] |= {"context_length": 40, "width": 16, "heads": 1, "layers": 1}
+    made = {}
+    for seed, (name, width) in enumerate(TEACHERS.items()):
+        config = folder / f"rehearsal-{name}.json"
+        config.write_text(json.dumps({**own, "embed_dim": width, "quick_gelu": True}), encoding="utf-8")
+        open_clip.add_model_config(config)
+        torch.manual_seed(seed)
+        weights = folder / f"{name}.safetensors"
+        save_file(open_clip.create_model(config.stem).state_dict(), str(weights))
+        made[name] = {"teacher": str(config), "pretrained": str(weights)}
+    torch.manual_seed(9)
+    weights = folder / "dinov2.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), str(weights))
+    made["timm"] = {"teacher": "timm:test_vit@64", "pretrained": str(weights)}
+    return made
 
 
-Teachers = Mapping[tuple[str, str | None], tuple[str, str]]
-
-
-def smaller(value: Any, teachers: Teachers, *, keep_all: bool = False, name: str = "") -> Any:
-    """A value of the profile at the rehearsal's size: only what the tables above name is another one."""
-    if isinstance(value, dict):
-        made = {key: smaller(item, teachers, keep_all=keep_all, name=key) for key, item in value.items()}
-        if "teacher" in value:
-            pair = (value["teacher"], value.get("pretrained"))
-            if pair not in teachers:
-                raise ValueError(f"{pair} has no small teacher in its place: add it to CLIPS in tests/rehearsal.py")
-            made["teacher"], made["pretrained"] = teachers[pair]
-        return made
-    if isinstance(value, list) and name == "hidden":
-        return [max(4, width // WIDTH_DIVISOR) for width in value]
-    if isinstance(value, list):
-        made_list = [smaller(item, teachers, keep_all=keep_all, name=name) for item in value]
-        return list(dict.fromkeys(made_list)) if all(isinstance(item, int) for item in made_list) else made_list
-    if name == "device":
-        return "cpu"
-    if value == "all" and name == "samples" and not keep_all:
-        return SMALL[name]
-    if name in SMALL and type(value) is int:
-        return min(value, SMALL[name])
-    return value
-
-
-def write_profile(folder: Path, teachers: Teachers, profile: str = PROFILE) -> Path:
-    """The profile's YAML files at the rehearsal's size, below `folder`."""
-    target = folder / profile
+def small_profile(source: Path, target: Path, teachers: Mapping[str, Mapping[str, str]]) -> None:
+    """The profile's own files with sizes, teachers and device overridden."""
     target.mkdir(parents=True, exist_ok=True)
-    for path in sorted((profiles.profiles_dir() / profile).glob("*.yaml")):
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        made = smaller(values, teachers, keep_all=path.stem in EVERY)
-        if isinstance(made, dict):
-            for name in ("student", "photo_student"):
-                if name in made:
-                    made[name] |= FIELD_STUDENT if path.stem.startswith("07_") else STUDENT
-        (target / path.name).write_text(yaml.safe_dump(made, sort_keys=False), encoding="utf-8")
-    return target
+    for file in sorted(source.glob("*.yaml")):
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if isinstance(values, list):
+            values = [small_line(line) for line in values]
+        else:
+            values = small_values(values, file.stem, teachers)
+        (target / file.name).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-# ---------------------------------------------------------------------------------------------------- what must be there
-
-SHIFTS = ("imagenet", "imagenet-a", "imagenet-v2", "imagenet-r", "imagenet-sketch")
-RULES = ("final", "minimum loss", "any")
-
-
-class Tables:
-    """The tables of a results folder, and what is missing in them."""
-
-    def __init__(self, folder: Path, profile: Path) -> None:
-        self.folder, self.profile = folder, profile
-        self.missing: list[str] = []
-        self.cells = 0
-
-    def values(self, notebook: str) -> dict[str, Any]:
-        """The parameters that the notebook ran with."""
-        common, own = (
-            yaml.safe_load((self.profile / f"{name}.yaml").read_text(encoding="utf-8")) for name in ("common", notebook)
-        )
-        return {**common, **own}
-
-    def read(self, name: str) -> pd.DataFrame:
-        path = self.folder / "tables" / f"{name}.csv"
-        if not path.is_file():
-            self.missing.append(f"table {name}")
-            return pd.DataFrame()
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
-
-    def expect(
-        self,
-        name: str,
-        columns: Sequence[str] = (),
-        rows: Sequence[str] = (),
-        *,
-        by: str | None = None,
-        filled: Sequence[str] | None = None,
-        at_least: int = 1,
-    ) -> pd.DataFrame:
-        """A table with these columns, and these rows by the text of the column `by` (default: the first); no cell of the
-        columns is empty in the rows (filled: in these rows only)."""
-        table = self.read(name)
-        if table.empty:
-            if not self.missing or self.missing[-1] != f"table {name}":
-                self.missing.append(f"rows of table {name}")
-            return table
-        absent = [column for column in columns if column not in table]
-        self.missing += [f"{name}: column {column}" for column in absent]
-        key = table[by or table.columns[0]]
-        self.missing += [f"{name}: row {row}" for row in rows if row not in set(key)]
-        if len(table) < at_least:
-            self.missing.append(f"{name}: {at_least - len(table)} of {at_least} rows")
-        for column in columns:
-            if column in table:
-                own = table[key.isin(rows if filled is None else filled)] if rows or filled else table
-                empty = own[own[column].str.strip().isin(("", "nan", "NaN"))]
-                self.missing += [f"{name}: cell {key[i]} / {column} is empty" for i in empty.index]
-                self.cells += len(own) - len(empty)
-        return table
+def small_values(values: dict[str, Any], notebook: str, teachers: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """The values of one YAML file, smaller. Raises KeyError for an override of a value that the profile does not have."""
+    values = dict(values)
+    for name, value in OVERRIDES.get(notebook, {}).items():
+        own = values[name]
+        merged = {**own, **value} if isinstance(own, dict) and isinstance(value, dict) else value
+        values[name] = merged if name != "photo_student" else value
+    if "device" in values:
+        values["device"] = "cpu"
+    if notebook == "common":
+        values["student"] = STUDENT
+    elif "training" not in OVERRIDES.get(notebook, {}) and "iterations" in values.get("training", {}):
+        values["training"]["iterations"] = ITERATIONS
+    if notebook == "04_compute":  # names of open_clip models, counted without weights
+        return values
+    if "teacher" in values:
+        values |= teachers["timm" if str(values["teacher"]).startswith("timm:") else values["teacher"]]
+    if "further_teachers" in values:
+        values["further_teachers"] = [{**line, **teachers[line["teacher"]]} for line in values["further_teachers"]]
+    if "baselines" in values:
+        values["baselines"] = [small_method(line) for line in values["baselines"]]
+    for run in values.get("loss_runs", {}).values():
+        if "iterations" in run:
+            run["iterations"] = 8
+    return values
 
 
-def names_of(baselines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The rows that a profile's `baselines` make."""
-    from apm import baselines as registry
-
-    return [
-        str(line.get("name", registry.REGISTRY[line["method"]].__dataclass_fields__["name"].default))
-        for line in baselines
-    ]
-
-
-def _benchmark(t: Tables, notebook: str, table: str, columns: Sequence[str], headings: Sequence[str] = ()) -> None:
-    """A table of methods x counting rules, with the teachers of `headings` beside the first."""
-    found = t.expect(table, columns, at_least=6 * (1 + len(headings)))
-    have = set(zip(found.get("method", []), found.get("counting rule", []), strict=True))
-    for end in ("", *(f", {heading}" for heading in headings)):
-        wanted = [(f"zero-shot, one prompt{end}", "final"), (f"teacher{end}", "zero-shot")]
-        wanted += [(f"APM{end}", rule) for rule in RULES]
-        t.missing += [f"{table}: row {method} / {rule}" for method, rule in wanted if not _has(have, method, rule)]
+def small_method(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of `baselines` with fewer images, views and epochs."""
+    small = {**line, "samples": 10}
+    if line["method"] in ("zero", "mta", "apm-views", "tent", "tpt"):
+        small["views"] = VIEWS
+    if line["method"] == "coop":
+        small |= {"shots": 1, "epochs": 1}
+    if "coop" in line:
+        small["coop"] = {**line["coop"], "shots": 1, "epochs": 1}
+    return small
 
 
-def _has(have: set[tuple[str, str]], method: str, rule: str) -> bool:
-    return any(own == method and text.startswith(rule) for own, text in have)
+def small_line(line: dict[str, Any]) -> dict[str, Any]:
+    """An ablation with a smaller student, fewer images and iterations."""
+    small = dict(line)
+    if "samples" in line:
+        small["samples"] = 10
+    if line.get("network", "apm") != "apm" and "size" in line:
+        small["size"] = 64
+    student = dict(line.get("student", {}))
+    if "hidden" in student:
+        student["hidden"] = [max(2, width // 64) for width in student["hidden"]]
+        small["student"] = student
+    training = dict(line.get("training", {}))
+    if "iterations" in training:
+        training["iterations"] = ITERATIONS + 2
+        small["training"] = training
+    return small
 
 
-def _methods(t: Tables, notebook: str, columns: Sequence[str], by_set: str, published: str | None) -> None:
-    rows = names_of(t.values(notebook)["baselines"])
-    number = notebook[:2]
-    t.expect(f"{number}_methods", ("accuracy", "difference from teacher"), ("zero-shot", "APM", *rows))
-    t.expect(f"{number}_{by_set}", columns, ("zero-shot", "APM", *rows))
-    if published:
-        t.expect(f"{number}_methods_published", ("published", "ours"), at_least=2)
+def scratch_project(folder: Path) -> Path:
+    """A project folder whose notebooks and code are the true ones and whose profile is the small one."""
+    project = folder / "project"
+    (project / "data").mkdir(parents=True, exist_ok=True)
+    for name in ("apm", "notebooks", "data/published"):
+        if not (project / name).exists():
+            (project / name).symlink_to(ROOT / name)
+    small_profile(ROOT / "profiles" / PROFILE, project / "profiles" / PROFILE, make_teachers(folder / "teachers"))
+    return project
 
 
-def natural_shifts(t: Tables) -> None:
-    """Table 1: three teachers, one prompt, ensemble and APM, five sets and two averages; other methods; published beside."""
-    values = t.values("01_natural_shifts")
-    further = [line["name"] for line in values["further_teachers"]]
-    _benchmark(t, "01_natural_shifts", "01_natural_shifts", (*SHIFTS, "Average", "OOD Average"), further)
-    _methods(t, "01_natural_shifts", SHIFTS, "methods_by_set", "Average")
-    beside = t.expect("01_beside_published", list(values["counterparts"].values()), at_least=10)
-    ours = beside[beside["source"] == "ours"] if len(beside) else beside
-    for row in ("teacher", "final", "any"):
-        if len(ours) and not len(ours[ours["row"] == row]):
-            t.missing.append(f"01_beside_published: row {row}")
-    t.expect("01_paired", ("final - reference",), SHIFTS)
-    t.expect("01_steps", ("final - reference",), at_least=6)
-    t.expect("01_sets", ("images", "classes"), SHIFTS)
+# ------------------------------------------------------------------------------------------------------ what must be there
 
 
-def corruptions(t: Tables) -> None:
-    """Table 2: fifteen corruptions and their mean; Tables 11 to 14: every severity; Table 10 beside."""
-    words = [name.replace("_", " ") for name in CORRUPTIONS]
-    found = t.read("02_corruptions")
-    columns = [c for c in found if any(word in c.replace("_", " ") for word in words)]
-    if len(columns) != len(CORRUPTIONS):
-        t.missing.append(f"02_corruptions: {len(CORRUPTIONS)} corruptions, found {len(columns)} columns")
-    _benchmark(t, "02_corruptions", "02_corruptions", [*columns, "Mean"])
-    _methods(t, "02_corruptions", columns, "methods_by_corruption", None)
-    t.expect("02_beside_published", ("mean", *CORRUPTIONS), at_least=8, filled=())
-    severities = t.expect("02_severities", ("final", "teacher"), at_least=1 + 5 * len(CORRUPTIONS))
-    pairs = set(zip(severities.get("corruption", []), severities.get("severity", []), strict=True))
-    t.missing += [f"02_severities: {c} {s}" for c in CORRUPTIONS for s in range(1, 6) if (c, str(s)) not in pairs]
-    t.expect("02_table10", ("mean accuracy",), at_least=6)
-    t.expect("02_paired", at_least=len(CORRUPTIONS))
+def missing(results: Path, profile: Path) -> list[str]:
+    """What the run promised and did not leave: tables, columns and rows, in words."""
+    lacking = []
+    tables = {path.stem for path in (results / "tables").glob("*.csv")}
+    for name in sorted(path.stem for path in (ROOT / "results" / "mini" / "tables").glob("*.csv")):
+        if name not in tables and name != "01_parts":  # these sets have no parts
+            lacking.append(f"table {name}")
 
+    def read(name: str) -> pd.DataFrame:
+        path = results / "tables" / f"{name}.csv"
+        return pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else pd.DataFrame()
 
-def cross_dataset(t: Tables) -> None:
-    """Table 3: nine sets and their average."""
-    nine = check_data.CROSS_DATASET
-    _benchmark(t, "03_cross_dataset", "03_cross_dataset", (*nine, "Average"))
-    _methods(t, "03_cross_dataset", nine, "methods_by_set", "Average")
-    t.expect("03_naming", ("teacher (zero-shot)", "probe of image features (uses labels)"), nine)
-    t.expect("03_paired", ("final - reference",), nine)
-    t.expect("03_published", at_least=6)
-    t.expect("03_sets", ("images", "classes"), nine)
+    def need(table: str, what: str, wanted: list[str], there: list[str]) -> None:
+        lacking.extend(f"{table}: {what} {name!r}" for name in wanted if name not in there)
 
+    def filled(table: str, columns: list[str]) -> None:
+        """No cell of these columns is empty."""
+        frame = read(table)
+        for column in (column for column in columns if column in frame):
+            for place in frame.index[frame[column].str.strip().isin(("", "nan", "NaN"))]:
+                lacking.append(f"{table}: row {' '.join(frame.iloc[place, :2])!r} has no value in {column!r}")
 
-def compute(t: Tables) -> None:
-    """Table 4 and the counts behind Figure 2."""
-    values = t.values("04_compute")
-    costs = t.expect("04_ttt_cost", ("counted", "total (GMAC)", "total (GFLOP)"), at_least=8)
-    for teacher in values["teachers"]:
-        if len(costs) and not costs["counted"].str.startswith(f"{teacher} image once").any():
-            t.missing.append(f"04_ttt_cost: rows of {teacher}")
-    t.expect("04_conventions", ("network", "counted"), (*values["students"], *values["towers"]))
-    t.expect("04_memory", ("what", "detail"), at_least=len(values["chunks"]))
+    values = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in profile.glob("*.yaml")}
+    shifts, cross = values["01_natural_shifts"], values["03_cross_dataset"]
+    rows = [("teacher", "zero-shot"), ("zero-shot, one prompt", ""), ("APM", "final"), ("APM", "minimum loss")]
+    rows += [(f"{method}, {line['name']}", rule) for line in shifts["further_teachers"] for method, rule in rows]
+    first = read("01_natural_shifts")
+    need("01_natural_shifts", "column", [*shifts["datasets"], "Average", "OOD Average"], list(first))
+    need(
+        "01_natural_shifts",
+        "row",
+        [str(r) for r in rows],
+        [str(r) for r in zip(first.get("method", []), first.get("counting rule", []), strict=True)],
+    )
+    from apm import corruptions
 
-
-def ablations(t: Tables) -> None:
-    """Tables 5a, 5b, 8 and 9: every line of the profile."""
-    values = t.values("05_ablations")
-    lines = yaml.safe_load((t.profile / values["lines"]).read_text(encoding="utf-8"))
-    variants = [line["name"] for line in lines]
-    t.expect("05_ablations", ("final", "final - teacher"), variants, by="variant")
-    table = t.expect("05_ablations", ("published",), variants, by="variant", filled=[v["name"] for v in lines if "published" in v])  # fmt: skip
-    parts = {line["part"] for line in lines}
-    if len(table) and not parts <= set(table[table.columns[0]]):
-        t.missing.append(f"05_ablations: parts {sorted(parts - set(table[table.columns[0]]))}")
-    t.expect("05_iterations", ("final", "sd"), [str(k) for k in values["iterations"]])
-
-
-def islands(t: Tables) -> None:
-    """Figures 3, 5 and 7, with their numbers."""
-    values = t.values("06_islands")
-    t.expect("06_loss", rows=list(values["loss_runs"]))
-    t.expect("06_photographs", rows=values["photographs"])
-    variants = [f"{name}, k = {values['measured_after']}" for name in ("student", *values["variants"])]
-    t.expect("06_islands", rows=[*variants, "positional code alone", "teacher's patch tokens"])
-    t.expect("06_measures", ("value", "low", "high"), variants)
-    t.expect("06_alike", ("CKA",), at_least=8)
-
-
-def field(t: Tables) -> None:
-    """Figures 4 to 6 and App. F, with their numbers."""
-    values = t.values("07_field")
-    t.expect("07_field", at_least=4)
-    t.expect("07_colour", at_least=2 + len(values["kernels"]))
-    t.expect("07_features", ("5-NN",), ("field: teacher + RGB, folded", "teacher: image feature", "raw pixels"))
-    t.expect("07_clusters", ("images: NMI with class",), ("field: teacher + RGB", "teacher", "raw pixels"))
-    t.expect("07_crossing", at_least=2)
-
-
-def audit(t: Tables) -> None:
-    """Every claim is tested: no table that a claim needs is missing."""
-    claims = t.expect("08_claims", ("claim", "figure", "verdict"), at_least=15)
-    if len(claims):
-        t.missing += [f"08_claims: {row.claim}: {row.figure}" for row in claims.itertuples() if "no 0" in row.figure]
-    for name in ("08_text", "08_published_means", "08_published_sums", "08_published_teachers", "08_start"):
-        t.expect(name)
-
-
-def report(t: Tables) -> None:
-    """The page holds every table that the notebooks left."""
-    page = t.folder / "report.html"
-    if not page.is_file():
-        t.missing.append("report.html")
-        return
-    text = page.read_text(encoding="utf-8")
-    for path in sorted((t.folder / "tables").glob("*.md")):
-        caption = path.read_text(encoding="utf-8").splitlines()[0].strip("* ")
-        if caption.split(":")[0].split("&")[0].strip(".")[:40] not in text:
-            t.missing.append(f"report.html: table {path.stem}")
-
-
-CHECKS: dict[str, Callable[[Tables], None]] = {
-    "01_natural_shifts": natural_shifts,
-    "02_corruptions": corruptions,
-    "03_cross_dataset": cross_dataset,
-    "04_compute": compute,
-    "05_ablations": ablations,
-    "06_islands": islands,
-    "07_field": field,
-    "08_claims_audit": audit,
-    "99_report": report,
-}
+    second = read("02_corruptions")
+    need(
+        "02_corruptions",
+        "column",
+        [f"{kind.replace('_', ' ')} 5" for kind in corruptions.NAMES] + ["Mean"],
+        list(second),
+    )
+    filled("01_natural_shifts", [*shifts["datasets"], "Average", "OOD Average"])
+    filled("02_corruptions", list(second))
+    filled("03_cross_dataset", [*cross["datasets"], "Average"])
+    levels = read("02_severities")
+    if len(levels) != 15 * 5 + 1:
+        lacking.append(f"02_severities: expected 76 conditions, found {len(levels)}")
+    third = read("03_cross_dataset")
+    need("03_cross_dataset", "column", [*cross["datasets"], "Average"], list(third))
+    for table in ("01_beside_published", "03_beside_published"):
+        need(table, "source", ["published", "ours"], list(read(table).get("source", [])))
+    for notebook in ("01_natural_shifts", "02_corruptions", "03_cross_dataset"):
+        lines = values[notebook].get("baselines", values["common"]["baselines"])
+        names = {
+            "zero": "ZERO",
+            "mta": "MTA",
+            "apm-views": "APM, views",
+            "tda": "TDA",
+            "tent": "TENT",
+            "tpt": "TPT",
+            "coop": "CoOp",
+        }
+        wanted = [
+            "zero-shot",
+            "zero-shot, one prompt",
+            "APM",
+            *(line.get("name", names[line["method"]]) for line in lines),
+        ]
+        for end in ("", f"_by_{'corruption' if notebook.startswith('02') else 'set'}"):
+            table = f"{notebook[:2]}_methods{end}"
+            need(table, "method", wanted, list(read(table).get("method", [])))
+    variants = [line["name"] for line in values["05_ablations.lines"]]
+    need("05_ablations", "variant", variants, list(read("05_ablations").get("variant", [])))
+    claims = pd.read_csv(ROOT / "results" / "mini" / "tables" / "08_claims.csv", dtype=str)
+    need("08_claims", "claim", list(claims["claim"]), list(read("08_claims").get("claim", [])))
+    if not (results / "report.html").is_file():
+        lacking.append("report.html")
+    return lacking
 
 
 def complaints(executed: Path) -> list[str]:
     """What the cells of an executed notebook wrote to their standard error."""
     cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
-    outputs = [o for c in cells if c["cell_type"] == "code" for o in c["outputs"]]
-    said = ["".join(o["text"]) for o in outputs if o.get("name") == "stderr"]
-    return [f"standard error: {' '.join(text.split())[:300]}" for text in said]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    said = ["".join(output["text"]) for output in outputs if output.get("name") == "stderr"]
+    return [f"{executed.stem} wrote to its standard error: {' '.join(text.split())[:300]}" for text in said]
 
 
-# ------------------------------------------------------------------------------------------------------------------ run
+def main() -> int:
+    """Command line; exit status 1 when a notebook fails or something is missing."""
+    parser = argparse.ArgumentParser(description="Rehearse profile paper on small trees with random teachers.")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--only", nargs="*", default=[])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="rehearsal-") as temporary:
+        return rehearse((options.folder or Path(temporary)).resolve(), options.only)
 
 
-def prepare(folder: Path) -> Path:
-    """Trees, teachers and scratch profile below `folder`; returns the profile's folder."""
-    import trees
-
-    if not (folder / "data").is_dir():
-        trees.write(folder / "data")
-    return write_profile(folder / "profiles", make_teachers(folder / "teachers"))
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """Everything that a run reads or writes is below `folder`; nothing reaches the network."""
-    return {
-        **os.environ,
-        "APM_PROFILES": str(folder / "profiles"),
-        "APM_RESULTS": str(folder / "results"),
-        "APM_CACHE": str(folder / "cache"),
-        "APM_ROOT": str(ROOT),
-        "PYTHONPATH": str(ROOT),
-        "DATA": str(folder / "data"),
-        "PARTIAL": "1",
-        "HF_HUB_OFFLINE": "1",
-        "MPLBACKEND": "Agg",
-    }
-
-
-def rehearse(folder: Path, only: Sequence[str] = ()) -> int:
-    """Run and check the notebooks, one line each; returns how many things are missing."""
+def rehearse(folder: Path, only: list[str]) -> int:
+    """Build, run, check. Returns the exit status."""
     start = time.monotonic()
-    profile = prepare(folder)
-    print(f"trees, teachers and profile in {folder}: {time.monotonic() - start:.0f} s", flush=True)
-    lines, missing = [], 0
-    if check_data.report(*check_data.PROFILES[PROFILE], folder / "data", partial=True):
-        missing += 1
-    for notebook in profiles.runs(PROFILE):
-        if only and notebook not in only:
-            continue
-        began = time.monotonic()
-        command = [sys.executable, "-m", "apm.run", "--profile", PROFILE, notebook]
-        done = subprocess.run(command, cwd=ROOT, env=environment(folder), capture_output=True, text=True, check=False)
-        tables = Tables(folder / "results" / PROFILE, profile)
-        if done.returncode:
-            tables.missing.append(f"it failed:\n{done.stderr.strip()}")
+    data = folder / "data"
+    if not data.is_dir():
+        trees.everything(data)
+    project = scratch_project(folder)
+    environment = {**os.environ, "APM_ROOT": str(project), "DATA": str(data), "PARTIAL": "1", "HF_HUB_OFFLINE": "1"}
+    for name in ("APM_RESULTS", "APM_CACHE"):
+        environment.pop(name, None)
+    print(f"trees and teachers in {folder}: {time.monotonic() - start:.0f} s", flush=True)
+    check = [sys.executable, "-m", "apm.check_data", "--profile", PROFILE, "--data", str(data), "--partial"]
+    failed = [] if subprocess.run(check, env=environment, cwd=project, check=False).returncode == 0 else ["check-data"]
+    listed = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    for name in only or listed:
+        run = [sys.executable, "-m", "apm.run", "--profile", PROFILE, name]
+        if subprocess.run(run, env=environment, cwd=project, check=False).returncode:
+            failed.append(name)
         else:
-            tables.missing += complaints(tables.folder / "notebooks" / f"{notebook}.ipynb")
-            CHECKS.get(notebook, lambda t: None)(tables)
-        seconds = time.monotonic() - began
-        made = len(list((tables.folder / "tables").glob(f"{notebook[:2]}_*.csv")))
-        figures = len(list((tables.folder / "figures").glob(f"{notebook[:2]}_*.png")))
-        state = "complete" if not tables.missing else f"{len(tables.missing)} missing"
-        lines.append(f"{notebook:20} {state:12} {made:3} tables {tables.cells:5} cells checked {figures:3} figures {seconds:5.0f} s")  # fmt: skip
-        print(lines[-1], flush=True)
-        for text in tables.missing:
-            print(f"    {text}", flush=True)
-        missing += len(tables.missing)
-    print(f"\n{'complete' if not missing else f'{missing} missing'} in {time.monotonic() - start:.0f} s")
-    return missing
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit status: 0, or 1 where anything is missing."""
-    parser = argparse.ArgumentParser(description="Run profile paper on tiny data and look whether every table is there.")
-    parser.add_argument("--folder", type=Path, help="where to work, kept afterwards (default: a temporary folder)")
-    parser.add_argument("--only", nargs="+", default=(), metavar="NOTEBOOK", help="these notebooks, such as 05_ablations")
-    options = parser.parse_args(arguments)
-    for name in options.only:
-        if name not in profiles.runs(PROFILE):
-            parser.error(f"profile {PROFILE} has no notebook {name!r}. Known: {', '.join(profiles.runs(PROFILE))}")
-    if options.folder:
-        return int(bool(rehearse(options.folder.resolve(), options.only)))
-    with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
-        return int(bool(rehearse(Path(folder), options.only)))
+            failed += complaints(project / "results" / PROFILE / "notebooks" / f"{name}.ipynb")
+    lacking = [] if only else missing(project / "results" / PROFILE, project / "profiles" / PROFILE)
+    for what in failed:
+        print(f"FAILED   {what}")
+    for what in lacking:
+        print(f"MISSING  {what}")
+    if not failed and not lacking and not only:
+        count = len(list((project / "results" / PROFILE / "tables").glob("*.csv")))
+        print(
+            f"all {len(listed)} notebooks ran; {count} tables with every promised row; {time.monotonic() - start:.0f} s"
+        )
+    return 1 if failed or lacking else 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Methods side by side: which lines a profile may have, and every number of the table on a handful of records."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -60,6 +62,34 @@ def test_two_rows_of_one_name_are_refused() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------------- running
+
+
+def test_methods_share_the_views_of_one_set_before_the_next_one(tmp_path, monkeypatch) -> None:
+    calls = []
+    original = records.run_all
+    monkeypatch.setattr(
+        records,
+        "run_all",
+        lambda methods, sets, **options: (
+            calls.append((methods[0].name, sets[0].name, options["seed"])) or original(methods, sets, **options)
+        ),
+    )
+    one, two = noise(12), replace(noise(14), name="two", fingerprint="two")
+    lines = [{"method": "zero", "views": 10}, {"method": "tda", "samples": 10, "orders": [4, 2]}]
+    rows = comparison.run(comparison.parse(lines, Colour(), CONFIG), [one, two], folder=tmp_path, seed=7)
+    per_set = [("ZERO", 7), ("TDA", 4), ("TDA", 2)]
+    assert calls == [(method, d.name, seed) for d in (one, two) for method, seed in per_set]
+    # the rows are in the order of the entries, then of the orders, whatever ran first
+    order = rows.groupby(["method", "seed", "dataset"], sort=False).size()
+    assert list(order.items()) == [
+        *((("ZERO", 7, d.name), len(d)) for d in (one, two)),
+        *((("TDA", seed, d.name), 10) for seed in (4, 2) for d in (one, two)),
+    ]
+
+
+def test_a_comparison_on_no_sets_is_an_error(tmp_path) -> None:
+    with pytest.raises(ValueError, match="expected at least one dataset"):
+        comparison.run(comparison.parse([{"method": "tda"}], Colour(), CONFIG), [], folder=tmp_path)
 
 
 def test_every_entry_runs_on_its_part_of_the_images(tmp_path) -> None:
@@ -195,6 +225,14 @@ def test_unknown_references_and_images_that_a_reference_lacks_are_errors(every: 
     elsewhere = pd.concat([every, rows_of("Far", MINE, start=100)], ignore_index=True)
     with pytest.raises(ValueError, match="Far saw 24 images that teacher did not"):
         comparison.table(elsewhere, {"teacher": "zero-shot"})
+
+
+def test_compact_leaves_the_single_prompt_to_the_published_steps(every: pd.DataFrame) -> None:
+    references = {"teacher": "zero-shot", "one prompt": "zero-shot", "Mine": "Mine"}
+    own = every[every["sample"] < 24]
+    shown = comparison.compact(comparison.table(own, references)).set_index("method")
+    assert [c for c in shown if c.startswith("difference")] == ["difference from teacher", "difference from Mine"]
+    assert shown.loc["zero-shot", "difference from Mine"].startswith("-12.5 [")
 
 
 def test_compact_shows_failures_and_leaves_times_out_unless_asked(every: pd.DataFrame) -> None:

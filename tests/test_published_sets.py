@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
-from trees import RETRIEVER, TABBY, TENCH, TISSUE, cifar_c, imagenet_tree, picture
 
 from apm import check_data, corruptions, datasets, profiles, prompts, published_sets
 from apm.published_sets import SETS, MissingSet, WrongSet
 
 ROOT = Path(__file__).resolve().parents[1]
+TENCH, RETRIEVER, TABBY, TISSUE = "n01440764", "n02099601", "n02123045", "n15075141"  # labels 0, 207, 281, 999
 COOP = [name for name, entry in SETS.items() if entry.split and name != "pets"]
 
 
@@ -32,6 +32,14 @@ def own_cache(tmp_path, monkeypatch):
 def data(tmp_path):
     (tmp_path / "data").mkdir()
     return tmp_path / "data"
+
+
+def picture(path: Path, value: int = 0) -> Path:
+    """A tiny image whose colour is the value, in the format of its suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}[path.suffix.lower()]
+    Image.new("RGB", (6, 5), (value, value, value)).save(path, format=kind)
+    return path
 
 
 def expect(monkeypatch, name: str, images: int, classes: int) -> None:
@@ -114,6 +122,14 @@ def test_every_set_names_known_prompts_and_an_existing_torchvision_class():
 
 
 # -------------------------------------------------------------------------------------------------------------- ImageNet
+
+
+def imagenet_tree(folder: Path, classes=(TABBY, TENCH, TISSUE), per_class=2) -> None:
+    numbers = iter(range(50, 0, -1))  # so that the order by number is not that by class
+    for wnid in classes:
+        for _ in range(per_class):
+            number = next(numbers)
+            picture(folder / wnid / f"ILSVRC2012_val_{number:08d}.JPEG", number)
 
 
 def test_imagenet_class_tree_gives_labels_among_all_1000_names(data):
@@ -406,6 +422,15 @@ def test_cifar_class_folders(data, monkeypatch):
     picture(data / "cifar10" / "test" / "plane" / "0000.png")
     with pytest.raises(WrongSet, match=r"1 of 4 folders .* first: plane"):
         datasets.load("cifar10", root=data, partial=True)
+
+
+def cifar_c(folder: Path, rows: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(1).integers(0, 256, (5 * rows, 32, 32, 3), dtype=np.uint8)
+    labels = np.tile(np.arange(rows) % 10, 5)
+    np.save(folder / "fog.npy", pixels)
+    np.save(folder / "labels.npy", labels)
+    return pixels, labels
 
 
 @pytest.mark.parametrize(("name", "folder"), [("cifar10", "CIFAR-10-C"), ("cifar100", "CIFAR-100-C")])

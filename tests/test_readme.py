@@ -6,7 +6,9 @@ import re
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,7 +62,7 @@ def test_every_make_target_it_names_exists() -> None:
 
 
 def test_the_example_runs_as_written() -> None:
-    example, slurm = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    _, example, slurm = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     compile(slurm, "README", "exec")  # dask-jobqueue is not among the dependencies
     names: dict = {}
     exec(example, names)
@@ -70,9 +72,9 @@ def test_the_example_runs_as_written() -> None:
 
 def test_the_yaml_example_is_accepted() -> None:
     yaml = pytest.importorskip("yaml")
-    from apm import ablations, methods, model, profiles
+    from apm import ablations, comparison, methods, model, profiles
 
-    example, line = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
+    example, line, compared = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
     values = yaml.safe_load(example)
     assert set(values) <= set(profiles.notebook_parameters(ROOT / "notebooks" / "02_corruptions.ipynb"))
 
@@ -83,6 +85,25 @@ def test_the_yaml_example_is_accepted() -> None:
     assert ablations.method(ablation, Teacher(), {"preset": "mini"}, {}).config.student.kernels == 5
     config = methods.training_config(Teacher(), values["student"], values["training"])
     assert (config.iterations, config.student.fold) == (20, "attention")
+    entries = comparison.parse(yaml.safe_load(compared)["baselines"], Teacher(), config)
+    assert [entry.name for entry in entries] == ["ZERO", "ZERO, 16 views", "TDA"]
+
+
+def test_the_example_of_a_new_method_runs_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_baselines import Colour, noise
+
+    from apm import baselines
+    from apm.baselines import views
+
+    monkeypatch.setitem(baselines.REGISTRY, "mine", None)  # and so it is gone again after the test
+    example, *_ = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    exec(example, {"__name__": "readme"})
+    method = baselines.create("mine", Colour(), views=5)
+    said = method.predict(noise(), np.arange(4), seed=0)
+    seen = views.encode_views(Colour(), noise(), np.arange(4), 5, seed=0)
+    expected = (2.0 * seen @ torch.eye(2)).softmax(-1).mean(1).argmax(-1)
+    assert said.prediction.tolist() == expected.tolist()
+    assert "mine" in method.settings()["method"]
 
 
 def test_every_module_is_on_its_map() -> None:

@@ -2,10 +2,11 @@
 
 Some classify by looking at an image many times: ZERO lets confident crops vote (`zero`), MTA seeks the mode of their features
 (`mta`). Others train a few parameters for every image and forget them again: TENT the scale and shift of normalisation layers
-(`tent`). TDA trains nothing but remembers earlier images (`tda`): it is online, the others are episodic. And the APM itself
-can distil the mean feature of confident crops instead of the image's own (`better_targets`). All see the same views
-(`views`), and methods that run at the same seed in one process share the teacher's features of them; `teacher_passes` in the
-records counts what a method needs by itself, and milliseconds + saved_milliseconds what it would have taken. None reads a label.
+(`tent`), TPT the words of the prompt (`prompt_tuning`; with it CoOp, which learns them once, from labelled training images).
+TDA trains nothing but remembers earlier images (`tda`): it is online, the others are episodic. And the APM itself can distil
+the mean feature of confident crops instead of the image's own (`better_targets`). All see the same views (`views`), and
+methods that run at the same seed in one process share the teacher's features of them; `teacher_passes` in the records counts
+what a method needs by itself, and milliseconds + saved_milliseconds what it would have taken. None reads a label of a test image.
 
 To add a method, write one file here:
 
