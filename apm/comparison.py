@@ -109,19 +109,25 @@ def run(entries: Sequence[Entry], sets: Sequence[Dataset], *, folder: Path | str
     An image on which a method fails is recorded as failed there. A method that says what its target alone predicts gets a second
     row for that, "NAME: target, no student". Returns an empty frame for no entries. Raises as `apm.records.run`.
     """
+    if entries and not sets:
+        raise ValueError("nothing to compare on: expected at least one dataset")
+    found: dict[tuple[str, int], list[pd.DataFrame]] = {}
+    for whole in sets:  # set by set: methods share an image's views in memory, which holds those of one set, not of all
+        for entry in entries:
+            part = entry.samples is not None and entry.samples < len(whole)
+            chosen = whole.subset(int(entry.samples or 0), seed=0) if part else whole
+            for place, (method, order) in enumerate(entry.runs):
+                # the order stands in the records as the seed: views are drawn from it too
+                made = records.run_all(
+                    [method], [chosen], folder=folder, seed=seed if order is None else order, on_error="record"
+                )
+                state = "online" if getattr(method, "online", False) else "episodic"
+                found.setdefault((entry.name, place), []).append(made.assign(state=state))
     frames = []
     for entry in entries:
-        chosen = [
-            d if entry.samples is None or entry.samples >= len(d) else d.subset(entry.samples, seed=0) for d in sets
-        ]
-        parts = []
-        for method, order in entry.runs:
-            # the order stands in the records as the seed: views are drawn from it too
-            made = records.run_all(
-                [method], chosen, folder=folder, seed=seed if order is None else order, on_error="record"
-            )
-            parts.append(made.assign(state="online" if getattr(method, "online", False) else "episodic"))
-        own = pd.concat(parts, ignore_index=True)
+        own = pd.concat(
+            [rows for place in range(len(entry.runs)) for rows in found[entry.name, place]], ignore_index=True
+        )
         frames.append(own)
         if "target_prediction" in own:
             frames.append(_of_targets(own))

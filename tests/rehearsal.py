@@ -211,6 +211,13 @@ def missing(results: Path, profile: Path) -> list[str]:
     def need(table: str, what: str, wanted: list[str], there: list[str]) -> None:
         lacking.extend(f"{table}: {what} {name!r}" for name in wanted if name not in there)
 
+    def filled(table: str, columns: list[str]) -> None:
+        """No cell of these columns is empty."""
+        frame = read(table)
+        for column in (column for column in columns if column in frame):
+            for place in frame.index[frame[column].str.strip().isin(("", "nan", "NaN"))]:
+                lacking.append(f"{table}: row {' '.join(frame.iloc[place, :2])!r} has no value in {column!r}")
+
     values = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in profile.glob("*.yaml")}
     shifts, cross = values["01_natural_shifts"], values["03_cross_dataset"]
     rows = [("teacher", "zero-shot"), ("zero-shot, one prompt", ""), ("APM", "final"), ("APM", "minimum loss")]
@@ -232,6 +239,9 @@ def missing(results: Path, profile: Path) -> list[str]:
         [f"{kind.replace('_', ' ')} 5" for kind in corruptions.NAMES] + ["Mean"],
         list(second),
     )
+    filled("01_natural_shifts", [*shifts["datasets"], "Average", "OOD Average"])
+    filled("02_corruptions", list(second))
+    filled("03_cross_dataset", [*cross["datasets"], "Average"])
     levels = read("02_severities")
     if len(levels) != 15 * 5 + 1:
         lacking.append(f"02_severities: expected 76 conditions, found {len(levels)}")
@@ -268,6 +278,14 @@ def missing(results: Path, profile: Path) -> list[str]:
     return lacking
 
 
+def complaints(executed: Path) -> list[str]:
+    """What the cells of an executed notebook wrote to their standard error."""
+    cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    said = ["".join(output["text"]) for output in outputs if output.get("name") == "stderr"]
+    return [f"{executed.stem} wrote to its standard error: {' '.join(text.split())[:300]}" for text in said]
+
+
 def main() -> int:
     """Command line; exit status 1 when a notebook fails or something is missing."""
     parser = argparse.ArgumentParser(description="Rehearse profile paper on small trees with random teachers.")
@@ -296,6 +314,8 @@ def rehearse(folder: Path, only: list[str]) -> int:
         run = [sys.executable, "-m", "apm.run", "--profile", PROFILE, name]
         if subprocess.run(run, env=environment, cwd=project, check=False).returncode:
             failed.append(name)
+        else:
+            failed += complaints(project / "results" / PROFILE / "notebooks" / f"{name}.ipynb")
     lacking = [] if only else missing(project / "results" / PROFILE, project / "profiles" / PROFILE)
     for what in failed:
         print(f"FAILED   {what}")

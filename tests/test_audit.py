@@ -190,6 +190,88 @@ def test_accuracy_at_random_weights_counts_every_image_under_every_seed(teacher:
     assert cell.low <= cell.value <= cell.high
 
 
+ABLATIONS = {
+    "crop and mirror": ("50.0 [40.0, 60.0]", "-3.0 [-5.0, -1.0]", "90.0"),
+    "ResNet-18": ("50.0 [40.0, 60.0]", "0.0 [-1.0, 1.0]", "90.0"),
+    "DTD, width x 3 (120 M)": ("40.0 [39.0, 41.0]", "nan", "90.0"),
+    "DTD, five layers (53 M)": ("45.0 [44.0, 46.0]", "nan", "90.0"),
+    "DTD, width x 0.5 (7 M)": ("30.0 [29.0, 31.0]", "nan", "90.0"),
+}
+
+
+def test_a_claim_whose_row_a_profile_does_not_have_is_untested_and_the_others_are_tested(tmp_path: Path) -> None:
+    rows = [(name, *cells) for name, cells in ABLATIONS.items()]
+    frame = pd.DataFrame(rows, columns=["variant", "final", "final - base", "as teacher"])
+    tables.save(frame, "05_ablations", tmp_path / "tables", "Caption")
+    steps = pd.DataFrame({"k": ["1", "20"], "final": ["40.0 [30.0, 50.0]", "41.0"]})
+    tables.save(steps, "05_iterations", tmp_path / "tables", "Caption")
+    verdicts = {claim.claim.split(" (")[0]: claim for claim in audit.text(tmp_path)}
+    assert len(verdicts) == 10
+    assert verdicts["Augmentation during test-time training lowers accuracy"].verdict == audit.HOLDS
+    for name in ("ResNet-18 is a better student than ResNet-34", "Accuracy peaks at about 25 iterations"):
+        assert (verdicts[name].verdict, verdicts[name].figure) == (audit.UNTESTED, "no such row")
+    larger = verdicts["A larger student than 53 M loses accuracy"]
+    assert larger.verdict == audit.HOLDS
+    assert larger.claim.endswith("120 M against 53 M")
+    assert larger.figure == "45.0 [44.0, 46.0] against 40.0 [39.0, 41.0] %"
+
+
+def test_claims_follow_other_numbers_of_neighbours_and_views(tmp_path: Path) -> None:
+    own = ("field: teacher + RGB", "raw pixels", "teacher")
+    save = tables.save
+    save(
+        pd.DataFrame({"features": own, "images: NMI with class": ["50.0", "10.0", "60.0"]}),
+        "07_clusters",
+        tmp_path / "tables",
+        "C",
+    )
+    folded = {
+        "features": ["field: teacher + RGB, folded", "student before training, folded"],
+        "3-NN": ["80.0 [70.0, 90.0]", "10.0 [5.0, 20.0]"],
+    }
+    save(pd.DataFrame(folded), "07_features", tmp_path / "tables", "C")
+    ways = {
+        "picture": ["T interpolated, decoded", "pixels interpolated"],
+        "halfway - ends": ["0.1 [0.1, 0.1]", "0.2 [0.2, 0.2]"],
+    }
+    save(pd.DataFrame(ways), "07_crossing", tmp_path / "tables", "C")
+    assert audit._field(tmp_path)[1].needs.startswith("3-NN accuracy")
+    forms = [f"image to feature, {form}" for form in ("plain", "factorised")]
+    save(
+        pd.DataFrame({"network": "released", "counted": forms, "/ ViT-B-16 image": "1.0"}),
+        "04_conventions",
+        tmp_path / "tables",
+        "C",
+    )
+    counted = [
+        f"ViT-B-16 image once, then the whole student, {form}, forward and backward" for form in ("plain", "factorised")
+    ]
+    counted += [
+        "ViT-B-16 image and one text in every iteration, forward only",
+        "4 views, 10 texts forward and backward, 10 texts again to classify",
+    ]
+    costs = pd.DataFrame({"counted": counted, "total (GFLOP)": ["2", "1", "1", "9"]})
+    save(costs, "04_ttt_cost", tmp_path / "tables", "C")
+    assert audit._efficiency(tmp_path)[2].figure == "2 against 9 GFLOP"
+    save(costs[:3], "04_ttt_cost", tmp_path / "tables", "C")
+    (untested,) = audit._or_untested("Efficient", audit._efficiency, tmp_path)
+    assert (untested.verdict, untested.source) == (audit.UNTESTED, "04_ttt_cost.csv")
+
+
+def test_students_at_random_weights_see_the_images_in_parts_with_the_same_result(
+    teacher: FakeTeacher, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = audit.untrained(teacher, data, CONFIG, seeds=[0, 1])
+    sizes = []
+    original = methods.adapt_dataset
+    monkeypatch.setattr(audit, "UNTRAINED_PART", 5)
+    monkeypatch.setattr(
+        methods, "adapt_dataset", lambda t, d, part, *a, **k: sizes.append(len(part)) or original(t, d, part, *a, **k)
+    )
+    assert audit.untrained(teacher, data, CONFIG, seeds=[0, 1]) == whole
+    assert sizes == [5, 5, 2] * 2
+
+
 def test_two_images_of_different_sizes_cannot_be_blended_and_of_one_size_give_the_blend_of_their_columns() -> None:
     a, b, c = torch.rand(3, 32, 32), torch.rand(3, 32, 32), torch.rand(3, 16, 16)
     assert audit.midpoint(preset("mini"), a, b) < 1e-5

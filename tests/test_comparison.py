@@ -64,6 +64,34 @@ def test_two_rows_of_one_name_are_refused() -> None:
 # ------------------------------------------------------------------------------------------------------------------- running
 
 
+def test_methods_share_the_views_of_one_set_before_the_next_one(tmp_path, monkeypatch) -> None:
+    calls = []
+    original = records.run_all
+    monkeypatch.setattr(
+        records,
+        "run_all",
+        lambda methods, sets, **options: (
+            calls.append((methods[0].name, sets[0].name, options["seed"])) or original(methods, sets, **options)
+        ),
+    )
+    one, two = noise(12), replace(noise(14), name="two", fingerprint="two")
+    lines = [{"method": "zero", "views": 10}, {"method": "tda", "samples": 10, "orders": [4, 2]}]
+    rows = comparison.run(comparison.parse(lines, Colour(), CONFIG), [one, two], folder=tmp_path, seed=7)
+    per_set = [("ZERO", 7), ("TDA", 4), ("TDA", 2)]
+    assert calls == [(method, d.name, seed) for d in (one, two) for method, seed in per_set]
+    # the rows are in the order of the entries, then of the orders, whatever ran first
+    order = rows.groupby(["method", "seed", "dataset"], sort=False).size()
+    assert list(order.items()) == [
+        *((("ZERO", 7, d.name), len(d)) for d in (one, two)),
+        *((("TDA", seed, d.name), 10) for seed in (4, 2) for d in (one, two)),
+    ]
+
+
+def test_a_comparison_on_no_sets_is_an_error(tmp_path) -> None:
+    with pytest.raises(ValueError, match="expected at least one dataset"):
+        comparison.run(comparison.parse([{"method": "tda"}], Colour(), CONFIG), [], folder=tmp_path)
+
+
 def test_every_entry_runs_on_its_part_of_the_images(tmp_path) -> None:
     data = noise(24)
     lines = [

@@ -376,6 +376,14 @@ def test_a_pair_of_different_sizes_is_a_clear_error() -> None:
         field.interpolate(trained, *pictures(), steps=1)
 
 
+def test_the_control_before_training_stands_on_the_device_that_is_asked_for() -> None:
+    on_cpu, elsewhere = field.untrained(CONFIG, 3), field.untrained(CONFIG, 3, "meta")
+    assert {p.device.type for p in elsewhere.model.parameters()} == {"meta"}
+    again = field.untrained(CONFIG, 3)
+    for own, other in zip(on_cpu.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(own, other)
+
+
 def test_pairs_are_of_different_classes_and_use_an_image_once() -> None:
     labels = np.array([0, 0, 0, 1, 1, 2])
     found = field.pairs(labels, 2)

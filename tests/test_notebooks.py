@@ -1,6 +1,7 @@
 """Clean notebooks, executed references that match them, and nbval that notices an edited number."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,14 @@ def test_notebooks_define_no_functions_and_executed_ones_hold_no_path_of_a_machi
     text = (EXECUTED / path.name).read_text()
     for word in ("/home/", "/root/", "/Users/", "/tmp/", str(ROOT) + "/"):
         assert word not in text
+
+
+@pytest.mark.parametrize("path", CLEAN, ids=lambda p: p.stem)
+def test_tensors_that_may_be_on_a_gpu_are_fetched_before_they_become_arrays(path: Path) -> None:
+    code = depends.code(path)
+    for place in re.finditer(r"\.numpy\(\)", code):
+        line = code[: place.start()].rsplit("\n", 1)[-1]
+        assert line.endswith(".cpu()") or "positional_encoding(" in line, line  # the code is made on the CPU
 
 
 @pytest.mark.parametrize(("printed", "passes"), [("42", True), ("43", False)])

@@ -1,6 +1,7 @@
 """Every profile's YAML files fit the notebooks and the code; the rehearsal's trees are found; its check notices what is missing."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -136,3 +137,25 @@ def test_the_check_names_what_is_missing(tmp_path: Path) -> None:
     assert "table 03_cross_dataset" not in some
     assert "03_cross_dataset: column 'eurosat'" in some
     assert "03_cross_dataset: column 'dtd'" not in some
+
+
+def test_an_empty_cell_and_a_warning_are_named(tmp_path: Path) -> None:
+    profile = root() / "profiles" / "paper"
+    (tmp_path / "tables").mkdir()
+    rows = pd.DataFrame(
+        {"method": ["APM", "APM"], "counting rule": ["final", "any"], "dtd": ["1.0", ""], "Average": ["nan", "2.0"]}
+    )
+    rows.to_csv(tmp_path / "tables" / "03_cross_dataset.csv", index=False)
+    found = [text for text in rehearsal.missing(tmp_path, profile) if "has no value" in text]
+    assert found == [
+        "03_cross_dataset: row 'APM any' has no value in 'dtd'",
+        "03_cross_dataset: row 'APM final' has no value in 'Average'",
+    ]
+    quiet = {"cell_type": "code", "outputs": [{"output_type": "stream", "name": "stdout", "text": ["fine"]}]}
+    loud = {
+        "cell_type": "code",
+        "outputs": [{"output_type": "stream", "name": "stderr", "text": ["Runtime", "Warning"]}],
+    }
+    book = tmp_path / "02_book.ipynb"
+    book.write_text(json.dumps({"cells": [{"cell_type": "markdown"}, quiet, loud]}))
+    assert rehearsal.complaints(book) == ["02_book wrote to its standard error: RuntimeWarning"]
