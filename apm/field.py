@@ -740,7 +740,7 @@ def ink(colours: np.ndarray) -> np.ndarray:
     from skimage.filters import threshold_otsu
 
     grey = np.asarray(colours, dtype=np.float64).mean(axis=-1)
-    return grey > threshold_otsu(grey)
+    return grey > threshold_otsu(grey.ravel())
 
 
 def clusters(

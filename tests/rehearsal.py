@@ -240,7 +240,7 @@ def missing(results: Path, profile: Path) -> list[str]:
         list(second),
     )
     filled("01_natural_shifts", [*shifts["datasets"], "Average", "OOD Average"])
-    filled("02_corruptions", list(second))
+    filled("02_corruptions", list(second)[2:])
     filled("03_cross_dataset", [*cross["datasets"], "Average"])
     levels = read("02_severities")
     if len(levels) != 15 * 5 + 1:

@@ -384,6 +384,13 @@ def test_the_control_before_training_stands_on_the_device_that_is_asked_for() ->
         assert torch.equal(own, other)
 
 
+@pytest.mark.filterwarnings("error")
+def test_foreground_of_a_grid_as_wide_as_rgb_has_channels_is_no_colour_image() -> None:
+    colours = np.zeros((5, 4, 4, 3))
+    colours[:, 1:3, 1:3] = 0.9
+    np.testing.assert_array_equal(field.ink(colours), colours.mean(axis=-1) > 0.5)
+
+
 def test_pairs_are_of_different_classes_and_use_an_image_once() -> None:
     labels = np.array([0, 0, 0, 1, 1, 2])
     found = field.pairs(labels, 2)
