@@ -143,10 +143,9 @@ class TDA:
                 + positive.scores(feature, self.alpha, self.beta)
                 - negative.scores(feature, self.negative_alpha, self.negative_beta)
             )
-        extra = (
-            {} if self.views == 1 else {"saved_milliseconds": saved}
-        )  # stored features: their time is not known here
-        return outcome(scores.softmax(dim=-1), status=status, teacher_passes=self.views, **extra)
+        # the time of stored features is not known here
+        extra = {} if self.views == 1 else {"saved_milliseconds": saved}
+        return outcome(scores.softmax(dim=-1), status=status, teacher_passes=self.views, **extra)  # type: ignore[arg-type]
 
     def _features(self, dataset: Dataset, position: int, seed: int) -> tuple[Tensor, float]:
         """(n, D) features of one image's views, and the milliseconds that another method's views saved."""
