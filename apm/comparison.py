@@ -260,7 +260,7 @@ def compact(compared: pd.DataFrame, *, milliseconds: bool = False) -> pd.DataFra
     if (compared["orders"] > 1).any():
         spans = zip(compared["lowest"], compared["highest"], compared["orders"], strict=True)
         shown["over orders"] = [f"{low:.1f} to {high:.1f} ({n})" if n > 1 else "" for low, high, n in spans]
-    shown["ECE"] = compared["ECE"]
+    shown["ECE"] = [tables.percent(float(value)) for value in compared["ECE"]]
     shown["teacher passes"] = [f"{value:g}" if np.isfinite(value) else "" for value in compared["passes"]]
     if milliseconds:
         shown["ms per image"] = compared["milliseconds"]
@@ -313,9 +313,12 @@ def beside_published(
 
 
 def compact_steps(both: pd.DataFrame) -> pd.DataFrame:
-    """`beside_published` for reading: our step with its interval in one cell."""
+    """`beside_published` for reading, as text: our step with its interval in one cell; empty where there is nothing."""
     cells = zip(both["our step"], both["low"], both["high"], strict=True)
-    return both.drop(columns=["low", "high"]).assign(**{"our step": [tables.percent(cell) for cell in cells]})
+    shown = both.drop(columns=["low", "high"]).assign(**{"our step": [tables.percent(cell) for cell in cells]})
+    for column in ("published", "published step", "ours"):
+        shown[column] = [tables.percent(float(value)) for value in both[column]]
+    return shown
 
 
 def cost_figure(compared: pd.DataFrame) -> tuple[Figure, str]:

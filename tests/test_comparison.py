@@ -263,7 +263,10 @@ def test_published_steps_stand_beside_ours() -> None:
     assert np.isnan(both.loc["one", "our step"])
     assert np.isnan(both.loc["absent", "ours"])
     assert both.loc["absent", "published step"] == pytest.approx(1.0)
-    assert comparison.compact_steps(both.reset_index())["our step"].tolist()[2] == ""
+    shown = comparison.compact_steps(both.reset_index()).set_index("method")
+    assert shown.loc["absent"].tolist() == ["CoOp", "60.0", "1.0", "", ""]
+    assert shown.loc["one", "our step"] == ""
+    assert shown.loc["Mine", "our step"].startswith("12.5 [")
     with pytest.raises(ValueError, match="unknown published row 'TTP'"):
         comparison.beside_published(compared, theirs, {"one": "TTP"}, "Average")
 
