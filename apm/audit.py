@@ -591,7 +591,12 @@ def _others(folder: Path | str, name: str, where: str) -> list[Claim]:
     found = {row: cell(folder, table, {"method": row}, "difference from APM") for row in rows}
     ahead = [row for row, difference in found.items() if difference.low > 0]
     best = max(found, key=lambda row: found[row].value)
-    text = f"of {len(found)} methods {len(ahead)} above APM; the highest, {best}, by {found[best].text()} points"
+    which = "; ".join(f"{row} by {found[row].text()} points" for row in ahead)
+    text = (
+        f"{len(ahead)} of {len(found)} methods: {which}"
+        if ahead
+        else f"none of {len(found)}; the highest, {best}, by {found[best].text()} points"
+    )
     return [Claim(claim, rule, text, FAILS if ahead else HOLDS, f"{table}.csv")]
 
 

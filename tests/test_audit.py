@@ -341,12 +341,12 @@ HEAD = "method,state,n,difference from teacher,difference from APM\n"
         (
             'TENT,episodic,9,,"1.6 [0.5, 2.8]"\nMTA,episodic,9,,"2.4 [-0.3, 5.5]"\n',
             audit.FAILS,
-            "of 2 methods 1 above APM; the highest, MTA",
+            "1 of 2 methods: TENT by 1.6 [0.5, 2.8] points",
         ),
         (
             'MTA,episodic,9,,"2.4 [-0.3, 5.5]"\nZERO,episodic,9,,"-1.0 [-3.0, 1.0]"\n',
             audit.HOLDS,
-            "of 2 methods 0 above APM",
+            "none of 2; the highest, MTA, by 2.4 [-0.3, 5.5] points",
         ),
         ("", audit.UNTESTED, "no other method in this profile"),
     ],
