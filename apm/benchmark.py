@@ -75,7 +75,8 @@ def chance(dataset: Dataset) -> float:
 
 
 def overview(sets: Sequence[Dataset], counterparts: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """What the columns of a table are: name, images, classes, chance level, what it stands for, and notes on its origin.
+    """What the columns of a table are: name, images, classes, chance level, what it stands for, and notes on its origin, in
+    which DATA is the folder that $DATA names.
 
     counterparts: name of a set -> the published column that it stands for; the others stand for none. Raises ValueError for
     a counterpart of a set that is not there.
@@ -92,7 +93,7 @@ def overview(sets: Sequence[Dataset], counterparts: Mapping[str, str] | None = N
             "classes": len(d.classnames),
             "chance": chance(d),
             "stands for": counterparts.get(d.name, "none"),
-            "notes": d.notes,
+            "notes": project.portable(d.notes),
         }
         for d in sets
     ]

@@ -45,6 +45,19 @@ def results_dir(profile: str) -> Path:
     return base / profile
 
 
+def portable(text: str) -> str:
+    """Text without the paths of this machine: the datasets' folder ($DATA) is written DATA, the project's is left out.
+
+    So a result is the same wherever the clone and the datasets lie.
+    """
+    places = {f"{root()}{os.sep}": ""}
+    if folder := data_dir():
+        places[f"{folder}{os.sep}"] = f"DATA{os.sep}"
+    for place in sorted(places, key=len, reverse=True):  # one may lie in the other
+        text = text.replace(place, places[place])
+    return text
+
+
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """A temporary path in the same folder, renamed to `path` on success and removed on any error.

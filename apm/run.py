@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from apm import depends, profiles
-from apm.project import atomic_write, results_dir, root
+from apm.project import atomic_write, portable, results_dir, root
 
 
 def run(notebook: str, profile: str) -> Path:
@@ -75,8 +75,7 @@ def clean(path: Path) -> str:
             "language_info": {"name": "python"},
         }
     )
-    text = nbformat.writes(book, indent=1)
-    return text.replace(str(root()) + os.sep, "") + "\n"
+    return portable(nbformat.writes(book, indent=1)) + "\n"
 
 
 def export_html(executed: Path, target: Path) -> Path:

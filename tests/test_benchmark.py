@@ -93,6 +93,15 @@ def test_overview_says_what_stands_for_what(sets):
         benchmark.overview(sets, {"imagenet": "ImageNet"})
 
 
+def test_overview_is_the_same_wherever_the_datasets_lie(sets, monkeypatch, tmp_path):
+    told = []
+    for place in ("here", "there"):
+        monkeypatch.setenv("DATA", str(tmp_path / place))
+        data = replace(sets[0], notes=f"Read from {tmp_path / place / 'set'}.")
+        told.append(benchmark.overview([data])["notes"].iloc[0])
+    assert told == ["Read from DATA/set."] * 2
+
+
 # ---------------------------------------------------------------------------------------------------- paired differences
 
 

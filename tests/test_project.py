@@ -121,3 +121,22 @@ def test_what_cannot_be_hashed_stably_is_refused() -> None:
 def test_unknown_names_list_the_known_and_the_near_one() -> None:
     error = project.unknown("corruption", "fogg", ["fog", "snow"])
     assert str(error) == "unknown corruption 'fogg'. Known: fog, snow. Did you mean 'fog'?"
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("{root}/data/sets", "DATA/a.png notes.txt /elsewhere/b.png"),  # datasets in the project
+        ("{root}/..", "data/sets/a.png notes.txt /elsewhere/b.png"),  # the project among the datasets
+        (None, "data/sets/a.png notes.txt /elsewhere/b.png"),
+    ],
+)
+def test_portable_text_names_no_folder_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch, folder: str | None, expected: str
+) -> None:
+    root = project.root()
+    if folder is None:
+        monkeypatch.delenv("DATA", raising=False)
+    else:
+        monkeypatch.setenv("DATA", folder.format(root=root))
+    assert project.portable(f"{root}/data/sets/a.png {root}/notes.txt /elsewhere/b.png") == expected
