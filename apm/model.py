@@ -22,6 +22,7 @@ Shapes in comments: N images, h x w grid, L = h * w locations (or fewer, for a s
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -144,9 +145,19 @@ def sinusoid(n: int, width: int, *, dtype: torch.dtype = torch.float32, device: 
 def position_codes(
     grid: tuple[int, int], width: int, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The two halves of the separable 2-D code: along x (w, width / 2) and along y (h, width / 2)."""
+    """The two halves of the separable 2-D code: along x (w, width / 2) and along y (h, width / 2). On a GPU they are shared
+    by all who ask: not to be changed in place."""
+    make = _kept_codes if device is not None and device.type == "cuda" else _codes
+    return make(grid, width, dtype, device)
+
+
+def _codes(grid: tuple[int, int], width: int, dtype: torch.dtype, device: torch.device | None) -> tuple[Tensor, Tensor]:
     h, w = grid
     return sinusoid(w, width // 2, dtype=dtype, device=device), sinusoid(h, width // 2, dtype=dtype, device=device)
+
+
+# made once: a copy to the GPU in every iteration makes the CPU wait, and a CUDA graph cannot hold it
+_kept_codes = functools.lru_cache(maxsize=64)(torch.inference_mode(False)(_codes))
 
 
 def positional_encoding(

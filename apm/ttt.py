@@ -22,8 +22,9 @@ import hashlib
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -46,6 +47,7 @@ from apm.model import (
 Callback = Callable[[int, slice, Mapping[str, Tensor]], None]
 AUGMENTATIONS = ("none", "crop-flip")
 PROTOCOLS = ("corrected", "as_released")
+PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class TTTConfig:
     protocol: str = (
         "corrected"  # "as_released": gradients add up over an image's updates; Adam and schedule never reset
     )
-    precision: str = "float32"  # "float32", "bfloat16" (autocast; weights and Adam stay float32) or "float64"
+    # "float32"; "tf32": float32 with a GPU's rounded matrix products; "bfloat16": autocast, weights and Adam stay float32; "float64"
+    precision: str = "float32"
     lockstep: int = 32  # images trained side by side; changes speed and memory only
 
     def __post_init__(self) -> None:
@@ -82,9 +85,8 @@ class TTTConfig:
             raise ValueError(
                 f"learning_rate, init_std and decay must be positive, found {self.learning_rate}, {self.init_std}, {self.decay}"
             )
-        if self.precision not in ("float32", "bfloat16", "float64"):
-            raise ValueError(f"unknown precision {self.precision!r}. Known: float32, bfloat16, float64")
         for name, value, known in (
+            ("precision", self.precision, PRECISIONS),
             ("augmentation", self.augmentation, AUGMENTATIONS),
             ("protocol", self.protocol, PROTOCOLS),
         ):
@@ -184,7 +186,7 @@ def adapt(
     reaches the next: weights are drawn anew, but Adam's moments and the learning rate's schedule run on, and gradients are
     zeroed once per image instead of before every update (the released script; see `TTTConfig`).
 
-    Raises ValueError for wrong shapes, non-finite inputs and missing targets.
+    Raises ValueError for wrong shapes, non-finite inputs, missing targets, and tf32 without a GPU.
     """
     student = trained_student(config)
     _check(images, targets, config, text_features, tokens, colours)
@@ -197,48 +199,45 @@ def adapt(
     losses = torch.full((n, steps), math.nan, dtype=dtype, device=device)
     width = student.width if text_features is None else text_features.shape[0]
     outputs = torch.full((n, steps, width), math.nan, dtype=dtype, device=device)
+    reused: dict[int, _Students] = {}
 
-    def train(part: slice, carried: _Carried | None = None) -> dict[str, Tensor]:
-        x = patches(images[part].to(dtype), student)
-        token = None if tokens is None else tokens[part].to(dtype)
-        colour = None if colours is None else colours[part].to(dtype)
+    def train(part: slice) -> dict[str, Tensor]:
         if init is None:
             weights = initial_parameters(images[part], config, generator)
         else:
             weights = {name: init[name][part].to(dtype).clone() for name in _names(student, init, n)}
-        weights, optimiser, schedule = (carried or _Carried(config)).start(weights)
+        inputs = {"x": patches(images[part].to(dtype), student), "target": targets[part]}
+        inputs |= {"tokens": tokens[part].to(dtype)} if tokens is not None else {}
+        inputs |= {"colours": colours[part].to(dtype)} if colours is not None else {}
         views = None if config.augmentation == "none" else _Views(images[part].to(dtype), generator)
+        # taken out while in use, so that where memory ends they go
+        students = reused.pop(part.stop - part.start, None) or _Students(config, text_features, device)
+        students.start(weights, inputs)
 
         for k in range(steps):
-            last = k == config.iterations
-            with torch.set_grad_enabled(not last and views is None):
-                loss, feature = objective(weights, x, targets[part], config, token, colour)  # (n,), (n, D)
-            losses[part, k] = loss.detach()
-            feature = feature.detach().to(dtype)
-            outputs[part, k] = feature if text_features is None else cosine_scores(feature, text_features)
             if callback is not None:
-                callback(k, part, {name: value.detach() for name, value in weights.items()})
-            if last:
-                break
-            if views is not None:
-                loss, _ = objective(weights, patches(views.draw(), student), targets[part], config, token, colour)
-            if carried is None:
-                optimiser.zero_grad()
-            loss.sum().backward()  # no parameter is shared between images: each gets the gradient of its own loss
-            optimiser.step()
-            schedule.step()
-        return {name: value.detach().clone() for name, value in weights.items()} if keep_parameters else {}
+                callback(k, part, {name: value.detach() for name, value in students.weights.items()})
+            if k == config.iterations:
+                losses[part, k], outputs[part, k] = students.look()
+            else:
+                losses[part, k], outputs[part, k] = students.update(views)
+        last = {name: value.detach().clone() for name, value in students.weights.items()} if keep_parameters else {}
+        if students.graphs or config.protocol == "as_released":
+            reused[part.stop - part.start] = students
+        return last
 
-    if config.protocol == "as_released":
-        state = _Carried(config)
-        kept = [train(slice(i, i + 1), state) for i in range(n)]
-    else:
-        count = math.ceil(n / config.lockstep)
-        if device.type == "cpu":  # some parts for some cores, however many there are; of 8 images or more
-            count = max(count, min(4, n // 8))
-        bounds = [i * n // max(count, 1) for i in range(count + 1)]  # of equal size: no core waits for a longer one
-        product = n * student.locations * math.prod(sorted(student.hidden)[-2:])  # of the widest layer, multiply-adds
-        kept = side_by_side(train, [slice(a, b) for a, b in itertools.pairwise(bounds)], device, product)
+    with _on_device(config, device):
+        if config.protocol == "as_released":
+            kept = [train(slice(i, i + 1)) for i in range(n)]
+        else:
+            count = math.ceil(n / config.lockstep)
+            if device.type == "cpu":  # some parts for some cores, however many there are; of 8 images or more
+                count = max(count, min(4, n // 8))
+            bounds = [i * n // max(count, 1) for i in range(count + 1)]  # of equal size: no core waits for a longer one
+            product = (
+                n * student.locations * math.prod(sorted(student.hidden)[-2:])
+            )  # of the widest layer, multiply-adds
+            kept = side_by_side(train, [slice(a, b) for a, b in itertools.pairwise(bounds)], device, product)
     status = _stop_non_finite(losses, outputs)
     return TTTResult(
         losses=losses,
@@ -254,15 +253,17 @@ def objective(
     x: Tensor,
     target: Tensor,
     config: TTTConfig,
-    tokens: Tensor | None,
-    colours: Tensor | None,
+    tokens: Tensor | None = None,
+    colours: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss (n,) and folded feature (n, D) of n students for their images' patches x (n, L, 3*p*p).
 
     Heads whose loss is off are not evaluated.
     """
     student = trained_student(config)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+    low = config.precision == "bfloat16"
+    # a CUDA graph cannot hold autocast's cache of weights, and every weight is used once
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=low, cache_enabled=x.device.type != "cuda"):
         percept = perceive(weights, x, student, tokens if student.column == "tokens" else None)
         a = activations(weights, percept, student)
         feature = fold(weights, a, student)
@@ -280,28 +281,150 @@ def objective(
     return loss, feature
 
 
-class _Carried:
-    """Optimiser and schedule of a run. Kept from image to image it is the released script's state, else new for every part."""
+class _Students:
+    """The students of one part in training: their weights, what they read, Adam and its learning rate.
 
-    def __init__(self, config: TTTConfig) -> None:
-        self.config = config
+    By the corrected protocol `start` makes all of it new. By the released one Adam's moments and the learning rate's schedule
+    run on, and gradients are zeroed in `start` only.
+
+    On a GPU an update is hundreds of kernels that each take microseconds, so starting them takes longer than running them. There
+    the update is captured once as a CUDA graph, and replayed for every later update of every part of this size.
+    """
+
+    WARM_UP = 3  # updates before the capture, in which libraries choose and allocate
+
+    def __init__(self, config: TTTConfig, text_features: Tensor | None, device: torch.device) -> None:
+        self.config, self.text_features, self.device = config, text_features, device
+        self.carried = config.protocol == "as_released"
+        self.graphs = _captures(device) and not self.carried and config.augmentation == "none"
+        self.replay: Callable[[], tuple[Tensor, Tensor]] | None = None
         self.weights: dict[str, Tensor] = {}
+        self.inputs: dict[str, Tensor] = {}
+        self.updates = 0
 
-    def start(
-        self, drawn: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """Newly drawn weights in place of the old ones, gradients zeroed; optimiser and schedule as they were."""
-        config = self.config
+    def start(self, weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> None:
+        """Students at the given weights (n, ...), for images given as the arguments of `objective`."""
+        rate = self.config.learning_rate
         if not self.weights:
-            self.weights = {name: value.requires_grad_() for name, value in drawn.items()}
-            self.optimiser = torch.optim.Adam(list(self.weights.values()), lr=config.learning_rate, fused=True)
-            self.schedule = torch.optim.lr_scheduler.StepLR(self.optimiser, config.decay_every, config.decay)
-        else:
+            self.weights = {name: value.requires_grad_() for name, value in weights.items()}
+            self.inputs = {name: value.clone() for name, value in inputs.items()}  # later ones are copied into them
+            self.optimiser = torch.optim.Adam(
+                list(self.weights.values()),
+                lr=torch.tensor(rate, device=self.device) if self.graphs else rate,  # a graph reads a tensor anew
+                fused=True,
+                capturable=self.graphs,
+            )
+        else:  # in place: a graph reads and writes where it did when it was captured
             with torch.no_grad():
-                for name, value in drawn.items():
-                    self.weights[name].copy_(value)
+                for there, new in ((self.weights, weights), (self.inputs, inputs)):
+                    for name, value in new.items():
+                        there[name].copy_(value)
+        if not self.carried:
+            self.updates = 0
+            for state in self.optimiser.state.values():
+                for value in state.values():
+                    value.zero_()
+            self._set_rate(rate)
         self.optimiser.zero_grad()
-        return self.weights, self.optimiser, self.schedule
+
+    def update(self, views: _Views | None) -> tuple[Tensor, Tensor]:
+        """One iteration of Adam on a view of the images or the images themselves; loss (n,) and output (n, D or C) before it."""
+        if self.graphs and self.replay is None and self.updates == self.WARM_UP:
+            try:
+                self.optimiser.zero_grad()  # the gradients' memory has to be the graph's
+                self.replay = _captured(self._step)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self.graphs = False
+                warnings.warn(f"no CUDA graph, training goes on without it, slower: {error}", stacklevel=2)
+        if not self.graphs:
+            result = self._step(views)
+        elif self.replay is None:
+            result = _aside(self._step)
+        else:
+            result = self.replay()
+        self.updates += 1
+        if self.updates % self.config.decay_every == 0:
+            self._set_rate(self.optimiser.param_groups[0]["lr"] * self.config.decay)
+        return result
+
+    @torch.no_grad()
+    def look(self) -> tuple[Tensor, Tensor]:
+        """Loss and output as they are."""
+        return self._seen(*objective(self.weights, config=self.config, **self.inputs))
+
+    def _step(self, views: _Views | None = None) -> tuple[Tensor, Tensor]:
+        with torch.set_grad_enabled(views is None):
+            loss, feature = objective(self.weights, config=self.config, **self.inputs)
+        seen = self._seen(loss, feature)
+        if views is not None:
+            x = patches(views.draw(), trained_student(self.config))
+            loss, _ = objective(self.weights, config=self.config, **{**self.inputs, "x": x})
+        if not self.carried:
+            self.optimiser.zero_grad()
+        loss.sum().backward()  # no parameter is shared between images: each gets the gradient of its own loss
+        self.optimiser.step()
+        return seen
+
+    def _seen(self, loss: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+        feature = feature.detach().to(self.config.dtype)
+        return loss.detach(), feature if self.text_features is None else cosine_scores(feature, self.text_features)
+
+    def _set_rate(self, rate: float | Tensor) -> None:
+        for group in self.optimiser.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+
+def _captures(device: torch.device) -> bool:
+    """Whether updates are captured as CUDA graphs."""
+    return device.type == "cuda" and torch.version.hip is None
+
+
+def _aside(step: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """step() on a stream of its own, as it has to be before a capture."""
+    current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        result = step()
+    current.wait_stream(stream)
+    for value in result:
+        value.record_stream(current)  # its memory is not given to others before this stream has read it
+    return result
+
+
+def _captured(step: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[], tuple[Tensor, Tensor]]:
+    """A function that replays what step() does on the GPU, with its results in the same memory every time.
+
+    The capture itself changes nothing. Raises RuntimeError where the step holds something that a graph cannot.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step()
+
+    def replay() -> tuple[Tensor, Tensor]:
+        graph.replay()
+        return result
+
+    return replay
+
+
+@contextmanager
+def _on_device(config: TTTConfig, device: torch.device) -> Iterator[None]:
+    """The GPU in question as the current one, and its float32 products rounded to TF32 for that precision and no other."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
+    try:
+        with torch.cuda.device(device):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class _Views:
@@ -405,6 +528,10 @@ def _check(
 ) -> None:
     student = config.student
     n = images.shape[0]
+    if config.precision == "tf32" and images.device.type != "cuda":
+        raise ValueError(
+            f"precision tf32 is a GPU's, found images on {images.device.type}: choose float32, bfloat16 or float64"
+        )
     if images.dim() != 4 or tuple(images.shape[1:]) != (3, *student.image_size):
         raise ValueError(
             f"images must have shape (N, 3, {student.image_size[0]}, {student.image_size[1]}) for a grid of "

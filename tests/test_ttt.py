@@ -239,7 +239,7 @@ def test_stacked_weights_of_the_wrong_count_are_refused() -> None:
     [
         ({"iterations": 0}, "at least 1"),
         ({"learning_rate": 0.0}, "positive"),
-        ({"precision": "float8"}, "Known: float32, bfloat16, float64"),
+        ({"precision": "float8"}, "unknown precision 'float8'. Known: float32, tf32, bfloat16, float64"),
         ({"loss_cls": 0.0}, "not all zero"),
         ({"augmentation": "mixup"}, "unknown augmentation 'mixup'. Known: none, crop-flip"),
         ({"protocol": "released"}, "unknown protocol 'released'. Known: corrected, as_released"),
@@ -283,6 +283,7 @@ def test_the_released_protocol_is_the_plain_loop_that_never_resets() -> None:
     losses, features = plain.adapt_as_released(data["images"], data["targets"], config, weights)
     torch.testing.assert_close(result.losses, losses, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(result.features, features, rtol=1e-9, atol=1e-12)
+    assert all(torch.equal(value, problem(3)[name]) for name, value in data.items())  # what was passed stays as it was
     alone = adapt(data["images"][2:], data["targets"][2:], config, generator=4)
     assert not torch.allclose(alone.losses, result.losses[2:])  # what came before an image matters
 
@@ -342,10 +343,10 @@ def test_students_that_do_not_fit_into_memory_train_in_halves_with_the_same_resu
     expected = adapt(data["images"], data["targets"], config)
     original = ttt.objective
 
-    def small(weights: dict, x: torch.Tensor, *rest: object) -> tuple:
+    def small(weights: dict, x: torch.Tensor, **rest: object) -> tuple:
         if len(x) > room[0]:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(weights, x, *rest)
+        return original(weights, x, **rest)
 
     monkeypatch.setattr(ttt, "objective", small)
     monkeypatch.setattr(ttt, "SMALL", 0)  # a single part, trained here as on a GPU
@@ -359,6 +360,77 @@ def test_students_that_do_not_fit_into_memory_train_in_halves_with_the_same_resu
     room = [0]
     with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="side by side"):
         adapt(data["images"], data["targets"], config)
+
+
+def test_students_whose_updates_are_replayed_are_those_trained_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of a GPU, with a capture that a CPU can do: everything is started anew in place, part after part."""
+    config, data = variant("all losses", lockstep=2, decay_every=4), problem(7)
+    expected = adapt(**data, config=config)
+    losses, _ = oracle(data, config, initial_parameters(data["images"], config))
+    captures, aside = [], []
+
+    def captured(step):
+        captures.append(None)
+        result = None
+
+        def replay():
+            nonlocal result
+            new = step()
+            result = result or tuple(torch.empty_like(value) for value in new)
+            for there, value in zip(result, new, strict=True):
+                there.copy_(value)  # a graph's results lie in the same memory every time
+            return result
+
+        return replay
+
+    monkeypatch.setattr(ttt, "_captures", lambda device: True)
+    monkeypatch.setattr(ttt, "_captured", captured)
+    monkeypatch.setattr(ttt, "_aside", lambda step: (aside.append(None), step())[1])
+    # parts one after the other, as on a GPU
+    monkeypatch.setattr(ttt, "side_by_side", lambda train, parts, *_: [train(part) for part in parts])
+    result = adapt(**data, config=config, keep_parameters=True)
+    assert [len(captures), len(aside)] == [2, 6]  # for parts of 1 and of 2 images: once each, three updates before it
+    torch.testing.assert_close(result.losses, expected.losses, rtol=1e-6, atol=0)  # a rate in a tensor is float32
+    torch.testing.assert_close(result.losses, losses, rtol=1e-6, atol=0)
+    torch.testing.assert_close(result.features, expected.features, rtol=1e-5, atol=1e-8)
+    assert all(torch.equal(value, problem(7)[name]) for name, value in data.items())  # what was passed stays as it was
+    ends = result.parameters["head_bias"]
+    assert not torch.equal(ends[1], ends[3])  # one set of tensors serves several parts: each one's end is a copy
+
+
+def test_a_step_that_cannot_be_captured_trains_without_a_graph_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, data = variant("mean"), problem(2)
+    expected = adapt(data["images"], data["targets"], config)
+
+    def captured(step):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(ttt, "_captures", lambda device: True)
+    monkeypatch.setattr(ttt, "_captured", captured)
+    monkeypatch.setattr(ttt, "_aside", lambda step: step())
+    with pytest.warns(UserWarning, match="no CUDA graph, training goes on without it.*not permitted"):
+        result = adapt(data["images"], data["targets"], config)
+    torch.testing.assert_close(result.losses, expected.losses, rtol=1e-6, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_gpu_with_graphs_trains_as_the_plain_formulation_does(name: str) -> None:
+    config, data = variant(name, lockstep=2), problem(4)
+    weights = initial_parameters(data["images"], config)
+    there = {key: value.cuda() for key, value in data.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no graph is an error here
+        result = adapt(**there, config=config, init={key: value.cuda() for key, value in weights.items()})
+    losses, features = oracle(data, config, weights)
+    torch.testing.assert_close(result.losses.cpu(), losses, rtol=1e-6, atol=0)
+    torch.testing.assert_close(result.features.cpu(), features, rtol=1e-5, atol=1e-8)
+
+
+def test_tf32_is_refused_where_there_is_no_gpu() -> None:
+    data = problem(1)
+    with pytest.raises(ValueError, match="precision tf32 is a GPU's, found images on cpu"):
+        adapt(data["images"], data["targets"], variant("mean", precision="tf32"))
 
 
 @pytest.mark.parametrize("fold", ["mean", "attention"])
