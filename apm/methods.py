@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from apm import model, teachers, ttt
-from apm.datasets import Dataset
+from apm.datasets import Dataset, UnreadableImage
 from apm.project import unknown
 from apm.teachers import Teacher
 from apm.ttt import TTTConfig
@@ -40,8 +40,9 @@ class Predictions:
 class Method(Protocol):
     """One row of a benchmark table.
 
-    A method may also have `prepare(dataset)`, called once before its images are (stored features, learned context vectors), and
-    an attribute `online`, true when it carries state from image to image.
+    A method may also have `prepare(dataset)`, called once before its images are (stored features, learned context vectors); an
+    attribute `online`, true when it carries state from image to image; and `data_identity(dataset)`, which names other data that
+    it reads (a training split), as plain JSON-able data.
     """
 
     name: str
@@ -76,8 +77,9 @@ class ZeroShot:
         }
 
     def prepare(self, dataset: Dataset) -> None:
-        """Encode the dataset into the cache, before many processes ask for it."""
+        """Encode dataset and prompts, before many processes ask for them."""
         teachers.features(self.teacher, dataset)
+        self.teacher.text_features(dataset.classnames, self.templates or dataset.templates)
 
     def scores(self, dataset: Dataset, positions: np.ndarray) -> torch.Tensor:
         """(n, C) cosine similarities of the images at `positions` to every class."""
@@ -113,11 +115,13 @@ class APM:
             "teacher": self.teacher.hash,
             "templates": self.templates and list(self.templates),
             "config": config,
+            "device": self.teacher.device.type,  # whose generator draws the random weights
         }
 
     def prepare(self, dataset: Dataset) -> None:
-        """Encode the dataset into the cache, before many processes ask for it."""
+        """Encode dataset and prompts, before many processes ask for them."""
         teachers.features(self.teacher, dataset)
+        self.teacher.text_features(dataset.classnames, self.templates or dataset.templates)
 
     @property
     def online(self) -> bool:
@@ -125,7 +129,14 @@ class APM:
         return self.config.protocol == "as_released"
 
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
-        """One new student per image; random weights from the seed and the image's pixels."""
+        """One new student per image; random weights from the seed and the image's pixels.
+
+        Where state is carried from image to image, an image that cannot be read is left out and gets a failed row.
+        """
+        if self.online:
+            whole, reasons = readable(dataset, positions)
+            if len(whole) < len(positions):
+                return _with_failures(self.predict(dataset, whole, seed) if len(whole) else None, positions, reasons)
         result = adapt_dataset(self.teacher, dataset, positions, self.config, templates=self.templates, seed=seed)
         assert result.scores is not None
         path = result.predictions().cpu().numpy()
@@ -143,6 +154,40 @@ class APM:
             status=result.status,
             extra=confidence(self.teacher, result.scores[:, -1], torch.as_tensor(path[:, -1])),
         )
+
+
+def readable(dataset: Dataset, positions: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    """Those of the positions whose image can be read, and why not for the others."""
+    reasons = {}
+    for position in positions:
+        try:
+            dataset.images[int(position)]
+        except UnreadableImage as error:
+            reasons[int(position)] = f"error: {type(error).__name__}: {error}"
+    return np.array([p for p in positions if int(p) not in reasons], dtype=int), reasons
+
+
+def _with_failures(found: Predictions | None, positions: np.ndarray, reasons: Mapping[int, str]) -> Predictions:
+    """Predictions for the positions without a reason, in their order, with failed rows for the others."""
+    n, good = len(positions), np.array([int(p) not in reasons for p in positions])
+    whole = Predictions(np.full(n, -1, dtype=np.int64), status=[reasons.get(int(p), "") for p in positions])
+    assert whole.status is not None
+    if found is None:
+        return whole
+
+    def spread(values: np.ndarray | None, fill: float) -> np.ndarray | None:
+        if values is None:
+            return None
+        result = np.full((n, *values.shape[1:]), fill, dtype=values.dtype)
+        result[good] = values
+        return result
+
+    for name, fill in (("prediction", -1), ("path", -1), ("minimum_loss_prediction", -1), ("first_loss", np.nan), ("last_loss", np.nan)):  # fmt: skip
+        setattr(whole, name, spread(getattr(found, name), fill))
+    for place, status in zip(np.flatnonzero(good), found.status or ["ok"] * int(good.sum()), strict=True):
+        whole.status[place] = status
+    whole.extra = {name: np.asarray(spread(values, np.nan)) for name, values in found.extra.items()}
+    return whole
 
 
 def confidence(teacher: Teacher, scores: torch.Tensor, prediction: torch.Tensor) -> dict[str, np.ndarray]:
@@ -207,8 +252,8 @@ def adapt_dataset(
     h, w = student.image_size
     if h != w:
         raise ValueError(f"datasets are read at square sizes, found a student of {h} x {w} px: use a square grid")
-    pictures = [dataset.images[int(i)] for i in positions]
-    images = teachers.student_images(pictures, h).to(teacher.device)
+    pictures = teachers.pictures(dataset, positions)
+    images = teachers.student_images(pictures, h, resize_mode=teacher.preprocess_config.resize_mode).to(teacher.device)
     if config.loss_grid or student.column == "tokens":
         options["tokens"] = teachers.token_grid(teacher, pictures, student.grid)
     if config.loss_rgb:

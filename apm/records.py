@@ -5,18 +5,16 @@ hash of everything that determines its predictions (the method's settings with t
 images, the seed, the code). So a shard that exists under its name *is* the result: a rerun reads it, a changed setting
 makes another. Shards are written to a temporary file and renamed, so a killed run leaves whole shards only.
 
-Predictions per iteration are int16 in zstd-compressed parquet: 50,000 images with 21 or 61 predictions each, of 1000
-classes, take 1.4 MB when images settle within 8 iterations; with 61 that never settle, 5 MB.
+Predictions per iteration are int16 in zstd-compressed parquet: 50,000 images with 21 predictions each, of 1000 classes, in
+shards of 128, take 6 MB when images settle within 8 iterations; with 61 that never settle, 9 MB.
 
 A method receives the data with its labels hidden; labels are joined to predictions here, after both exist.
 """
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -38,10 +36,14 @@ import pyarrow.parquet as pq
 
 from apm import cluster, project
 from apm.progress import progress
+from apm.versions import code_version, libraries
 
 # The modules whose code determines a prediction. A method that lives elsewhere names its own in an attribute `modules`.
-RUN_MODULES = ("model", "ttt", "teachers", "methods", "corruptions", "datasets", "prompts")
-FORMAT = 1  # raise when rows change their meaning: older shards are then made again
+RUN_MODULES = (
+    *("model", "ttt", "teachers", "methods", "corruptions", "prompts"),
+    *("datasets", "published_sets", "derived_sets"),
+)
+FORMAT = 2  # raise when rows change their meaning: older shards are then made again
 STALE_SECONDS = 600.0  # a shard takes milliseconds to write, so an older temporary file belongs to a killed run
 
 _TEXT = pa.dictionary(pa.int16(), pa.string())
@@ -84,41 +86,6 @@ class RecordError(RuntimeError):
 # ------------------------------------------------------------------------------------------------- what determines a shard
 
 
-@functools.cache
-def code_version(modules: tuple[str, ...] = RUN_MODULES, package: Path | None = None) -> str:
-    """Hash of the code of modules of this package: comments, docstrings, blank lines and layout do not change it.
-
-    modules: names such as "ttt", or "baselines" for a folder of modules. Computed once per process, so it describes the code
-    as imported. Raises FileNotFoundError for a module that does not exist.
-    """
-    folder = package or Path(__file__).parent
-    trees = {}
-    for module in sorted(set(modules)):
-        base = folder.joinpath(*module.split("."))
-        files = sorted(base.rglob("*.py")) if base.is_dir() else [base.with_suffix(".py")]
-        for file in files:
-            if not file.is_file():
-                raise FileNotFoundError(
-                    f"no module {module!r} at {file}: correct the list of modules that determine a run"
-                )
-            tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
-            trees[str(file.relative_to(folder))] = ast.dump(_without_docstrings(tree))
-    return project.sha256_of(trees)
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:]
-    return tree
-
-
 @dataclass(frozen=True)
 class Shard:
     """One unit of work: some images of one (dataset, corruption, severity, method, seed)."""
@@ -140,7 +107,8 @@ def plan(
 ) -> list[Shard]:
     """Cut a run into shards of up to shard_size images; nothing is computed or written.
 
-    A method with a true attribute `online` carries state from image to image, so its run is one shard.
+    A method with a true attribute `online` carries state from image to image, so its run is one shard. One that reads other data
+    says with `data_identity(dataset)` which, as plain JSON-able data: it stands in the keys.
     Raises ValueError for an empty dataset, labels of another length, or shard_size < 1.
     """
     n = len(dataset.images)
@@ -162,8 +130,9 @@ def plan(
         "corruption": dataset.corruption,
         "severity": int(dataset.severity),
         "data": dataset.fingerprint,
-        "classnames": list(dataset.classnames),
-        "templates": list(dataset.templates),
+        # as hashes: a shard's file would hold more of them than of predictions
+        "classnames": project.sha256_of(list(dataset.classnames)),
+        "templates": project.sha256_of(list(dataset.templates)),
         "method": method.name,
         "settings": method.settings(),
         "teacher": None if teacher_method is None else teacher_method.settings(),
@@ -171,6 +140,8 @@ def plan(
         "modules": list(modules),
         "code": code_version(modules),
     }
+    if hasattr(method, "data_identity"):
+        settings["method data"] = method.data_identity(dataset)
     if getattr(method, "online", False):
         shard_size = n
     return [
@@ -217,7 +188,9 @@ def run(
     method: has .name, .settings() and .predict(dataset, positions, seed) (`apm.methods.Method`); see `plan` for `online`.
     folder: of the parquet shards; made when missing. The same folder serves all runs.
     on_error: "raise" stops at an image that the method cannot handle and names it; "record" keeps it as a row with
-        prediction -1 and status "error: ...". Programming errors (TypeError, NameError, ...) always stop.
+        prediction -1 and status "error: ...". Programming errors (TypeError, NameError, ...) and those of the machine (a full
+        disk, no memory left) always stop: they are no property of an image. An online method is never asked for parts of its
+        images, so it has to give failed rows itself (status "error: ...").
     teacher_method: whose predictions on the same images stand in `teacher_prediction`; it may be `method` itself. None: the
         method's own extra column of that name, else empty.
 
@@ -243,10 +216,10 @@ def run(
             tables[shard.key] = table
     missing = [shard for shard in shards if shard.key not in tables]
     if missing:
+        hidden = hide_labels(dataset)
         for part in (method, teacher_method):  # outside the measured time, and once where many processes work
             if hasattr(part, "prepare"):
-                part.prepare(dataset)
-        hidden = hide_labels(dataset)
+                part.prepare(hidden)
         succeeded = any(not every_image_failed(table) for table in tables.values())
         condition = "" if dataset.severity == 0 else f", {dataset.corruption} {dataset.severity}"
         with progress(
@@ -336,20 +309,41 @@ def compute(
     hidden = hide_labels(dataset) if hidden is None else hidden
     seed = shard.settings["seed"]
 
+    def asked(positions: np.ndarray, predictions: Any = None) -> dict[str, Any]:
+        """What the teacher says of these images; predictions: the method's own, where it is the teacher itself."""
+        if teacher_method is None:
+            return {}
+        if predictions is None or teacher_method is not method:
+            predictions = teacher_method.predict(hidden, positions, seed)
+        name = f"{teacher_method.name}: prediction"
+        return {"teacher_prediction": _integers(predictions.prediction, len(positions), name)}
+
     def attempt(positions: np.ndarray) -> dict[str, Any]:
         start = time.perf_counter()
         predictions = method.predict(hidden, positions, seed)
         milliseconds = 1e3 * (time.perf_counter() - start) / len(positions)
         columns = _columns(predictions, len(positions), method.name)
         columns["milliseconds"] = np.full(len(positions), milliseconds, dtype=np.float32)
-        if teacher_method is not None:
-            teacher = predictions if teacher_method is method else teacher_method.predict(hidden, positions, seed)
-            columns["teacher_prediction"] = _integers(
-                teacher.prediction, len(positions), f"{teacher_method.name}: prediction"
-            )
-        return columns
+        for place, status in enumerate(columns["status"]):
+            if on_error == "raise" and status.startswith("error:"):
+                raise _failed(method, dataset, positions[place], status.removeprefix("error: "))
+        return {**columns, **asked(positions, predictions)}
 
-    parts = _attempt(attempt, shard.positions, method, dataset, on_error)
+    def alone(position: np.ndarray, reason: str) -> dict[str, Any]:
+        """The row of an image on which the method failed. The teacher may know it all the same."""
+        row = {
+            "prediction": np.array([-1]),
+            "status": [" ".join(f"error: {reason}".split())[:300]],
+            "milliseconds": np.array([np.nan], dtype=np.float32),
+        }
+        try:
+            return {**row, **(asked(position) if teacher_method is not method else {})}
+        except STOPS:
+            raise
+        except Exception:
+            return row
+
+    parts = _attempt(attempt, alone, shard.positions, method, dataset, on_error)
     n = len(shard.positions)
     groups = getattr(dataset, "groups", None)
     fixed: dict[str, Any] = {
@@ -375,22 +369,41 @@ def compute(
     return pa.concat_tables(tables, promote_options="default").unify_dictionaries().combine_chunks()
 
 
+# Mistakes in code, and what the machine lacks: no property of an image.
+STOPS = (
+    *(TypeError, AttributeError, NameError, ImportError, AssertionError, NotImplementedError),
+    *(OSError, MemoryError),
+)
+
+
 def _attempt(
-    attempt: Callable[[np.ndarray], dict[str, Any]], positions: np.ndarray, method: Any, dataset: Any, on_error: str
+    attempt: Callable[[np.ndarray], dict[str, Any]],
+    alone: Callable[[np.ndarray, str], dict[str, Any]],
+    positions: np.ndarray,
+    method: Any,
+    dataset: Any,
+    on_error: str,
 ) -> list[tuple[int, dict[str, Any]]]:
     """(number of images, columns) for runs of consecutive images; a failing run is halved until its culprit is alone."""
     try:
         return [(len(positions), attempt(positions))]
-    except (TypeError, AttributeError, NameError, ImportError, AssertionError, NotImplementedError):
-        raise  # a mistake in code is no property of an image
+    except (*STOPS, RecordError):
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
+        if type(error).__name__ == "OutOfMemoryError":  # of torch, which this module does without
+            raise
+        if getattr(method, "online", False):
+            raise RecordError(
+                f"{method.name!r} failed on {dataset.name!r}: {reason}. It carries state from image to image, so its images cannot "
+                "be tried in parts: it has to give failed rows itself"
+            ) from error
         if len(positions) > 1:
             middle = len(positions) // 2
             halves = [
                 part
                 for half in (positions[:middle], positions[middle:])
-                for part in _attempt(attempt, half, method, dataset, on_error)
+                for part in _attempt(attempt, alone, half, method, dataset, on_error)
             ]
             if not any(status.startswith("error:") for _, columns in halves for status in columns["status"]):
                 warnings.warn(
@@ -399,17 +412,17 @@ def _attempt(
                     stacklevel=2,
                 )
             return halves
-        sample = int(np.asarray(dataset.indices)[positions[0]])
         if on_error == "raise":
-            condition = "" if dataset.severity == 0 else f" with {dataset.corruption} {dataset.severity}"
-            raise RecordError(
-                f"{method.name!r} failed on image {sample} of {dataset.name!r}{condition}: {reason}. Mend or remove the image, "
-                "or use on_error='record' to keep it as a failed row and go on"
-            ) from error
-        text = " ".join(f"error: {reason}".split())[:300]
-        return [
-            (1, {"prediction": np.array([-1]), "status": [text], "milliseconds": np.array([np.nan], dtype=np.float32)})
-        ]
+            raise _failed(method, dataset, positions[0], reason) from error
+        return [(1, alone(positions, reason))]
+
+
+def _failed(method: Any, dataset: Any, position: int, reason: str) -> RecordError:
+    condition = "" if dataset.severity == 0 else f" with {dataset.corruption} {dataset.severity}"
+    return RecordError(
+        f"{method.name!r} failed on image {int(np.asarray(dataset.indices)[position])} of {dataset.name!r}{condition}: {reason}. "
+        "Mend or remove the image, or use on_error='record' to keep it as a failed row and go on"
+    )
 
 
 def _columns(predictions: Any, n: int, name: str) -> dict[str, Any]:
@@ -723,18 +736,12 @@ def _difference(name: str, a: Any, b: Any) -> str:
 @functools.cache
 def environment() -> dict[str, Any]:
     """What surrounds a run without determining it: commit, python, library versions and machine. No part of any key."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     torch = sys.modules.get("torch")  # asked only when the method has loaded it: this module stays light
     gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
     return {
         "commit": _commit(),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": libraries(_PACKAGES),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores" + (f", {gpu}" if gpu else ""),
     }
 

@@ -28,9 +28,11 @@ import time
 import urllib.error
 import urllib.request
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,11 +51,13 @@ from apm.datasets import Dataset, UnreadableImage
 from apm.datasets import load as load_dataset
 from apm.progress import progress
 from apm.project import atomic_path, cache_dir, sha256_of, unknown
+from apm.versions import code_version, libraries
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CONFIGS = Path(__file__).parent / "model_configs"
+DENSE = 8  # pixels between the tokens of a convolutional tower
 Images = Sequence[np.ndarray] | np.ndarray
 
 open_clip.add_model_config(CONFIGS)
@@ -77,15 +81,47 @@ def preprocess(images: Images, config: PreprocessCfg) -> Tensor:
         # Resizing and cropping do nothing at the model's own size: the rest of the transform, on all images at once.
         pixels = torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2).contiguous()  # (N, 3, S, S)
         return transform.transforms[-1](pixels.float().div(255))
-    return torch.stack([transform(Image.fromarray(image)) for image in images])
+    with _pool(images) as threads:
+        return torch.stack(list(threads.map(lambda image: transform(Image.fromarray(image)), images)))
 
 
-def student_images(images: Images, size: int) -> Tensor:
+LARGE = (
+    1_000_000  # pixels of a batch from which on several threads transform it; Pillow and torch release Python's lock
+)
+
+
+@contextmanager
+def _pool(images: Images) -> Iterator[Any]:
+    """Something with a `map`: threads for many pixels, as many as torch may use, else none."""
+    workers = min(torch.get_num_threads(), len(images))
+    if workers < 2 or sum(image.shape[0] * image.shape[1] for image in images) < LARGE:
+        yield _Serial
+        return
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+        yield threads
+
+
+class _Serial:
+    map = staticmethod(map)
+
+
+def pictures(dataset: Dataset, positions: np.ndarray) -> list[np.ndarray]:
+    """The images at `positions`, uint8 (H, W, 3); files are decoded by several threads. Raises as the dataset does."""
+    chosen = [int(i) for i in positions]
+    if isinstance(dataset.images, np.ndarray) or len(chosen) < 8:
+        return [dataset.images[i] for i in chosen]
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        return list(threads.map(dataset.images.__getitem__, chosen))
+
+
+def student_images(images: Images, size: int, *, resize_mode: str = "shortest") -> Tensor:
     """uint8 RGB images -> float32 (N, 3, size, size) for the student: ImageNet mean and standard deviation (appendix E.1).
 
-    Geometry as the teacher's (bicubic resize of the shorter side, centre crop), so that both see the same pixels.
+    Bicubic resize of the shorter side and centre crop, as most teachers; resize_mode: the teacher's, so that both see the same
+    pixels.
     """
-    return preprocess(images, PreprocessCfg(size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD))
+    config = PreprocessCfg(size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, resize_mode=resize_mode)
+    return preprocess(images, config)
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -125,8 +161,9 @@ class Teacher:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of the configuration and of every weight."""
-        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        """sha256 of all that determines a feature besides the image: configuration, preprocessing, number types, every weight."""
+        identity = [self.config, asdict(self.preprocess_config), self.precision, self.feature_dtype]
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
         for key, value in sorted(self.model.state_dict().items()):
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -146,9 +183,33 @@ class Teacher:
     def grid(self) -> tuple[int, int] | None:
         """(h, w) of the patch tokens that `encode` can return; None for towers without."""
         visual = self.model.visual
+        if isinstance(visual, open_clip.timm_model.TimmModel):
+            return None if self._dense is None else self._dense[1]
         if not isinstance(visual, open_clip.transformer.VisionTransformer) or visual.attn_pool is not None:
             return None
         return None if visual.pool_type == "none" or visual.proj is None else visual.grid_size
+
+    @cached_property
+    def _dense(self) -> tuple[Any, tuple[int, int]] | None:
+        """A convolutional trunk of timm that gives a token every `DENSE` pixels, and its grid; None for other towers.
+
+        Strides after that are replaced by dilations with the same weights (à trous; Chen et al. 2015), so that the map is the
+        tower's own one, read between its usual places too. The tower's average pooling and linear projection are linear: what
+        holds for the pooled map holds for every place of it.
+        """
+        visual, cfg = self.model.visual, self.config.get("vision_cfg", {})
+        if cfg.get("timm_pool") != "avg" or cfg.get("timm_proj") != "linear":
+            return None
+        import timm
+
+        try:
+            trunk = timm.create_model(cfg["timm_model_name"], num_classes=0, output_stride=DENSE)
+            trunk.load_state_dict(visual.trunk.state_dict())
+        except (TypeError, RuntimeError, NotImplementedError):  # a tower that knows no dilation
+            return None
+        trunk = trunk.eval().requires_grad_(False).to(self.device, PRECISIONS[self.precision])
+        side = -(-self.image_size // DENSE)
+        return trunk, (side, side)
 
     def transform(self, images: Images) -> Tensor:
         """uint8 RGB images (H, W, 3) -> float32 (N, 3, S, S) by the model's own preprocessing, on the CPU."""
@@ -157,8 +218,9 @@ class Teacher:
     def encode(self, images: Tensor, *, tokens: bool = False) -> Encoding:
         """The image tower on `transform`ed images (N, 3, S, S), as one batch.
 
-        tokens=True adds the patch tokens, through the tower's own last LayerNorm and projection (L_grid, section 3.6);
-        they are None for towers that have none (`grid`). Raises ValueError for another shape.
+        tokens=True adds the patch tokens, through the tower's own last LayerNorm and projection (L_grid, section 3.6), or, for a
+        convolutional tower with average pooling, the places of its last map through its projection; they are None for towers
+        that have none (`grid`). Raises ValueError for another shape.
         """
         size = (3, *_pair(self.preprocess_config.size))
         if images.ndim != 4 or tuple(images.shape[1:]) != size:
@@ -167,9 +229,11 @@ class Teacher:
         visual, grid = self.model.visual, self.grid if tokens else None
         with torch.inference_mode():
             batch = images.to(self.device, PRECISIONS[self.precision], non_blocking=True)
-            if grid is None:
+            if grid is None or self._dense is not None:
                 pooled, patches = visual(batch), None
                 pooled = pooled if isinstance(pooled, Tensor) else pooled[0]  # CoCa towers return their tokens too
+                if grid is not None and self._dense is not None:
+                    patches = visual.head(self._dense[0].forward_features(batch).permute(0, 2, 3, 1))  # (N, h, w, D)
             else:
                 visual.output_tokens = True
                 try:
@@ -236,8 +300,9 @@ def load(
     """A frozen teacher.
 
     name: "mini" (trained on the spot at first use), any open_clip model name, an open_clip "hf-hub:" or "local-dir:"
-    name, or the path of a model configuration (.json). pretrained: an open_clip tag or a checkpoint file (.safetensors,
-    or .pt/.bin/.pth read with weights_only). A name "timm:MODEL" is an image tower of timm without a text tower, such as
+    name, or the path of a model configuration (.json). pretrained: an open_clip tag; a checkpoint file (.safetensors,
+    or .pt/.bin/.pth read with weights_only); or both as "TAG=FILE", a file with the weights of that tag, which says how they want
+    their images (mean, std, resizing) and which activation they were trained with. A name "timm:MODEL" is an image tower of timm without a text tower, such as
     "timm:vit_large_patch14_reg4_dinov2.lvd142m", the teacher of dataset-scale training; pretrained is then a file, or None
     for timm's own weights. "timm:MODEL@448" reads images of 448 px: timm fits the position codes of vision transformers. precision: "fp32", "bf16" or "fp16". feature_dtype: of the cached features, "float32" or
     "float16" (half the space; cosines change by about 1e-3). cache: folder for the trained mini
@@ -245,7 +310,7 @@ def load(
 
     Raises ValueError for unknown names, tags, precisions and devices that are not there, for weights trained with another
     activation (QuickGELU) and for checkpoints of another architecture; FileNotFoundError for weights that are neither here
-    nor reachable.
+    nor reachable. Warns of a file without tag where the model's tags want their images in different ways.
     """
     teacher = _load(name, pretrained, device, precision, cache)
     if feature_dtype not in ("float32", "float16"):
@@ -274,23 +339,63 @@ def _load(
         return _create("apm-mini", str(mini_checkpoint(cache)), device, precision, None, label="mini")
     if open_clip.factory.parse_model_name(name)[0] is None:
         name = _register_config(name)
-        pretrained = _check_weights(name, None if pretrained is None else str(pretrained), cache)
-    elif name.startswith("hf-hub:") and not _online(_hub_url()) and not _hub_cached(name[7:], None, cache):
+        tag, file = split_pretrained(name, None if pretrained is None else str(pretrained))
+        pretrained = _check_weights(name, tag, file, cache)
+        return _create(name, pretrained, device, precision, cache, label=name, tag=tag)
+    if name.startswith("hf-hub:") and not _online(_hub_url()) and not _hub_cached(name[7:], None, cache):
         raise FileNotFoundError(
             f"teacher {name}: not in {_hub_folder(cache)}, and the hub cannot be reached. {_BY_HAND}"
         )
     return _create(name, pretrained, device, precision, cache, label=name)
 
 
-_BY_HAND = "Download the weights where there is a network and pass the file: load(name, pretrained='/path/to/weights.safetensors')"
+_BY_HAND = (
+    "Download the weights where there is a network and name the file with its tag, in a profile or in load: "
+    "pretrained='TAG=/path/to/weights.safetensors'"
+)
+
+
+def split_pretrained(name: str, pretrained: str | None) -> tuple[str | None, str | None]:
+    """(tag, file) that a value of `pretrained` names for an open_clip model; None for what it leaves open.
+
+    Raises ValueError for "TAG=FILE" with a tag that the model does not have.
+    """
+    if pretrained is None:
+        return None, None
+    if open_clip.get_pretrained_cfg(name, pretrained):
+        return pretrained, None
+    tag, equals, file = pretrained.partition("=")
+    if not equals or Path(pretrained).is_file() or "/" in tag:
+        return None, pretrained
+    if not open_clip.get_pretrained_cfg(name, tag):
+        raise unknown(f"tag of {name}", tag, open_clip.list_pretrained_tags_by_model(name) or ["none"])
+    return tag, file
 
 
 def _create(
-    name: str, pretrained: Any, device: str | torch.device, precision: str, cache: str | Path | None, *, label: str
+    name: str,
+    pretrained: Any,
+    device: str | torch.device,
+    precision: str,
+    cache: str | Path | None,
+    *,
+    label: str,
+    tag: str | None = None,
 ) -> Teacher:
     """open_clip's own factory and tokenizer."""
     config = open_clip.factory.get_model_config(name)
     where = None if cache is None else str(cache)
+    from_file = bool(pretrained) and Path(pretrained).is_file()
+    if (
+        from_file
+        and zipfile.is_zipfile(pretrained)
+        and any("/code/" in n for n in zipfile.ZipFile(pretrained).namelist())
+    ):
+        raise ValueError(
+            f"{pretrained} is a TorchScript archive, as OpenAI published its weights, not a state dict. Save what it holds: "
+            "weights = torch.jit.load(FILE, 'cpu').state_dict(); for key in ('input_resolution', 'context_length', 'vocab_size'): "
+            "weights.pop(key); torch.save(weights, NEW)"
+        )
     try:
         model = open_clip.create_model(
             name,
@@ -300,6 +405,7 @@ def _create(
             cache_dir=where,
             require_pretrained=True,
             weights_only=True,
+            force_preprocess_cfg=_preprocessing(name, tag, Path(pretrained)) if from_file else None,
         )
     except Exception as error:  # a state dict that does not fit fails in many ways
         reason = " ".join(str(error).split())[:300]
@@ -427,6 +533,33 @@ def _check_positions(name: str, model: Any, file: Path) -> None:
             )
 
 
+def _preprocessing(name: str, tag: str | None, file: Path) -> dict[str, Any]:
+    """How the weights in a file want their images: as their tag says, or the open_clip_config.json beside them."""
+    known = [f.name for f in fields(PreprocessCfg)]
+
+    def of_tag(tag: str) -> dict[str, Any]:
+        config = open_clip.get_pretrained_cfg(name, tag) or {}
+        return {key: value for key, value in config.items() if key in known and key != "size"}
+
+    if tag is not None:
+        return of_tag(tag)
+    beside = file.with_name("open_clip_config.json")
+    if beside.is_file():
+        found = json.loads(beside.read_text(encoding="utf-8")).get("preprocess_cfg", {})
+        return {key: value for key, value in found.items() if key in known and key != "size"}
+    ways: dict[str, list[str]] = {}
+    for each in open_clip.list_pretrained_tags_by_model(name):
+        ways.setdefault(json.dumps(of_tag(each), sort_keys=True), []).append(each)
+    if len(ways) > 1:
+        groups = "; ".join(", ".join(tags) for tags in ways.values())
+        warnings.warn(
+            f"teacher {name}: the file {file} does not say how its weights want their images, and this model's tags differ in that "
+            f"({groups}): taking OpenAI's mean, std and resizing. If the weights are of one of the tags, say TAG={file}",
+            stacklevel=2,
+        )
+    return {}
+
+
 def _register_config(name: str) -> str:
     """The open_clip name of a model; a .json path is registered first. Raises ValueError for an unknown name."""
     if name.endswith(".json"):
@@ -452,21 +585,22 @@ def _register_config(name: str) -> str:
     return name
 
 
-def _check_weights(name: str, pretrained: str | None, cache: str | Path | None) -> str:
-    """The tag or file to load, after everything that can be known to go wrong was ruled out."""
+def _check_weights(name: str, pretrained: str | None, file: str | None, cache: str | Path | None) -> str:
+    """The tag or file to load, after everything that can be known to go wrong was ruled out. pretrained: a tag."""
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained is None:
+    if pretrained is None and file is None:
         raise ValueError(
             f"teacher {name} needs weights: pass pretrained=TAG ({', '.join(tags) or 'no tags for this model'}) or a "
             "checkpoint file; `python -m apm.teachers train` makes one for our own configurations"
         )
+    if file is not None and not Path(file).is_file():
+        made = "" if tags else ". A teacher of ours is trained with `make teacher`, or `python -m apm.teachers train`"
+        raise FileNotFoundError(
+            f"teacher {name}: {file!r} is neither a file nor a tag of this model. Known tags: {', '.join(tags) or 'none'}{made}"
+        )
+    if pretrained is None:
+        return str(file)
     tag = open_clip.get_pretrained_cfg(name, pretrained)
-    if not tag:
-        if not Path(pretrained).is_file():
-            raise FileNotFoundError(
-                f"teacher {name}: {pretrained!r} is neither a file nor a tag of this model. Known tags: {', '.join(tags) or 'none'}"
-            )
-        return pretrained
     quick = bool(open_clip.factory.get_model_config(name).get("quick_gelu", False))
     other = name.removesuffix("-quickgelu") if quick else f"{name}-quickgelu"
     if quick != bool(tag.get("quick_gelu", False)) and other in open_clip.list_models():
@@ -474,6 +608,8 @@ def _check_weights(name: str, pretrained: str | None, cache: str | Path | None) 
             f"the weights {name}:{pretrained} were trained {'without' if quick else 'with'} QuickGELU and give wrong features "
             f"in {name}: use {other}"
         )
+    if file is not None:
+        return file
     _check_reachable(name, pretrained, tag, cache)
     return pretrained
 
@@ -544,18 +680,17 @@ def features(
     """(N, D) image features of a dataset, a read-only memory map of a file in cache (default: the project's).
 
     float32 or float16, as the teacher was loaded with; not normalised. The file's name carries the hash of the teacher, its
-    preprocessing, precision and kind of device, of the data's fingerprint and of the images' indices: whatever changes,
-    changes the file. Memory does not grow with N. The row of an image that cannot be read is NaN; `features_at` names it.
+    preprocessing, precision and kind of device, of the data's fingerprint and of the images' indices, of the code that reads and
+    encodes images and of the libraries' versions: whatever changes, changes the file. Memory does not grow with N. The row of an image that cannot be read is NaN; `features_at` names it.
 
     workers: processes that read and transform images; default: none for images in memory, else one per core, at most 8.
     """
     key = sha256_of(
         {
             "teacher": teacher.hash,
-            "transform": asdict(teacher.preprocess_config),
-            "precision": teacher.precision,
-            "dtype": teacher.feature_dtype,
             "device": teacher.device.type,
+            "code": code_version(("teachers", "datasets", "published_sets", "derived_sets", "corruptions")),
+            "libraries": libraries(("torch", "open_clip_torch", "timm", "pillow", "numpy", "scipy", "scikit-image")),
             "data": dataset.fingerprint,
             "indices": hashlib.sha256(np.ascontiguousarray(dataset.indices, dtype="<i8").tobytes()).hexdigest(),
             "corruption": [dataset.corruption, dataset.severity],
@@ -603,7 +738,11 @@ def features_at(teacher: Teacher, dataset: Dataset, positions: np.ndarray, cache
     """
     rows = np.array((features(teacher, dataset) if cache is None else features(teacher, dataset, cache))[positions])
     for row in np.flatnonzero(~np.isfinite(rows).all(axis=1)):
-        dataset.images[int(positions[row])]  # an image that cannot be read says so
+        image = dataset.images[int(positions[row])]  # an image that cannot be read says so
+        # one that could not be read when the features were made, but can be now
+        rows[row] = teacher.encode(teacher.transform([image])).feature[0].cpu().numpy()
+        if np.isfinite(rows[row]).all():
+            continue
         raise ValueError(
             f"teacher {teacher.name} gives image {int(dataset.indices[positions[row]])} of {dataset.name} a feature that is not "
             f"finite: another precision than {teacher.precision} may do"
@@ -656,7 +795,8 @@ def token_grid(teacher: Teacher, images: Images, grid: tuple[int, int], *, batch
     """
     if teacher.grid is None:
         raise ValueError(
-            f"teacher {teacher.name} has no patch tokens: L_grid and column='tokens' need a vision transformer without attention pool"
+            f"teacher {teacher.name} has no patch tokens: L_grid and column='tokens' need a vision transformer without attention "
+            "pool, or a convolutional tower with average pooling"
         )
     parts = []
     for start in range(0, len(images), batch_size):

@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from open_clip.transform import PreprocessCfg
 
 from apm import methods, records, teachers, ttt
-from apm.datasets import Dataset
+from apm.datasets import Dataset, UnreadableImage
 from apm.model import APMConfig
 from apm.ttt import TTTConfig
 
@@ -19,6 +21,7 @@ class FakeTeacher:
     """A teacher whose feature is a fixed linear map of the mean colour of image quarters: no training, no download."""
 
     logit_scale = 10.0
+    preprocess_config = PreprocessCfg(size=16)
     name, width, hash, device, mean, std = "fake", 12, "0" * 64, torch.device("cpu"), (0.5,) * 3, (0.5,) * 3
 
     def text_features(self, classnames, templates):
@@ -47,6 +50,31 @@ def data() -> Dataset:
 
 
 CONFIG = TTTConfig(APMConfig(grid=(4, 4), patch=4, hidden=(32, 16), width=12), iterations=30, learning_rate=5e-3)
+
+
+def test_the_released_protocol_leaves_an_unreadable_image_out_of_its_sequence(
+    teacher: FakeTeacher, data: Dataset
+) -> None:
+    class Broken(list):
+        def __getitem__(self, i):
+            if i == 4:
+                raise UnreadableImage(Path("img4.jpg"), "cut short")
+            return super().__getitem__(i)
+
+    config = dataclasses.replace(CONFIG, protocol="as_released", decay_every=40)
+    method, broken = methods.APM(teacher, config), dataclasses.replace(data, images=Broken(data.images))
+    found = method.predict(broken, np.arange(8), 0)
+    others = np.array([0, 1, 2, 3, 5, 6, 7])
+    expected = method.predict(data, others, 0)  # the sequence without it
+    assert found.status[4].startswith("error: UnreadableImage: cannot read the image img4.jpg")
+    assert found.prediction[4] == -1
+    assert np.isnan(found.last_loss[4])
+    assert np.array_equal(found.path[others], expected.path)
+    assert np.array_equal(found.last_loss[others], expected.last_loss)
+    assert np.array_equal(found.extra["confidence"][others], expected.extra["confidence"])
+    assert np.isnan(found.extra["confidence"][4])
+    nothing = method.predict(broken, np.array([4]), 0)
+    assert (nothing.prediction == -1).all()
 
 
 def test_zero_shot_takes_the_class_of_largest_cosine(teacher: FakeTeacher, data: Dataset) -> None:

@@ -1,3 +1,4 @@
+import copy
 import json
 import time
 from dataclasses import replace
@@ -228,8 +229,64 @@ def test_weights_out_of_reach_are_a_clear_error_within_seconds(monkeypatch, tmp_
     with pytest.raises(FileNotFoundError) as caught:
         teachers.load(model, pretrained=tag, cache=tmp_path)
     assert time.perf_counter() - start < 5
-    for part in (model, str(tmp_path), "pretrained='/path/to/weights.safetensors'", tag or ""):
+    for part in (model, str(tmp_path), "pretrained='TAG=/path/to/weights.safetensors'", tag or ""):
         assert part in str(caught.value)
+
+
+def test_a_file_with_its_tag_is_read_as_the_tag_wants_its_images_and_refused_in_another_activation(tmp_path, caplog):
+    name, tag = "ViT-B-16", "laion400m_e32"
+    assert teachers.split_pretrained(name, tag) == (tag, None)
+    assert teachers.split_pretrained(name, f"{tag}=/weights/a=b.pt") == (tag, "/weights/a=b.pt")
+    assert teachers.split_pretrained(name, "/weights/a=b.pt") == (None, "/weights/a=b.pt")
+    with pytest.raises(ValueError, match=f"unknown tag of {name} 'nobody'"):
+        teachers.split_pretrained(name, "nobody=/weights/w.pt")
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(
+        ValueError, match="trained with QuickGELU and give wrong features in ViT-B-16: use ViT-B-16-quickgelu"
+    ):
+        teachers.load(name, pretrained=f"openai={file}")
+    with pytest.raises(FileNotFoundError, match=r"'/nowhere/w.pt' is neither a file nor a tag"):
+        teachers.load(name, pretrained="laion400m_e32=/nowhere/w.pt")
+    squash = teachers._preprocessing("ViT-H-14-quickgelu", "dfn5b", file)
+    assert squash["resize_mode"] == "squash"
+    assert teachers._preprocessing("ViT-L-14", "laion2b_s32b_b82k", file)["mean"] == (0.5, 0.5, 0.5)
+    with pytest.warns(UserWarning, match="does not say how its weights want their images.*laion2b_s32b_b82k"):
+        assert teachers._preprocessing("ViT-L-14", None, file) == {}
+    (tmp_path / "open_clip_config.json").write_text('{"preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "size": 99}}')
+    assert teachers._preprocessing("ViT-L-14", None, file) == {"mean": [0.1, 0.2, 0.3]}
+
+
+def test_openais_own_archives_are_named_with_what_to_do(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "ViT-B-16.pt"))
+    with pytest.raises(ValueError, match=r"TorchScript archive.*state_dict.*torch\.save"):
+        teachers.load("ViT-B-16-quickgelu", pretrained=f"openai={tmp_path / 'ViT-B-16.pt'}")
+
+
+def test_all_that_changes_a_feature_changes_the_teachers_hash(tiny_config, checkpoint, tiny):
+    half = teachers.load(str(tiny_config), pretrained=checkpoint, feature_dtype="float16")
+    low = teachers.load(str(tiny_config), pretrained=checkpoint, precision="bf16")
+    other = copy.copy(tiny)
+    other.__dict__.pop("hash", None)
+    other.preprocess_config = replace(tiny.preprocess_config, mean=(0.5, 0.5, 0.5))
+    again = teachers.load(str(tiny_config), pretrained=checkpoint)
+    assert again.hash == tiny.hash
+    assert len({tiny.hash, half.hash, low.hash, other.hash}) == 4
+
+
+def test_many_pixels_are_transformed_by_threads_with_the_same_result(tiny, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (10, 64, 48, 3), dtype=np.uint8)
+    one_by_one = teachers.student_images(images, 32)
+    monkeypatch.setattr(teachers, "LARGE", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(teachers.student_images(images, 32), one_by_one)
+    finally:
+        torch.set_num_threads(before)
+    squashed = teachers.student_images(images, 32, resize_mode="squash")
+    assert squashed.shape == one_by_one.shape
+    assert not torch.equal(squashed, one_by_one)
 
 
 def test_a_host_that_does_not_answer_counts_as_offline(monkeypatch):
@@ -367,8 +424,16 @@ def test_a_corrupt_image_stops_a_run_by_name_or_is_recorded_and_counted_under_th
 
 def test_a_feature_that_is_not_finite_is_an_error_that_names_the_image(tiny, some_digits, tmp_path, monkeypatch):
     rows = np.array(teachers.features(tiny, some_digits, tmp_path))
+    right = rows[7].copy()
     rows[7] = np.inf
     monkeypatch.setattr(teachers, "features", lambda *_: rows)
+    # as an image that could not be read when the features were made, and can be now
+    np.testing.assert_allclose(
+        teachers.features_at(tiny, some_digits, np.array([7]), tmp_path)[0], right, rtol=1e-4, atol=1e-5
+    )
+    monkeypatch.setattr(
+        type(tiny), "encode", lambda self, images, **_: teachers.Encoding(torch.full((1, len(right)), torch.nan), None)
+    )
     with pytest.raises(
         ValueError, match=f"gives image {some_digits.indices[7]} of digits-test a feature that is not finite"
     ):
@@ -482,7 +547,15 @@ def test_the_convolutional_teacher_of_cifar10_trains_and_loads_like_any_other(fe
     weights = teachers.train(few.subset(40), config)
     teachers.save(weights, tmp_path / "w.safetensors", {})
     teacher = teachers.load("apm-cifar10", pretrained=tmp_path / "w.safetensors")
-    assert (teacher.width, teacher.image_size, teacher.grid) == (128, 64, None)
+    assert (teacher.width, teacher.image_size, teacher.grid) == (128, 64, (8, 8))
+    batch = teacher.transform(few.images[:2])
+    tokens = teacher.encode(batch, tokens=True).tokens
+    with torch.no_grad():  # a token every 8 px; every 32 px those of the tower's own map
+        own = teacher.model.visual.trunk.forward_features(batch).permute(0, 2, 3, 1)
+        own = teacher.model.visual.head(own)
+    torch.testing.assert_close(tokens[:, ::4, ::4], own, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(own.mean(dim=(1, 2)), teacher.encode(batch).feature, rtol=1e-4, atol=1e-5)
+    assert teachers.token_grid(teacher, few.images[:2], (16, 16)).shape == (2, 256, 128)
     assert teacher.encode(teacher.transform(few.images[:2])).feature.shape == (2, 128)
     with pytest.raises(ValueError, match="unknown training precision 'int8'"):
         teachers.TrainConfig(precision="int8")
