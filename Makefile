@@ -8,7 +8,9 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 PROFILE ?= mini
 ONLY ?=
 DATA ?=
-export DATA
+APM_RESULTS ?=
+export DATA APM_RESULTS
+RESULTS := $(or $(APM_RESULTS),results)
 # conda, mamba or micromamba makes the environment where there is one; ENV=venv asks for a virtual environment instead.
 CONDA := $(if $(filter venv,$(ENV)),,$(firstword $(foreach c,micromamba mamba conda,$(shell command -v $(c) 2>/dev/null))))
 BIN := $(if $(CONDA),.conda/bin,.venv/bin)
@@ -68,13 +70,13 @@ ifneq ($(WANTS_NOTEBOOKS),)
 include .make/$(PROFILE)/rules.mk
 endif
 
-.make/$(PROFILE)/rules.mk: $(wildcard notebooks/*.ipynb apm/*.py apm/*/*.py profiles/$(PROFILE)/*.yaml) | $(ENVIRONMENT)
+# at every start: which notebooks the profile has and which results are stale, by contents (see apm/depends.py)
+.make/$(PROFILE)/rules.mk: FORCE | $(ENVIRONMENT)
 	@mkdir -p $(@D)
-	@$(PYTHON) -m apm.depends $(PROFILE) > $@.tmp && mv $@.tmp $@
+	@$(PYTHON) -m apm.depends $(PROFILE) > $@.$$$$; if cmp -s $@.$$$$ $@; then rm $@.$$$$; else mv $@.$$$$ $@; fi
 
-# a result that was deleted is made again
-$(foreach n,$(NOTEBOOKS),$(if $(wildcard results/$(PROFILE)/notebooks/$(n).ipynb),,$(shell rm -f .make/$(PROFILE)/$(n).done)))
-$(if $(wildcard results/$(PROFILE)/report.html),,$(shell rm -f .make/$(PROFILE)/99_report.done))
+.PHONY: FORCE
+FORCE:
 
 ifneq ($(ONLY),)
 ifneq ($(NOTEBOOKS),)
@@ -86,7 +88,7 @@ endif
 
 .PHONY: reproduce
 reproduce: $(foreach n,$(or $(ONLY),$(NOTEBOOKS)),.make/$(PROFILE)/$(n).done) ## environment, every notebook of the profile, report
-	@echo "up to date: results/$(PROFILE)/notebooks, tables, figures; the page to read: results/$(PROFILE)/report.html"
+	@echo "up to date: $(RESULTS)/$(PROFILE)/notebooks, tables, figures; the page to read: $(RESULTS)/$(PROFILE)/report.html"
 
 .PHONY: report
 report: .make/$(PROFILE)/99_report.done ## the report page, and what it needs
@@ -129,13 +131,15 @@ bench: $(ENVIRONMENT) ## speed as ratios in one run, into results/bench/
 .PHONY: data
 data: $(ENVIRONMENT) ## the small teacher of profile mini; with DATA=folder, what torchvision can download of PROFILE's sets
 	$(PYTHON) -c "from apm import teachers; print(teachers.mini_checkpoint())"
-ifneq ($(DATA),)
-	$(PYTHON) -m apm.check_data --profile $(PROFILE) --data $(DATA) --download
-endif
+	@[ -z "$$DATA" ] || $(PYTHON) -m apm.check_data --profile $(PROFILE) --download
 
 .PHONY: check-data
 check-data: $(ENVIRONMENT) ## which of PROFILE's datasets are in DATA=folder: found, missing, wrong
-	@$(PYTHON) -m apm.check_data --profile $(PROFILE) --data $(DATA)
+	@$(PYTHON) -m apm.check_data --profile $(PROFILE)
+
+.PHONY: teacher
+teacher: $(ENVIRONMENT) ## train the teacher of PROFILE, as its teacher.yaml says, where it is not there yet
+	@$(PYTHON) -m apm.local_teacher $(PROFILE)
 
 # ----------------------------------------------------------------------------------------------------------- cleaning
 
@@ -146,4 +150,4 @@ clean: ## forget what was run (stamps, test caches); keeps environment, records 
 
 .PHONY: clean-records
 clean-records: ## delete the records of PROFILE and all cached teachers and features: the next run computes anew
-	rm -rf results/$(PROFILE)/records data/cache .make/$(PROFILE)
+	rm -rf "$(RESULTS)/$(PROFILE)/records" data/cache .make/$(PROFILE)

@@ -1,6 +1,6 @@
 """Which published sets are there: `python -m apm.check_data --profile paper --data DIR`, which `make check-data` calls.
 
-One line a set: found, missing (where to get it, licence, size, expected layout) or wrong (expected and found). The exit
+Which sets those are is read from the profile's YAML files. One line a set: found, missing (where to get it, licence, size, expected layout) or wrong (expected and found). The exit
 status is 1 when a set that the profile needs is missing or wrong. No image is decoded.
 
     --download   first fetch what torchvision can fetch; it needs a connection
@@ -12,43 +12,66 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from apm import published_sets
+from apm import corruptions, derived_sets, profiles, published_sets
 from apm.corruptions import NAMES as CORRUPTIONS
 from apm.corruptions import SEVERITIES
-from apm.project import atomic_write, root, unknown
-from apm.published_sets import SETS, MissingSet, PublishedSet, WrongSet
+from apm.project import atomic_write, data_dir, root, unknown
+from apm.published_sets import SETS, Condition, MissingSet, PublishedSet, WrongSet
 
-CROSS_DATASET = ("flowers102", "dtd", "pets", "ucf101", "caltech101", "food101", "sun397", "aircraft", "eurosat")
-SHIFTS = ("imagenet", "imagenet-a", "imagenet-v2", "imagenet-r", "imagenet-sketch")
-
-# profile -> what it needs, what it can also use
-PROFILES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "mini": ((), ()),
-    "cifar10": (("cifar10", "cifar10-train"), ("cifar10-c", "cifar10.1")),
-    "paper": (
-        # imagenet-train: CoOp's rows learn from it; whoever goes without deletes these lines of the profile
-        (*SHIFTS, "imagenet-train", "imagenet-c", "cifar10", "cifar100", "cifar10-train", *CROSS_DATASET, "coco-val"),
-        ("cifar10-c", "cifar100-c", "cifar10.1", "coco-train"),
-    ),
-}
-NEEDED_SEVERITY = 5  # of the corruption benchmarks: the level of the paper's Table 2
+# what a profile that names the set can be given besides
+ALSO = {"cifar10": ("cifar10-c", "cifar10.1"), "cifar100": ("cifar100-c",), "coco-val": ("coco-train",)}
+# of a corruption benchmark that no profile is asked about: the level of the paper's Table 2
+USUAL = frozenset((corruption, 5) for corruption in CORRUPTIONS)
 
 BEGIN = "<!-- published sets: written by `python -m apm.check_data --readme` -->"
 END = "<!-- end of published sets -->"
 
 
-def check(name: str, data: Path | str | None, *, partial: bool = False) -> tuple[str, str]:
+def needs(profile: str) -> dict[str, frozenset[Condition]]:
+    """The published sets that the notebooks of a profile read, each with the conditions asked of a corruption benchmark.
+
+    They are the names of published sets among the profile's values, and the set from which a derived one is made. Raises
+    ValueError as `profiles.load`, and FileNotFoundError for a list file that is not there.
+    """
+    found: dict[str, set[Condition]] = {}
+    for notebook in profiles.runs(profile):
+        values = profiles.load(profile, notebook)
+        lines = profiles.load_lines(profile, values["lines"]) if "lines" in values else []
+        for text in _texts([values, lines]):
+            name, *condition = text.split("/")
+            if name in derived_sets.names():
+                name = derived_sets.BASE
+            if name in SETS:
+                found.setdefault(name, set()).update([(condition[0], int(condition[1]))] if len(condition) == 2 else [])
+        if values.get("corruption_set"):
+            kinds, levels = corruptions.selection(values["corruptions"], values["severities"])
+            curves = SEVERITIES if values.get("curve_samples") else ()
+            found[values["corruption_set"]].update((kind, level) for kind in kinds for level in {*levels, *curves})
+    return {name: frozenset(conditions) for name, conditions in found.items()}
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+def check(
+    name: str, data: Path | str | None, *, partial: bool = False, conditions: frozenset[Condition] = USUAL
+) -> tuple[str, str]:
     """("found", "missing" or "wrong", what to say about it) of one set. Of a corruption benchmark all conditions that are
-    there are counted; the 15 types at severity 5 must be. Raises ValueError for an unknown name."""
+    there are counted; `conditions`, by default the 15 types at severity 5, must be. Raises ValueError for an unknown name."""
     if name not in SETS:
         raise unknown("published set", name, SETS)
     entry = SETS[name]
     try:
         if entry.conditions:
-            return _check_conditions(entry, data, partial)
+            return _check_conditions(entry, data, partial, conditions)
         listing = published_sets.find(name, data, partial=partial)
     except MissingSet as error:
         return "missing", str(error)
@@ -57,9 +80,11 @@ def check(name: str, data: Path | str | None, *, partial: bool = False) -> tuple
     return "found", f"{_size(entry, len(listing), partial)} in {listing.folder}"
 
 
-def _check_conditions(entry: PublishedSet, data: Path | str | None, partial: bool) -> tuple[str, str]:
-    there: list[str] = []
-    absent: list[str] = []
+def _check_conditions(
+    entry: PublishedSet, data: Path | str | None, partial: bool, conditions: frozenset[Condition]
+) -> tuple[str, str]:
+    there = 0
+    absent: dict[int, list[str]] = {}  # severity -> corruptions
     reason, images = "", 0
     for corruption in CORRUPTIONS:
         for severity in SEVERITIES:
@@ -67,23 +92,27 @@ def _check_conditions(entry: PublishedSet, data: Path | str | None, partial: boo
                 listing = published_sets.find(f"{entry.name}/{corruption}/{severity}", data, partial=partial)
             except MissingSet as error:
                 reason = reason or str(error)
-                if severity == NEEDED_SEVERITY:
-                    absent.append(corruption)
+                if (corruption, severity) in conditions:
+                    absent.setdefault(severity, []).append(corruption)
                 continue
-            there.append(f"{corruption}/{severity}")
+            there += 1
             images = len(listing)
     if not there:
         return "missing", reason
     if absent and not partial:
-        expected = f"expected {len(CORRUPTIONS)} corruptions at severity {NEEDED_SEVERITY}"
-        return (
-            "wrong",
-            f"dataset {entry.name}: {expected}; missing are {', '.join(absent)}. {published_sets.where(entry)}",
+        levels = sorted({severity for _, severity in conditions})
+        expected = (
+            f"expected {len({kind for kind, _ in conditions})} corruptions at severity {', '.join(map(str, levels))}"
         )
+        lacking = "; ".join(
+            f"{'all' if len(kinds) == len(CORRUPTIONS) else ', '.join(kinds)} at severity {severity}"
+            for severity, kinds in sorted(absent.items())
+        )
+        return "wrong", f"dataset {entry.name}: {expected}; missing are {lacking}. {published_sets.where(entry)}"
     every = len(CORRUPTIONS) * len(SEVERITIES)
     return (
         "found",
-        f"{_size(entry, images, partial)} in each of {len(there)} of {every} conditions in {listing_place(entry, data)}",
+        f"{_size(entry, images, partial)} in each of {there} of {every} conditions in {listing_place(entry, data)}",
     )
 
 
@@ -99,14 +128,20 @@ def _size(entry: PublishedSet, images: int, partial: bool) -> str:
     return f"{images:,} images, {entry.classes:,} classes" if entry.classes > 1 else f"{images:,} images"
 
 
-def report(names: Sequence[str], optional: Sequence[str], data: Path | str | None, *, partial: bool = False) -> int:
-    """Print one line for each set. Returns how many of `names` (those in `optional` aside) are missing or wrong."""
+def report(
+    needed: Mapping[str, frozenset[Condition]],
+    optional: Sequence[str],
+    data: Path | str | None,
+    *,
+    partial: bool = False,
+) -> int:
+    """Print one line for each set. Returns how many of `needed`, sets with their conditions, are missing or wrong."""
     failed = 0
-    width = max((len(name) for name in (*names, *optional)), default=0)
-    for name in (*names, *optional):
-        state, text = check(name, data, partial=partial)
+    width = max((len(name) for name in (*needed, *optional)), default=0)
+    for name in (*needed, *optional):
+        state, text = check(name, data, partial=partial, conditions=needed.get(name) or USUAL)
         text = text.removeprefix(f"dataset {name}: ")
-        failed += state != "found" and name in names
+        failed += state != "found" and name in needed
         print(f"{state:8} {name:{width}}  {'(optional) ' if name in optional else ''}{text}", flush=True)
     return failed
 
@@ -188,10 +223,8 @@ def write_section(readme: Path) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status: 0, 1 for sets that are missing or wrong, 2 for a wrong call."""
     parser = argparse.ArgumentParser(prog="python -m apm.check_data", description="Which published sets are there.")
-    parser.add_argument(
-        "--profile", choices=sorted(PROFILES), default="paper", help="whose sets (default: %(default)s)"
-    )
-    parser.add_argument("--data", metavar="DIR", help="the folder that holds the sets")
+    parser.add_argument("--profile", default="paper", help="whose sets (default: %(default)s)")
+    parser.add_argument("--data", metavar="DIR", help="the folder that holds the sets (default: $DATA)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these sets instead of a profile's")
     parser.add_argument("--partial", action="store_true", help="accept a part of a set")
     parser.add_argument("--download", action="store_true", help="first fetch what torchvision can fetch")
@@ -200,17 +233,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.readme:
         print("wrote", write_section(root() / "data" / "README.md"))
         return 0
-    needed, optional = (tuple(options.only), ()) if options.only else PROFILES[options.profile]
+    try:
+        needed = dict.fromkeys(options.only, USUAL) if options.only else needs(options.profile)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     for name in needed:
         if name not in SETS:
             parser.error(str(unknown("published set", name, SETS)))
-    if not needed and not optional:
+    optional = [] if options.only else [also for name in needed for also in ALSO.get(name, ()) if also not in needed]
+    if not needed:
         print(f"profile {options.profile} needs no downloaded set")
         return 0
-    if options.data is None:
-        parser.error("say where the sets are: --data DIR (with make: DATA=DIR)")
-    data = Path(options.data).expanduser()
-    failed = download(needed, data) if options.download else []
+    data = Path(options.data).expanduser() if options.data else data_dir()
+    if data is None:
+        parser.error(f"say where the sets are: --data DIR (with make: make ... PROFILE={options.profile} DATA=DIR)")
+    failed = download(list(needed), data) if options.download else []
     missing = report(needed, optional, data, partial=options.partial)
     if missing:
         print(f"{missing} of the {len(needed)} sets that are needed are missing or wrong")

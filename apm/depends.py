@@ -1,23 +1,36 @@
-"""Which files a notebook depends on: itself, its profile's YAML files, and exactly the apm modules that it imports.
+"""What a notebook's result depends on, and which results are stale.
 
-Standard library only, so that make can ask before an environment exists:
+A result depends on the notebook, its profile's YAML files and local weights, exactly the apm modules that it imports, the
+published numbers where one of those reads them, the locked versions, and where data and results are. All of that is hashed
+into a stamp when a run has ended well; a result is stale when the hash has changed or a file that the run left is gone.
+Contents count, not times: a touched file makes nothing stale, a removed one does.
 
-    python -m apm.depends mini      # make rules: one stamp per notebook
+Standard library only, so that make can ask at every start:
+
+    python -m apm.depends mini      # make rules: which stamps are stale
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
+import os
+import re
 import sys
 from pathlib import Path
 
+from apm.project import data_dir, results_dir
+from apm.project import root as project_root
+
 PACKAGE = Path(__file__).resolve().parent
 ALWAYS = ("run", "profiles", "project", "progress")  # what runs a notebook
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 
 
-def imported(source: str, package: str = "apm") -> set[str]:
+@functools.cache
+def imported(source: str, package: str = "apm") -> frozenset[str]:
     """Names of the package's modules that a piece of code imports anywhere in it."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
@@ -28,7 +41,7 @@ def imported(source: str, package: str = "apm") -> set[str]:
                 found |= {a.name for a in node.names}
             elif node.module.startswith(f"{package}."):
                 found.add(node.module.split(".")[1])
-    return found
+    return frozenset(found)
 
 
 def files_of(module: str, folder: Path = PACKAGE) -> list[Path]:
@@ -37,7 +50,7 @@ def files_of(module: str, folder: Path = PACKAGE) -> list[Path]:
     return [single] if single.is_file() else sorted(many.rglob("*.py"))
 
 
-def closure(modules: set[str], folder: Path = PACKAGE) -> list[Path]:
+def closure(modules: frozenset[str] | set[str], folder: Path = PACKAGE) -> list[Path]:
     """All source files that the modules need, through imports of imports."""
     todo, done, files = set(modules), set(), {folder / "__init__.py"}
     while todo:
@@ -63,20 +76,41 @@ def code(notebook: Path) -> str:
 
 
 def inputs(root: Path, profile: str, notebook: Path) -> list[Path]:
-    """Every file whose change makes the notebook's result stale, but for other notebooks' results."""
+    """Every file whose change makes the notebook's result stale, but for weights and other notebooks' results."""
+    modules = closure(imported(code(notebook)) | set(ALWAYS), root / "apm")
+    published = sorted((root / "data" / "published").glob("*.csv")) if root / "apm" / "published.py" in modules else []
+    lock = root / "requirements.lock"
+    shown = notebooks(root, profile) if notebook.stem.startswith("99_") else []  # it shows their titles and questions
+    return [
+        notebook,
+        *(other for other in shown if other != notebook),
+        *settings_files(root, profile, notebook),
+        *modules,
+        *published,
+        *([lock] if lock.is_file() else []),
+    ]
+
+
+def settings_files(root: Path, profile: str, notebook: Path) -> list[Path]:
+    """The YAML files of a profile that a notebook reads."""
     folder = root / "profiles" / profile
-    yamls = [folder / "common.yaml", folder / f"{notebook.stem}.yaml", *sorted(folder.glob(f"{notebook.stem}.*.yaml"))]
-    modules = imported(code(notebook)) | set(ALWAYS)
-    published = sorted((root / "data" / "published").glob("*.csv")) if "published" in modules else []
-    return [notebook, *(y for y in yamls if y.is_file()), *closure(modules, root / "apm"), *published]
+    files = [folder / "common.yaml", folder / f"{notebook.stem}.yaml", *sorted(folder.glob(f"{notebook.stem}.*.yaml"))]
+    return [file for file in files if file.is_file()]
 
 
-def digest(paths: list[Path]) -> str:
-    """Hash of the contents of files: a touched but unchanged file gives the same."""
-    total = hashlib.sha256()
-    for path in paths:
-        total.update(str(path.name).encode() + b"\0" + path.read_bytes() + b"\0")
-    return total.hexdigest()
+def weights(root: Path, profile: str, notebook: Path) -> list[Path]:
+    """Local checkpoints that the YAML files of a notebook name, there or not: values of `pretrained` that are paths."""
+    text = "\n".join(file.read_text(encoding="utf-8") for file in settings_files(root, profile, notebook))
+    named = re.findall(r"""\bpretrained:[ ]*(?:"([^"\n]*)"|'([^'\n]*)'|([^\s,}#][^,}#\n]*))""", text)
+    paths = {root / name.strip() for name in map("".join, named) if "/" in name or Path(name.strip()).suffix in WEIGHTS}
+    return sorted(paths)
+
+
+def notebooks(root: Path, profile: str) -> list[Path]:
+    """The notebooks that a profile runs: those for which its folder has a YAML file, and the report."""
+    own = {path.stem for path in (root / "profiles" / profile).glob("*.yaml")}
+    found = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    return [path for path in found if path.stem in own or path.stem.startswith("99_")]
 
 
 def reads_results(notebook: str) -> bool:
@@ -84,26 +118,53 @@ def reads_results(notebook: str) -> bool:
     return notebook.split("_")[0] in ("08", "99")
 
 
-def rules(root: Path, profile: str) -> str:
-    """Make rules for the notebooks of a profile; those that read results also depend on the ones before them.
+def outputs(results: Path, notebook: str) -> list[Path]:
+    """Tables and figures in a results folder that bear a notebook's number."""
+    number = notebook.split("_")[0]
+    found = (path for part in ("tables", "figures") for path in (results / part).glob(f"{number}_*"))
+    return sorted(path for path in found if path.is_file())
 
-    A profile runs the notebooks for which its folder has a YAML file, and the report.
-    """
-    own = {path.stem for path in (root / "profiles" / profile).glob("*.yaml")}
-    notebooks = [
-        path
-        for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-        if path.stem in own or path.stem.startswith("99_")
-    ]
-    stamps = {n: f".make/{profile}/{n.stem}.done" for n in notebooks}
-    lines = [f"NOTEBOOKS := {' '.join(n.stem for n in notebooks)}"]
-    for notebook in notebooks:
-        needs = [str(path.relative_to(root)) for path in inputs(root, profile, notebook)]
+
+def state(root: Path, profile: str, notebook: Path) -> str:
+    """The hash of all that a notebook's result depends on, as it is now."""
+    total, results = hashlib.sha256(), results_dir(profile)
+    for value in (str(data_dir()), os.environ.get("PARTIAL", ""), str(results)):
+        total.update(value.encode() + b"\0")
+    for path in weights(root, profile, notebook):
+        # by size and time, as weights are large; what is computed with them is stored under the hash of their contents
+        seen = (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
+        total.update(f"{path} {seen}".encode() + b"\0")
+    paths = inputs(root, profile, notebook)
+    if reads_results(notebook.stem):
+        before = [other.stem for other in notebooks(root, profile) if other.stem[:2] < notebook.stem[:2]]
+        paths += [path for other in before for path in outputs(results, other)]
+    for path in paths:
+        total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()
+
+
+def is_done(stamp: Path, wanted: str, results: Path) -> bool:
+    """Whether a stamp is of the state `wanted` and every file that it names is still in the results folder."""
+    if not stamp.is_file():
+        return False
+    had, *left = stamp.read_text(encoding="utf-8").splitlines()
+    return had == wanted and all((results / name).is_file() for name in left)
+
+
+def rules(root: Path, profile: str) -> str:
+    """Make rules for the notebooks of a profile: FORCE before the stamps that are stale, and for those that read results the
+    stamps of the notebooks before them."""
+    chosen, results = notebooks(root, profile), results_dir(profile)
+    stamps = {path: f".make/{profile}/{path.stem}.done" for path in chosen}
+    lines = [f"NOTEBOOKS := {' '.join(path.stem for path in chosen)}"]
+    for notebook, stamp in stamps.items():
+        if not is_done(root / stamp, state(root, profile, notebook), results):
+            lines.append(f"{stamp}: FORCE")
         if reads_results(notebook.stem):
-            needs += [stamp for other, stamp in stamps.items() if other.stem[:2] < notebook.stem[:2]]
-        lines.append(f"{stamps[notebook]}: {' '.join(needs)}")
+            earlier = [stamps[other] for other in chosen if other.stem[:2] < notebook.stem[:2]]
+            lines.append(f"{stamp}: {' '.join(earlier)}")
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    print(rules(Path.cwd(), sys.argv[1] if len(sys.argv) > 1 else "mini"), end="")
+    print(rules(project_root(), sys.argv[1] if len(sys.argv) > 1 else "mini"), end="")

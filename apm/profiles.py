@@ -15,6 +15,10 @@ import yaml
 
 from apm.project import root, unknown
 
+# Parameters that a profile may leave to the notebook: their defaults hold at any scale. All others it must give, as their
+# defaults are those of `mini`.
+OPTIONAL = ("profile", "seed", "on_error", "precision", "feature_dtype")
+
 
 def names() -> list[str]:
     """The profiles that exist."""
@@ -45,8 +49,8 @@ def load(profile: str, notebook: str) -> dict[str, Any]:
     """The parameters of one notebook in one profile.
 
     Values of common.yaml that this notebook has no use for are left out. Raises ValueError, with the known names, for a name
-    in common.yaml that no notebook knows and one in <notebook>.yaml that this notebook does not know; and for YAML that is
-    no mapping or has a number that YAML reads as text.
+    in common.yaml that no notebook knows and one in <notebook>.yaml that this notebook does not know; for a parameter, other
+    than those of `OPTIONAL`, that neither file gives; and for YAML that is no mapping or has a number that YAML reads as text.
     """
     if profile not in names():
         raise unknown("profile", profile, names())
@@ -62,6 +66,12 @@ def load(profile: str, notebook: str) -> dict[str, Any]:
         if name not in known:
             raise ValueError(f"{folder / f'{notebook}.yaml'}: {unknown(f'parameter of {notebook}', name, list(known))}")
     values = {**{name: value for name, value in common.items() if name in known}, **own}
+    if missing := [name for name in known if name not in values and name not in OPTIONAL]:
+        raise ValueError(
+            f"profile {profile}: {notebook} needs {', '.join(missing)}: add what is missing to {folder / f'{notebook}.yaml'}, or, for "
+            f"all notebooks, to {folder / 'common.yaml'} (the values in the notebook's parameters cell are those of mini, for "
+            "running it by hand)"
+        )
     if "profile" in known:
         values["profile"] = profile
     return values
@@ -83,6 +93,27 @@ def load_lines(profile: str, file: str) -> list[Any]:
     if not isinstance(values, list) or not values:
         raise ValueError(f"{path}: expected a list of `- {{...}}` lines, found {type(values).__name__}")
     return values
+
+
+def load_teacher(profile: str) -> tuple[dict[str, Any], str]:
+    """How a profile's teacher is trained: (values of its teacher.yaml, the checkpoint that `pretrained` names).
+
+    Raises ValueError for an unknown profile, one that trains no teacher, and one whose `pretrained` is no .safetensors file.
+    """
+    if profile not in names():
+        raise unknown("profile", profile, names())
+    folder = root() / "profiles" / profile
+    if not (folder / "teacher.yaml").is_file():
+        own = [name for name in names() if (root() / "profiles" / name / "teacher.yaml").is_file()]
+        raise ValueError(
+            f"profile {profile} trains no teacher of its own: it has no teacher.yaml. Profiles that have one: {', '.join(own) or 'none'}"
+        )
+    target = str(_read(folder / "common.yaml").get("pretrained"))
+    if not target.endswith(".safetensors"):
+        raise ValueError(
+            f"{folder / 'common.yaml'}: pretrained must name the .safetensors file to train, found {target}"
+        )
+    return _read(folder / "teacher.yaml"), target
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+# Read once: it can only be read by setting it, and a file that another thread makes in between would be open to all.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 
 
 def root() -> Path:
@@ -48,14 +54,36 @@ def results_dir(profile: str) -> Path:
 def portable(text: str) -> str:
     """Text without the paths of this machine: the datasets' folder ($DATA) is written DATA, the project's is left out.
 
-    So a result is the same wherever the clone and the datasets lie.
+    So a result is the same wherever the clone and the datasets lie. Only where a path begins: a DATA of /data leaves
+    results/data/a.csv and https://host/data/ as they are.
     """
     places = {f"{root()}{os.sep}": ""}
     if folder := data_dir():
         places[f"{folder}{os.sep}"] = f"DATA{os.sep}"
-    for place in sorted(places, key=len, reverse=True):  # one may lie in the other
-        text = text.replace(place, places[place])
-    return text
+    either = "|".join(re.escape(place) for place in sorted(places, key=len, reverse=True))  # one may lie in the other
+    return re.sub(rf"(?<![\w./+-])(?:{either})", lambda found: places[found.group()], text)
+
+
+@contextmanager
+def locked(path: Path | str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock file `path`, which is made where there is none; the lock goes with the process, however that ends.
+
+    waiting: called once where another process holds it. Raises OSError that names the folder and what to do when it cannot
+    be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise _explained(error, path) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
@@ -72,9 +100,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
+        temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
     except OSError as error:
         raise _explained(error, path) from error

@@ -8,19 +8,18 @@ results do.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from apm import depends, profiles
-from apm.project import atomic_write, portable, results_dir, root
+from apm.project import atomic_write, locked, portable, results_dir, root
 
 
 def run(notebook: str, profile: str) -> Path:
@@ -75,7 +74,16 @@ def clean(path: Path) -> str:
             "language_info": {"name": "python"},
         }
     )
-    return portable(nbformat.writes(book, indent=1)) + "\n"
+    return nbformat.writes(nbformat.from_dict(_portable(book)), indent=1) + "\n"
+
+
+def _portable(value: Any) -> Any:
+    """A notebook with portable text everywhere but in images, whose base64 may hold anything."""
+    if isinstance(value, dict):
+        return {key: item if key.startswith("image/") else _portable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_portable(item) for item in value]
+    return portable(value) if isinstance(value, str) else value
 
 
 def export_html(executed: Path, target: Path) -> Path:
@@ -105,8 +113,9 @@ def note_time(folder: Path, name: str, seconds: float) -> Path:
     It stands with the records, outside version control: a time belongs to a machine.
     """
     path = folder / "records" / "times.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return atomic_write(path, json.dumps({**known, name: round(seconds, 1)}, indent=1, sort_keys=True) + "\n")
+    with locked(path.with_name(".times.lock.tmp")):  # under make -j notebooks end side by side
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return atomic_write(path, json.dumps({**known, name: round(seconds, 1)}, indent=1, sort_keys=True) + "\n")
 
 
 def _terminal() -> str:
@@ -129,20 +138,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.notebooks:
         start = time.monotonic()
         try:
-            wanted = _stamp(name, options.profile)
+            profiles.load(options.profile, name)  # bad values are said before anything is hashed or locked
+            results = results_dir(options.profile)
             with _alone(name, options.profile):
-                if options.stamp and _is_done(options.stamp, wanted, name, options.profile):
-                    print(f"{name}: only touched, nothing changed")
+                wanted = depends.state(root(), options.profile, profiles.notebook_path(name))
+                if options.stamp and depends.is_done(options.stamp, wanted, results):
+                    print(f"{name}: nothing changed")
                     options.stamp.touch()
                     continue
                 print(f"{name}: running with profile {options.profile} ...", flush=True)
+                before = _signatures(depends.outputs(results, name))
                 executed = run(name, options.profile)
+                made = [executed, *_remove_left_over(results, name, before)]
                 if name.startswith("99_"):
-                    page = export_html(executed, results_dir(options.profile) / "report.html")
-                    print(f"{name}: wrote {_shown(page)}")
-                note_time(results_dir(options.profile), name, time.monotonic() - start)
+                    made.append(export_html(executed, results / "report.html"))
+                    print(f"{name}: wrote {_shown(made[-1])}")
+                note_time(results, name, time.monotonic() - start)
                 if options.stamp:
-                    atomic_write(options.stamp, wanted)
+                    left = [path.relative_to(results).as_posix() for path in made]
+                    atomic_write(options.stamp, "\n".join([wanted, *left]) + "\n")
         except KeyboardInterrupt:
             print(f"\n{name}: interrupted; run again to go on where it stopped", file=sys.stderr)
             return 130
@@ -160,41 +174,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _stamp(name: str, profile: str) -> str:
-    """Content of a stamp: the hash of all inputs, with what the earlier notebooks left for one that reads it."""
-    paths = depends.inputs(root(), profile, profiles.notebook_path(name))
-    if depends.reads_results(name):
-        folder, number = results_dir(profile), name.split("_")[0]
-        made = (p for part in ("tables", "figures") for p in (folder / part).glob("*") if p.is_file())
-        paths += sorted(p for p in made if p.name.split("_")[0] < number)
-    return depends.digest(paths) + "\n"
+def _alone(name: str, profile: str) -> AbstractContextManager[None]:
+    """The notebook's lock: a run that outlived its make and the next one must not write the same file."""
+
+    def say() -> None:
+        print(f"{name}: another run of it is at work; waiting for it to end", flush=True)
+
+    return locked(results_dir(profile) / "notebooks" / f".{name}.lock.tmp", say)
 
 
-def _is_done(stamp: Path, wanted: str, name: str, profile: str) -> bool:
-    """Whether the stamp is of the present inputs and the result is there."""
-    if not (stamp.is_file() and stamp.read_text() == wanted):
-        return False
-    made = [results_dir(profile) / "notebooks" / f"{name}.ipynb"]
-    made += [results_dir(profile) / "report.html"] if name.startswith("99_") else []
-    return all(path.is_file() for path in made)
+def _signatures(paths: list[Path]) -> dict[Path, tuple[int, int]]:
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
 
 
-@contextmanager
-def _alone(name: str, profile: str) -> Iterator[None]:
-    """Hold the notebook's lock: a run that outlived its make and the next one must not write the same file.
-
-    The lock goes with the process, however that ends.
-    """
-    lock = results_dir(profile) / "notebooks" / f".{name}.lock.tmp"
-    attempt = atomic_write(lock.with_name(f".{name}.{os.getpid()}.tmp"), "")  # explains a folder that cannot be written
-    attempt.unlink(missing_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{name}: another run of it is at work; waiting for it to end", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _remove_left_over(results: Path, name: str, before: dict[Path, tuple[int, int]]) -> list[Path]:
+    """Delete the notebook's tables and figures that the run did not write: they are of earlier settings, and the report would
+    show them. Returns those that it wrote. Does nothing where another notebook has the same number."""
+    made = depends.outputs(results, name)
+    if sum(other.split("_")[0] == name.split("_")[0] for other in profiles.notebooks()) > 1:
+        return []
+    stale = [path for path, signature in _signatures(made).items() if before.get(path) == signature]
+    for path in stale:
+        path.unlink()
+        print(f"{name}: removed {_shown(path)}, which these settings do not make")
+    return [path for path in made if path not in stale]
 
 
 def _failure(error: Exception) -> str:

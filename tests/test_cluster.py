@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from apm import cluster, datasets, methods, records, teachers, ttt
+from apm import cluster, datasets, methods, records, tables, teachers, ttt
 from apm.model import preset
 
 
@@ -58,6 +58,12 @@ def test_a_worker_killed_at_work_loses_its_shard_to_another_and_no_byte_changes(
     assert one == many
     assert len(one) == 8
     assert rows(tmp_path / "one").equals(rows(tmp_path / "many"))
+    saved = {}
+    for name in ("one", "many"):
+        loaded = records.load(tmp_path / name)
+        paths = tables.save(tables.wide(loaded), "table", tmp_path / name / "tables", "caption", tables.footer(loaded))
+        saved[name] = {suffix: path.read_bytes() for suffix, path in paths.items()}
+    assert saved["one"] == saved["many"]
     assert not list((tmp_path / "many").glob("*.tmp"))
 
 

@@ -1,12 +1,16 @@
 """Profiles hold every number; what a notebook does not know is an error, not a warning."""
 
+import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
 from apm import profiles
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -20,13 +24,47 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "notebooks").mkdir(exist_ok=True)
         nbformat.write(new_notebook(cells=[cell]), tmp_path / "notebooks" / f"{name}.ipynb")
     (tmp_path / "profiles" / "mini").mkdir(parents=True)
-    (tmp_path / "profiles" / "mini" / "common.yaml").write_text("samples: 5\n")
+    (tmp_path / "profiles" / "mini" / "common.yaml").write_text("samples: 5\nrates: [3.0]\n")
     return tmp_path
 
 
 def test_notebook_values_come_over_common_ones_and_the_profile_names_itself(project: Path) -> None:
-    (project / "profiles" / "mini" / "01_first.yaml").write_text("rates: [3.0]\n")
-    assert profiles.load("mini", "01_first") == {"samples": 5, "rates": [3.0], "profile": "mini"}
+    (project / "profiles" / "mini" / "01_first.yaml").write_text("rates: [4.0]\n")
+    assert profiles.load("mini", "01_first") == {"samples": 5, "rates": [4.0], "profile": "mini"}
+
+
+def test_a_parameter_that_no_file_gives_is_an_error_but_for_those_that_hold_at_any_scale(project: Path) -> None:
+    common = project / "profiles" / "mini" / "common.yaml"
+    common.write_text("samples: 5\n")
+    with pytest.raises(ValueError, match=r"profile mini: 01_first needs rates: .*01_first\.yaml.*common\.yaml"):
+        profiles.load("mini", "01_first")
+    cell = new_code_cell(
+        'profile = "mini"\nsamples = 10\nseed = 0\non_error = "raise"', metadata={"tags": ["parameters"]}
+    )
+    nbformat.write(new_notebook(cells=[cell]), project / "notebooks" / "01_first.ipynb")
+    assert profiles.load("mini", "01_first") == {"samples": 5, "profile": "mini"}
+
+
+@pytest.mark.parametrize("key", ["teacher", "pretrained", "device", "dataset", "student"])
+def test_a_copied_profile_without_a_key_is_refused_not_run_with_the_values_of_mini(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    mine = tmp_path / "profiles" / "mine"
+    shutil.copytree(ROOT / "profiles" / "cifar10", mine)
+    values = yaml.safe_load((mine / "common.yaml").read_text())
+    del values[key]
+    (mine / "common.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.setenv("APM_ROOT", str(tmp_path))
+    with pytest.raises(ValueError, match=f"profile mine: 00_quickstart needs {key}: "):
+        profiles.load("mine", "00_quickstart")
+
+
+@pytest.mark.parametrize("profile", ["mini", "cifar10", "paper"])
+def test_the_profiles_give_every_parameter(profile: str) -> None:
+    for notebook in profiles.runs(profile):
+        known = set(profiles.notebook_parameters(profiles.notebook_path(notebook)))
+        assert known - set(profiles.load(profile, notebook)) <= set(profiles.OPTIONAL)
 
 
 def test_common_values_that_another_notebook_uses_are_left_out(project: Path) -> None:

@@ -70,11 +70,17 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> No
 
 
 def test_written_files_are_readable_by_others_as_the_umask_says(tmp_path: Path) -> None:
-    old = os.umask(0o022)
-    try:
-        assert project.atomic_write(tmp_path / "a", b"x").stat().st_mode & 0o777 == 0o644
-    finally:
-        os.umask(old)
+    code = f"from apm.project import atomic_write; atomic_write({str(tmp_path / 'a')!r}, b'x')"
+    for mask, mode in ((0o022, 0o644), (0o077, 0o600)):
+        subprocess.run([sys.executable, "-c", code], check=True, umask=mask)
+        assert (tmp_path / "a").stat().st_mode & 0o777 == mode
+
+
+def test_writing_leaves_the_umask_of_the_process_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed: list[int] = []
+    monkeypatch.setattr(os, "umask", changed.append)  # for a moment another thread's files would be open to all
+    project.atomic_write(tmp_path / "a", b"x")
+    assert changed == []
 
 
 def test_a_file_in_place_of_a_folder_is_explained(tmp_path: Path) -> None:
@@ -140,3 +146,19 @@ def test_portable_text_names_no_folder_of_this_machine(
     else:
         monkeypatch.setenv("DATA", folder.format(root=root))
     assert project.portable(f"{root}/data/sets/a.png {root}/notes.txt /elsewhere/b.png") == expected
+
+
+@pytest.mark.parametrize(
+    ("folder", "text", "expected"),
+    [
+        ("/data", "results/cifar10/data/published a/data/b", "results/cifar10/data/published a/data/b"),
+        ("/data", "https://host/data/a ../data/a", "https://host/data/a ../data/a"),
+        ("/d", "iVBORw0KGgo/d/AAA+/d/B", "iVBORw0KGgo/d/AAA+/d/B"),
+        ("/data", "in /data/a, '/data/b' DATA=/data/c\n/data/d", "in DATA/a, 'DATA/b' DATA=DATA/c\nDATA/d"),
+    ],
+)
+def test_a_folder_is_replaced_only_where_a_path_begins(
+    monkeypatch: pytest.MonkeyPatch, folder: str, text: str, expected: str
+) -> None:
+    monkeypatch.setenv("DATA", folder)
+    assert project.portable(text) == expected

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from scipy.io import savemat
 
@@ -531,7 +533,8 @@ def test_the_nine_sets_have_the_counts_of_coops_table():
         "caltech101": (100, 2465), "pets": (37, 3669), "flowers102": (102, 2463), "food101": (101, 30300),
         "aircraft": (100, 3333), "sun397": (397, 19850), "dtd": (47, 1692), "eurosat": (10, 8100), "ucf101": (101, 3783),
     }  # fmt: skip
-    assert {name: (SETS[name].classes, SETS[name].images) for name in check_data.CROSS_DATASET} == table
+    nine = profiles.load("paper", "03_cross_dataset")["datasets"]
+    assert {name: (SETS[name].classes, SETS[name].images) for name in nine} == table
 
 
 def test_images_that_a_split_names_but_are_missing_are_counted_and_named(data, monkeypatch):
@@ -757,11 +760,16 @@ def test_the_fingerprint_does_not_depend_on_the_place(data, tmp_path):
 # ------------------------------------------------------------------------------------------------------------ check-data
 
 
+def ask(monkeypatch, *names, also=()):
+    monkeypatch.setattr(check_data, "needs", lambda profile: dict.fromkeys(names, frozenset()))
+    monkeypatch.setattr(check_data, "ALSO", {names[0]: also})
+
+
 def test_one_line_a_set_found_missing_and_wrong(data, monkeypatch, capsys):
     expect(monkeypatch, "imagenet", 6, 3)
     imagenet_tree(data / "imagenet" / "val")
     coop(data, "dtd")
-    monkeypatch.setitem(check_data.PROFILES, "paper", (("imagenet", "dtd", "eurosat"), ("cifar10.1",)))
+    ask(monkeypatch, "imagenet", "dtd", "eurosat", also=("cifar10.1",))
     assert check_data.main(["--profile", "paper", "--data", str(data)]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[:4]] == [
@@ -779,13 +787,30 @@ def test_one_line_a_set_found_missing_and_wrong(data, monkeypatch, capsys):
 def test_the_exit_status_is_0_when_all_that_is_needed_is_there(data, monkeypatch, capsys):
     expect(monkeypatch, "imagenet", 6, 3)
     imagenet_tree(data / "imagenet" / "val")
-    monkeypatch.setitem(check_data.PROFILES, "paper", (("imagenet",), ("cifar10.1",)))
+    ask(monkeypatch, "imagenet", also=("cifar10.1",))
     assert check_data.main(["--data", str(data)]) == 0
     coop(data, "dtd")
     assert check_data.main(["--only", "dtd", "--data", str(data)]) == 1
     assert check_data.main(["--only", "dtd", "--partial", "--data", str(data)]) == 0
     assert "a part, 3 of 1,692 images" in capsys.readouterr().out
+
+
+def test_mini_needs_no_data_and_the_others_say_where_to_name_it(monkeypatch, capsys):
+    monkeypatch.delenv("DATA", raising=False)
     assert check_data.main(["--profile", "mini"]) == 0
+    assert "needs no downloaded set" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        check_data.main(["--profile", "cifar10"])
+    assert "say where the sets are" in capsys.readouterr().err
+
+
+def test_the_data_folder_may_come_from_the_environment_and_have_spaces(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "my sets"
+    imagenet_tree(folder / "imagenet" / "val")
+    expect(monkeypatch, "imagenet", 6, 3)
+    monkeypatch.setenv("DATA", str(folder))
+    assert check_data.main(["--only", "imagenet"]) == 0
+    assert str(folder) in capsys.readouterr().out
 
 
 def test_wrong_counts_are_shown_with_the_expected_ones(data, capsys):
@@ -831,7 +856,7 @@ def test_downloads_without_a_connection_end_with_a_clear_line(data, monkeypatch,
             raise URLError("[Errno -3] Temporary failure in name resolution")
 
     monkeypatch.setattr(torchvision.datasets, "EuroSAT", Offline)
-    monkeypatch.setitem(check_data.PROFILES, "paper", (("eurosat", "imagenet"), ()))
+    ask(monkeypatch, "eurosat", "imagenet")
     assert check_data.main(["--download", "--data", str(data)]) == 1
     assert asked == [(data, True)]
     shown = capsys.readouterr()
@@ -851,23 +876,52 @@ def test_downloads_fetch_each_archive_once_and_only_what_is_not_there(data, monk
     assert asked == ["CIFAR10"]
 
 
-def test_profiles_need_published_sets_and_every_one_that_their_parameters_name():
-    for name, (needed, optional) in check_data.PROFILES.items():
-        assert set(needed + optional) <= set(SETS), name
-        assert not set(needed) & set(optional)
+def own_profile(tmp_path, monkeypatch, **values):
+    """A profile that is not among ours, with one notebook: 02, as profile paper has it but for `values`."""
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    folder = tmp_path / "profiles" / "mine"
+    folder.mkdir(parents=True)
+    paper = ROOT / "profiles" / "paper"
+    shutil.copy(paper / "common.yaml", folder)
+    own = {**yaml.safe_load((paper / "02_corruptions.yaml").read_text()), "baselines": [], **values}
+    (folder / "02_corruptions.yaml").write_text(yaml.safe_dump(own))
+    monkeypatch.setenv("APM_ROOT", str(tmp_path))
 
-    def strings(value):
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, dict | list):
-            for item in value.values() if isinstance(value, dict) else value:
-                yield from strings(item)
 
-    for profile in profiles.names():
-        for notebook in profiles.notebooks():
-            for text in strings(profiles.load(profile, notebook)):
-                if published_sets.knows(text):
-                    assert text.split("/")[0] in sum(check_data.PROFILES[profile], ()), (profile, notebook, text)
+def test_what_a_profile_needs_is_read_from_its_files(tmp_path, monkeypatch):
+    assert check_data.needs("mini") == {}
+    assert set(check_data.needs("cifar10")) == {"cifar10", "cifar10-train"}  # with the sets derived from it
+    paper = check_data.needs("paper")
+    nine = profiles.load("paper", "03_cross_dataset")["datasets"]
+    assert {*nine, "imagenet", "imagenet-a", "imagenet-train", "cifar100", "coco-val"} <= set(
+        paper
+    )  # in lists, methods, lines
+    assert len(paper["imagenet-c"]) == 75  # all five severities: its curves read them
+    assert {also for names in check_data.ALSO.values() for also in names} <= set(SETS)
+    own_profile(tmp_path, monkeypatch, dataset="cifar10", corruption_set="cifar10-c", severities=[3], curve_samples=0)
+    assert check_data.needs("mine") == {
+        "cifar10": frozenset(), "cifar10-c": frozenset((name, 3) for name in corruptions.NAMES),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"unknown profile 'maxi'\. Known: mine"):
+        check_data.needs("maxi")
+
+
+def test_severities_that_only_the_curves_read_are_asked_for(data, tmp_path, monkeypatch, capsys):
+    own_profile(tmp_path, monkeypatch)
+    expect(monkeypatch, "imagenet", 6, 3)
+    expect(monkeypatch, "imagenet-c", 2, 1)
+    imagenet_tree(data / "imagenet" / "val")
+    for name in corruptions.NAMES:
+        imagenet_tree(data / "imagenet-c" / name / "5", classes=(TENCH,))
+    assert check_data.main(["--profile", "mine", "--data", str(data)]) == 1
+    assert (
+        "missing are all at severity 1; all at severity 2; all at severity 3; all at severity 4"
+        in capsys.readouterr().out
+    )
+    for level in "1234":
+        for name in corruptions.NAMES:
+            imagenet_tree(data / "imagenet-c" / name / level, classes=(TENCH,))
+    assert check_data.main(["--profile", "mine", "--data", str(data)]) == 0
 
 
 def test_the_readme_holds_the_same_table(tmp_path):

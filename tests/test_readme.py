@@ -3,7 +3,10 @@
 import csv
 import io
 import re
+import runpy
 import subprocess
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -62,12 +65,57 @@ def test_every_make_target_it_names_exists() -> None:
 
 
 def test_the_example_runs_as_written() -> None:
-    _, example, slurm = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-    compile(slurm, "README", "exec")  # dask-jobqueue is not among the dependencies
+    _, example = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     names: dict = {}
     exec(example, names)
     assert names["result"].losses.shape == (8, 51)
     assert names["result"].status == ["ok"] * 8
+
+
+def test_the_slurm_example_gives_its_workers_what_make_has_and_ends_with_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, asked, ran = [], {}, []
+
+    class SLURMCluster:  # dask-jobqueue is not among the dependencies
+        scheduler_address = "tcp://10.0.0.5:8786"
+
+        def __init__(self, **options: object) -> None:
+            asked.update(options)
+
+        def scale(self, n: int) -> None:
+            alive.append(n)
+
+        def __enter__(self) -> "SLURMCluster":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            alive.clear()
+
+    def run(command: list[str], **options: dict) -> subprocess.CompletedProcess:
+        ran.append((command, list(alive), options))
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", types.SimpleNamespace(SLURMCluster=SLURMCluster))
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["slurm.py", "reproduce", "PROFILE=paper"])
+    monkeypatch.setenv("DATA", str(tmp_path / "my sets"))
+    monkeypatch.setenv("APM_CACHE", str(tmp_path))
+    assert runpy.run_path(str(ROOT / "examples" / "slurm.py"))["main"]() == 3
+    ((command, workers, options),) = ran
+    assert (command, workers, alive) == (["make", "reproduce", "PROFILE=paper"], [16], [])
+    assert (options["cwd"], options["env"]["SCHEDULER"]) == (ROOT, "tcp://10.0.0.5:8786")
+    assert asked["python"] == sys.executable
+    assert asked["cores"] // asked["processes"] == 1  # a thread is a shard: a GPU is not shared
+    for line in (f"cd {ROOT}", f"export DATA='{tmp_path}/my sets'", f"export APM_CACHE={tmp_path}"):
+        assert line in asked["job_script_prologue"]
+
+
+def test_the_commands_for_cifar10_are_targets_with_data_and_profile() -> None:
+    (block,) = re.findall(r"```sh\n(make data PROFILE=cifar10.*?)```", README, flags=re.S)
+    commands = [line.split("#")[0].split() for line in block.splitlines()]
+    assert [command[1] for command in commands] == ["data", "teacher", "reproduce"]
+    assert {tuple(command[2:]) for command in commands} == {("PROFILE=cifar10", "DATA=data/sets")}
 
 
 def test_the_yaml_example_is_accepted() -> None:
