@@ -202,7 +202,7 @@ def conclusion(records: pd.DataFrame, over: str, published: Mapping[str, float] 
         if step.low > 0
         else "the student is worse than its teacher"
         if step.high < 0
-        else "these images show no difference between the student and its teacher"
+        else "the student cannot be told from its teacher on these images"
     )
     sentences = [
         f"Over {over} ({step.n:,} distinct images): final - teacher = {tables.percent(step)} points (95 % interval): {meaning}.",

@@ -587,7 +587,10 @@ def photograph_table(names: Sequence[str], grids: Mapping[str, pd.DataFrame], an
     columns = {"photograph": list(names)}
     for name in ("spread", "neighbour_centred", "far_centred", "position", "clusters"):
         for label, frame in grids.items():
-            show = {"spread": lambda v: f"{100 * v:.2g}", "clusters": lambda v: str(int(v))}.get(name, _decimals)
+            show = {
+                "spread": lambda v: f"{100 * v:.0f}" if v > 0.1 else f"{100 * v:.2g}",
+                "clusters": lambda v: str(int(v)),
+            }.get(name, _decimals)
             columns[f"{MEASURES[name]}, {label}"] = [show(v) for v in frame[name]]
     return pd.DataFrame({**columns, f"another T, {next(iter(grids))}": [_decimals(v) for v in another]})
 
@@ -875,7 +878,7 @@ def iterations_figure(by_iteration: Mapping[int, pd.DataFrame]) -> tuple[Figure,
             {"ari_two": ("own mask", "#0173b2"), "ari_two_others": ("other images' masks", "#949494")},
         ),
     )
-    figure, grid = plt.subplots(1, 3, figsize=(figures.WIDTH * 1.1, 3.2), layout="constrained")
+    figure, grid = plt.subplots(1, 3, figsize=(figures.WIDTH * 1.1, 3.6), layout="constrained")
     steps = list(by_iteration)
     x = np.arange(len(steps))
     n = 0

@@ -350,7 +350,7 @@ def test_a_conclusion_has_the_difference_with_its_interval_and_the_published_ste
     assert "+1.2 (Table 1)" in told[2]
     assert len(benchmark.conclusion(rows, "one set")) == 2
     same = rows.assign(teacher_prediction=pd.array(rows["prediction"], dtype="Int32"))
-    assert "no difference" in benchmark.conclusion(same, "one set")[0]
+    assert "cannot be told from its teacher" in benchmark.conclusion(same, "one set")[0]
     swapped = rows.assign(
         teacher_prediction=pd.array(rows["prediction"], dtype="Int32"),
         prediction=rows["teacher_prediction"].astype(int),
