@@ -6,6 +6,7 @@ other images, other teachers and other scales that can be put side by side.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def corrupted_sets(
     """The images of a dataset under every corruption and severity, severities outermost.
 
     source: None: made by `apm.corruptions`; "cifar10-c", "imagenet-c", ...: the published download of the same images, read
-    from disk. Raises ValueError where the download has fewer images than `data` refers to.
+    from disk. Raises ValueError where the download has fewer images than `data` refers to, or other labels there: then its
+    images are not in the order of `data`, and every prediction would be paired with that of another image.
     """
     if source is None:
         return [corruptions.corrupted(data, kind, level, seed=seed) for level in levels for kind in kinds]
@@ -65,8 +67,53 @@ def corrupted_sets(
                     f"{source}/{kind}/{level} has {len(whole)} images, {data.name} refers to image {int(data.indices.max())}: "
                     "is it the corrupted form of another set?"
                 )
-            made.append(whole.subset(data.indices))
+            part = whole.subset(data.indices)
+            agreeing = float(np.mean(part.labels == data.labels))
+            if agreeing < 1:
+                raise ValueError(
+                    f"{source}/{kind}/{level} and {data.name} have the same label on {100 * agreeing:.1f} % of the images only, so they "
+                    "are in another order. The download follows the published order: read the clean images in it too "
+                    "(CIFAR: torchvision's files, not folders of images by class), or set corruption_set: null to make the corrupted "
+                    "images here"
+                )
+            made.append(part)
     return made
+
+
+def examples(dataset: Dataset, count: int, *, seed: int = 0) -> list[np.ndarray]:
+    """Up to `count` images (H, W, 3) of a stratified choice, to be shown; a grey square for one that cannot be read."""
+    chosen = dataset.subset(min(count, len(dataset)), seed=seed)
+    shown = []
+    for i in range(len(chosen)):
+        try:
+            shown.append(np.asarray(chosen.images[i]))
+        except datasets.UnreadableImage:
+            shown.append(np.full((datasets.SIDE, datasets.SIDE, 3), 128, dtype=np.uint8))
+    return shown
+
+
+def readable(dataset: Dataset, *, on_error: str = "raise", most: int | None = None) -> Dataset:
+    """The images of a dataset that can be read, the first `most` of them.
+
+    on_error: "raise": an image that cannot be read raises `apm.datasets.UnreadableImage`, which names it; "record": it is left out. Raises
+    ValueError for another on_error and where no image is left.
+    """
+    if on_error not in ("raise", "record"):
+        raise project.unknown("on_error", on_error, ("raise", "record"))
+    found: list[int] = []
+    for i in range(len(dataset)):
+        if most is not None and len(found) == most:
+            break
+        try:
+            dataset.images[i]
+        except datasets.UnreadableImage:
+            if on_error == "raise":
+                raise
+        else:
+            found.append(i)
+    if not found:
+        raise ValueError(f"none of the {len(dataset)} images of {dataset.name} can be read")
+    return dataset.subset(found)
 
 
 def chance(dataset: Dataset) -> float:
@@ -99,6 +146,72 @@ def overview(sets: Sequence[Dataset], counterparts: Mapping[str, str] | None = N
     ]
     table = pd.DataFrame(lines)
     return table if counterparts else table.drop(columns="stands for")
+
+
+def notes(table: pd.DataFrame) -> list[str]:
+    """The notes of `overview`, one line per set; a sentence that several sets share stands once, at the end.
+
+    table: columns set and notes.
+    """
+    sentences = {row.set: _sentences(row.notes) for row in table.itertuples()}
+    holders: dict[str, list[str]] = {}
+    for name, said in sentences.items():
+        for sentence in dict.fromkeys(said):
+            holders.setdefault(sentence, []).append(name)
+    lines = []
+    for name, said in sentences.items():
+        own = [sentence for sentence in said if len(holders[sentence]) == 1]
+        lines += [f"{name}: {' '.join(own)}"] if own else []
+    shared: dict[tuple[str, ...], list[str]] = {}
+    for sentence, names in holders.items():
+        if len(names) > 1:
+            shared.setdefault(tuple(names), []).append(sentence)
+    for group, together in shared.items():
+        who = "All sets" if len(group) == len(sentences) else ", ".join(group)
+        lines.append(f"{who}: {' '.join(together)}")
+    return lines
+
+
+def _sentences(text: str) -> list[str]:
+    return [part for part in re.split(r"(?<=[.!?])\s+(?=[A-Z])", text.strip()) if part]
+
+
+def conclusion(records: pd.DataFrame, over: str, published: Mapping[str, float] | None = None) -> list[str]:
+    """The answer of a benchmark in sentences: what the student adds to its teacher, with its interval.
+
+    records: of one method with iterations and of the conditions that the answer is over, with equal weights (`by_origin` where sets
+    share images). over: what these are, in words. published: label -> mean step of the published table (percentage points).
+    Raises ValueError for several methods and for records without the teacher's predictions or without iterations.
+    """
+    names = list(dict.fromkeys(records["method"]))
+    if len(names) != 1:
+        raise ValueError(f"expected records of one method, found {', '.join(names) or 'none'}")
+    step = stats.mean_difference(records)
+    final, right = stats.correct(records, "final"), stats.correct(records, "any")
+    if step is None or final is None or right is None:
+        raise ValueError(f"{names[0]}: a conclusion needs the teacher's predictions and those of every iteration")
+    gain = stats.paired_difference(
+        right,
+        final,
+        records["sample"].to_numpy(),
+        conditions=records.groupby(list(tables.CONDITION), sort=False).ngroup().to_numpy(),
+        strata=records["dataset"].to_numpy(),
+    )
+    meaning = (
+        "the student is better than its teacher"
+        if step.low > 0
+        else "the student is worse than its teacher"
+        if step.high < 0
+        else "the student cannot be told from its teacher on these images"
+    )
+    sentences = [
+        f"Over {over} ({step.n:,} distinct images): final - teacher = {tables.percent(step)} points (95 % interval): {meaning}.",
+        f"any - final = {tables.percent(gain)} points: what choosing the iteration by the label would add to the same run.",
+    ]
+    if published:
+        steps = "; ".join(f"{value:+.1f} ({label})" for label, value in published.items())
+        sentences.append(f"Published mean steps, of other images and teachers and without interval: {steps} points.")
+    return sentences
 
 
 def by_origin(records: pd.DataFrame, sets: Sequence[Dataset]) -> pd.DataFrame:
@@ -282,13 +395,17 @@ def further_teachers(
     folder: Path | str,
     seed: int,
     on_error: str = "raise",
+    precision: str = "fp32",
+    feature_dtype: str = "float32",
 ) -> dict[str, pd.DataFrame]:
     """The benchmark again with other teachers: name -> records of one prompt, ensemble and APM.
 
     lines: `{teacher: NAME, pretrained: TAG or FILE, name: HEADING}`; further keys are options of `apm.teachers.load`. The student
-    has the settings given and the width of its teacher. on_error: as of `apm.records.run`. Raises ValueError for a line without a
+    has the settings given and the width of its teacher. on_error: as of `apm.records.run`. device, precision, feature_dtype: of
+    `apm.teachers.load`, for lines that do not say their own. Raises ValueError for a line without a
     teacher and for two of one name, and as `apm.teachers.load` does.
     """
+    defaults = {"device": device, "precision": precision, "feature_dtype": feature_dtype}
     found: dict[str, pd.DataFrame] = {}
     for line in lines:
         if not isinstance(line, Mapping) or "teacher" not in line:
@@ -299,7 +416,7 @@ def further_teachers(
         heading = str(line.get("name", line["teacher"]))
         if heading in found:
             raise ValueError(f"further_teachers: two lines are named {heading!r}")
-        model = teachers.load(str(line["teacher"]), **{"device": device, **options})
+        model = teachers.load(str(line["teacher"]), **{**defaults, **options})
         ensemble = methods.ZeroShot(model)
         rows = [
             methods.ZeroShot(model, name="zero-shot, one prompt", templates=(prompt,)),

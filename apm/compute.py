@@ -554,8 +554,12 @@ class RunTiming:
     """Times of a test-time training run on one image."""
 
     precision: str
-    start: float  # seconds to draw the weights and for the first forward pass
-    iterations: tuple[float, ...]  # seconds of the iterations measured: backward, Adam, next forward pass
+    start: float  # seconds until the first iteration: the weights are drawn
+    iterations: tuple[
+        float, ...
+    ]  # seconds per iteration: forward, backward, Adam; one entry per stretch that was timed
+    look: float  # seconds from the last update to the result: the forward pass with the final weights
+    measured: int  # iterations in all stretches
 
     @property
     def iteration(self) -> float:
@@ -563,27 +567,43 @@ class RunTiming:
         return statistics.median(self.iterations)
 
     def extrapolated(self, iterations: int) -> float:
-        """Seconds of a run of that many iterations, at the median time of those measured."""
-        return self.start + iterations * self.iteration
+        """Seconds of a run of that many iterations, at the median time of those measured, without what warms up."""
+        return self.start + iterations * self.iteration + self.look
 
 
 def time_ttt(config: ttt.TTTConfig, *, device: torch.device | str = "cpu") -> RunTiming:
-    """Time `apm.ttt.adapt` on one random image. The first of config.iterations only warms up, so 2 is the least.
+    """Time `apm.ttt.adapt` on one random image.
 
-    Raises ValueError for fewer.
+    On a CPU every iteration is timed, but for the first, which warms up: config.iterations must be 2 or more. On a GPU the first
+    updates only choose kernels and capture the CUDA graph that all later ones replay, so the replayed ones are timed, together: a
+    clock read after each would wait for the GPU every time. That takes `ttt._Students.WARM_UP` + 2 iterations or more, and an
+    untimed run before, in which the libraries start. Raises ValueError for fewer iterations.
     """
-    if config.iterations < 2:
-        raise ValueError(f"the first iteration warms up: at least 2 are needed, found {config.iterations}")
     device = torch.device(device)
+    marks = _marks(config.iterations, device.type)
     image, target = random_case(config, device)
-    stamps = [_clock(device)]
+    if device.type == "cuda":
+        ttt.adapt(image, target, config)
+    stamps = {-1: _clock(device)}
 
-    def stamp(k: int, part: slice, weights: Mapping[str, Tensor]) -> None:
-        stamps.append(_clock(device))
+    def stamp(k: int, part: slice, weights: Mapping[str, Tensor]) -> None:  # before update k + 1
+        if k == 0 or k in marks:
+            stamps[k] = _clock(device)
 
     ttt.adapt(image, target, config, callback=stamp)
-    steps = [after - before for before, after in itertools.pairwise(stamps)]
-    return RunTiming(config.precision, steps[0], tuple(steps[2:]))
+    end = _clock(device)
+    steps = tuple((stamps[b] - stamps[a]) / (b - a) for a, b in itertools.pairwise(marks))
+    return RunTiming(config.precision, stamps[0] - stamps[-1], steps, end - stamps[marks[-1]], marks[-1] - marks[0])
+
+
+def _marks(iterations: int, kind: str) -> tuple[int, ...]:
+    """After which numbers of updates the clock is read: from the first that is like all later ones to the last."""
+    first = ttt._Students.WARM_UP + 1 if kind == "cuda" else 1
+    if iterations <= first:
+        raise ValueError(
+            f"the first {first} iteration(s) on {kind} warm up: at least {first + 1} are needed, found {iterations}"
+        )
+    return (first, iterations) if kind == "cuda" else tuple(range(first, iterations + 1))
 
 
 def _summary(seconds: Sequence[float]) -> tuple[float, float, float]:
@@ -833,10 +853,10 @@ def cost_figure(costs: pd.DataFrame, towers: Mapping[str, tuple[float, Memory]])
     )
 
 
-def time_figure(timings: Sequence[Timing], published: pd.DataFrame) -> tuple[Figure, str]:
+def time_figure(timings: Sequence[Timing], published: pd.DataFrame, repeats: int) -> tuple[Figure, str]:
     """Time per image against the number of columns at a time, both axes logarithmic, with the published points of Figure 2.
 
-    Raises ValueError when no timing has a chunk.
+    repeats: passes behind every median, for the caption. Raises ValueError when no timing has a chunk.
     """
     import matplotlib.pyplot as plt
 
@@ -868,7 +888,7 @@ def time_figure(timings: Sequence[Timing], published: pd.DataFrame) -> tuple[Fig
         "D",
         color=_PUBLISHED,
         markerfacecolor="none",
-        label="published: APM, 7 patches, all",
+        label="published: APM, 7 patches at a time and all at once",
     )
     axes.axhline(clip, color=_PUBLISHED, linestyle=":", linewidth=1.4, label="published: CLIP ViT-B/16")
     axes.set(xscale="log", yscale="log", xlabel="columns at a time", ylabel="seconds per image")
@@ -876,7 +896,7 @@ def time_figure(timings: Sequence[Timing], published: pd.DataFrame) -> tuple[Fig
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize="small")
     return figure, (
-        "Time per image against the number of columns at a time, float32: median and range of repeats on the device named in the "
+        f"Time per image against the number of columns at a time, float32: median and range of {repeats} repeats on the device named in the "
         "notebook, which changes from run to run. Published points: of a 224 px image, hardware not on record; all patches at once stand at the right end."
     )
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from apm import figures, published, stats
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 METHODS = ("pca", "tsne")
 CLUSTER_COUNTS = (2, 3, 4, 5, 6)  # numbers of clusters that the silhouette chooses from
 OTHERS = 5  # masks of that many other images are the control of an image's own mask
+MOST = 0.9  # from which a share or likeness is called high in the sentences
+_one_thread = threadpool_limits.wrap(limits=1)  # several add in an order that depends on their number
 
 
 class Snapshots:
@@ -232,6 +235,7 @@ def position_share(grids: np.ndarray) -> np.ndarray:
     return np.divide(explained, total, out=np.full(len(flat), np.nan), where=total > 0)
 
 
+@_one_thread
 def alike(grids: np.ndarray, others: np.ndarray) -> np.ndarray:
     """How alike two grids are as maps, pair by pair (N,): linear CKA (Kornblith et al. 2019), 0 to 1.
 
@@ -271,6 +275,7 @@ class Clusters:
     silhouette: float  # mean silhouette of that division, -1 to 1
 
 
+@_one_thread
 def clusters(grid: np.ndarray, counts: Sequence[int] = CLUSTER_COUNTS, *, seed: int = 0) -> Clusters:
     """k-means groups of one grid's features (h, w, D), with the number of groups of highest mean silhouette (Rousseeuw 1987).
 
@@ -280,6 +285,10 @@ def clusters(grid: np.ndarray, counts: Sequence[int] = CLUSTER_COUNTS, *, seed: 
 
     Raises ValueError for another shape, no possible number of groups, or fewer different features than the smallest number.
     """
+    return _clusters(grid, counts, seed)
+
+
+def _clusters(grid: np.ndarray, counts: Sequence[int], seed: int) -> Clusters:
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
 
@@ -382,6 +391,7 @@ MEASURES = {  # column of `measure` -> heading
 }
 
 
+@_one_thread
 def measure(
     grids: np.ndarray,
     masks: np.ndarray | None = None,
@@ -400,7 +410,7 @@ def measure(
     same = np.array(
         [np.array_equal(grids[0], grid) for grid in grids]
     ).all()  # the positional code: one division serves all
-    divided = [clusters(grid, counts, seed=seed) for grid in (grids[:1] if same else grids)]
+    divided = [_clusters(grid, counts, seed) for grid in (grids[:1] if same else grids)]
     divided = divided * len(grids) if same else divided
     columns = {
         "spread": spread(grids),
@@ -414,7 +424,7 @@ def measure(
         "clusters": np.array([d.count for d in divided], dtype=np.float64),
     }
     if masks is not None:
-        two = [d if d.count == 2 else clusters(grid, [2], seed=seed) for d, grid in zip(divided, grids, strict=True)]
+        two = [d if d.count == 2 else _clusters(grid, [2], seed) for d, grid in zip(divided, grids, strict=True)]
         own, other = mask_agreement(np.stack([d.labels for d in two]), masks, others)
         columns["ari_two"] = own
         columns["ari"] = mask_agreement(np.stack([d.labels for d in divided]), masks, 1)[0]
@@ -565,24 +575,48 @@ def by_precision(runs: Mapping[str, np.ndarray], factor: float = 2.0) -> list[st
     return sentences
 
 
-def photograph_table(
-    names: Sequence[str], trained: pd.DataFrame, raw: pd.DataFrame, another: np.ndarray
-) -> pd.DataFrame:
-    """One row per photograph, as read: measures of the trained student's grid beside those of the raw patches.
+def photograph_table(names: Sequence[str], grids: Mapping[str, pd.DataFrame], another: np.ndarray) -> pd.DataFrame:
+    """One row per photograph, as read: measures of every source of features beside each other.
 
-    trained, raw: rows of `measure`, in the order of names. another: (N,) `alike` with the grid that another photograph's T gives.
-    Raises ValueError for different numbers of rows.
+    grids: rows of `measure` by source, each in the order of names; the first is the trained student. another: (N,) `alike` of its
+    grid with the one that another photograph's T gives. Raises ValueError for different numbers of rows.
     """
-    if not len(names) == len(trained) == len(raw) == len(another):
-        raise ValueError(
-            f"expected one row per photograph, found {len(names)} names, {len(trained)}, {len(raw)} and {len(another)} rows"
-        )
-    columns = {"photograph": list(names), MEASURES["spread"]: [f"{100 * v:.2g}" for v in trained["spread"]]}
-    for name in ("neighbour_centred", "far_centred", "position", "clusters"):
-        for label, frame in (("student", trained), ("pixels", raw)):
-            values = [str(int(v)) if name == "clusters" else _decimals(v) for v in frame[name]]
-            columns[f"{MEASURES[name]}, {label}"] = values
-    return pd.DataFrame({**columns, "another T": [_decimals(v) for v in another]})
+    counts = {"another T": len(another), **{label: len(frame) for label, frame in grids.items()}}
+    if any(count != len(names) for count in counts.values()):
+        raise ValueError(f"expected one row per photograph, found {len(names)} names and {counts} rows")
+    columns = {"photograph": list(names)}
+    for name in ("spread", "neighbour_centred", "far_centred", "position", "clusters"):
+        for label, frame in grids.items():
+            show = {
+                "spread": lambda v: f"{100 * v:.0f}" if v > 0.1 else f"{100 * v:.2g}",
+                "clusters": lambda v: str(int(v)),
+            }.get(name, _decimals)
+            columns[f"{MEASURES[name]}, {label}"] = [show(v) for v in frame[name]]
+    return pd.DataFrame({**columns, f"another T, {next(iter(grids))}": [_decimals(v) for v in another]})
+
+
+def photograph_reading(
+    names: Sequence[str], position: np.ndarray, another: np.ndarray, most: float = MOST
+) -> list[str]:
+    """What the photographs say, in sentences: how many grids are a map of place, and which are not.
+
+    position: (N,) `position_share` of the trained grids. another: (N,) `alike` with the grid that another photograph's T gives.
+    most: from which both count as high. Raises ValueError for different numbers.
+    """
+    if not len(names) == len(position) == len(another):
+        raise ValueError(f"expected one value per photograph, found {len(names)}, {len(position)} and {len(another)}")
+    linear, stays = np.asarray(position) >= most, np.asarray(another) >= most
+    changed = [name for name, same in zip(names, stays, strict=True) if not same]
+    return [
+        f"Photographs: on {int(linear.sum())} of {len(names)} the grid is a map of place, a term per row plus a term per column (R2 of P at "
+        f"least {most}; the lowest is {_decimals(float(np.min(position)))}).",
+        f"With another photograph in T the map stays (CKA of at least {most}) on {int(stays.sum())} of {len(names)}"
+        + (
+            f" and changes on {', '.join(changed)}: where R2 of P is high, from one map of place to another."
+            if changed
+            else "."
+        ),
+    ]
 
 
 def reading(
@@ -599,11 +633,14 @@ def reading(
             raise unknown("source", name, measures)
     trained = measures[student]
     size, linear = interval(trained["spread"]), interval(trained["position"])
+    own, code = (interval(measures[name]["neighbour_minus_far"]) for name in (student, control))
     gap = interval(trained["neighbour_minus_far"] - measures[control]["neighbour_minus_far"])
     sentences = [
         f"{student}: the places differ from their mean by {100 * size.value:.2g} % of its length, and what is linear in the positional "
         f"code explains {100 * linear.value:.2f} % of that.",
-        f"{student} against {control}: neighbours less distant places differ by {_bracketed(gap)} in mean cosine, {against_zero(gap)}.",
+        f"Neighbouring places agree more than distant ones by {_bracketed(own)} in mean cosine for {student} and by {_bracketed(code)} for "
+        f"{control}; the difference of the two, {_bracketed(gap)}, is {against_zero(gap)}: "
+        f"{'training made the islands larger than the code alone has them' if gap.low > 0 else 'there are islands without any training, and training did not make them larger'}.",
     ]
     for name, frame in measures.items():
         gain = interval(frame["ari_two_gain"])
@@ -618,9 +655,42 @@ def reading(
     return sentences
 
 
+def conclusion(
+    measures: Mapping[str, pd.DataFrame], another: Mapping[str, np.ndarray], most: float = MOST
+) -> list[str]:
+    """Whose islands they are, one sentence per student, decided by its numbers.
+
+    measures: rows of `measure`, with masks, by student. another: by student, `alike` of its grid with the one that another image
+    gives in the same weights. most: from which R2 of P and that likeness count as high. Raises ValueError for a student
+    without measures and for too few images.
+    """
+    sentences = []
+    for name, values in another.items():
+        if name not in measures:
+            raise unknown("student", name, measures)
+        linear, same = interval(measures[name]["position"]), interval(values)
+        gain = interval(measures[name]["ari_two_gain"])
+        place = linear.low >= most and same.low >= most
+        verdict = (
+            ("a map of place, with a trace of the image" if place else "at least in part a map of the image")
+            if gain.low > 0
+            else "a map of place, not of the image"
+            if place
+            else "a map that the numbers tie to the image by its T, but not to the object in it"
+            if same.high < most
+            else "undecided"
+        )
+        sentences.append(
+            f"{name}: the islands are {verdict}. R2 of P {_bracketed(linear)}; CKA with the grid that another image gives "
+            f"{_bracketed(same)}; fit to the own mask less that to other masks {_bracketed(gain)}, {against_zero(gain)}."
+        )
+    return sentences
+
+
 # ------------------------------------------------------------------------------------------------------------ embeddings
 
 
+@_one_thread
 def embed(grid: np.ndarray, *, method: str = "pca", components: int = 3, seed: int = 0) -> np.ndarray:
     """One grid's features (h, w, D) reduced to 1, 2 or 3 numbers per place, each stretched from its 1st to 99th percentile to 0..1.
 
@@ -666,7 +736,7 @@ def embed(grid: np.ndarray, *, method: str = "pca", components: int = 3, seed: i
 
 
 def as_colour(embedding: np.ndarray) -> np.ndarray:
-    """An embedding (h, w, 1, 2 or 3) in 0..1 as RGB (h, w, 3): one component as viridis, two as red and blue, three as RGB.
+    """An embedding (h, w, 1, 2 or 3) in 0..1 as RGB (h, w, 3): one component as viridis, two as orange (first) and blue (second), three as RGB.
 
     Raises ValueError for another number of components.
     """
@@ -796,25 +866,30 @@ def iterations_figure(by_iteration: Mapping[int, pd.DataFrame]) -> tuple[Figure,
 
     figures.style()
     panels = (
-        ("how much the places differ", {"spread": ("spread", "#0173b2")}),
-        ("cosine, mean removed", {"neighbour_centred": ("neighbours", "#0173b2"), "far_centred": ("far", "#949494")}),
+        ("spread of the places", "spread (% of the mean's length)", {"spread": ("spread", "#0173b2")}),
         (
+            "agreement of places",
+            "mean cosine, mean removed",
+            {"neighbour_centred": ("neighbours", "#0173b2"), "far_centred": ("far", "#949494")},
+        ),
+        (
+            "two clusters and the mask",
             "adjusted Rand index",
             {"ari_two": ("own mask", "#0173b2"), "ari_two_others": ("other images' masks", "#949494")},
         ),
     )
-    figure, grid = plt.subplots(1, 3, figsize=(figures.WIDTH * 1.1, 3.2), layout="constrained")
+    figure, grid = plt.subplots(1, 3, figsize=(figures.WIDTH * 1.1, 3.6), layout="constrained")
     steps = list(by_iteration)
     x = np.arange(len(steps))
     n = 0
-    for axes, (title, lines) in zip(grid, panels, strict=True):
+    for axes, (title, unit, lines) in zip(grid, panels, strict=True):
         for name, (label, colour) in lines.items():
-            found = [interval(by_iteration[k][name]) for k in steps]
+            found = [interval((100 if name == "spread" else 1) * by_iteration[k][name]) for k in steps]
             n = found[0].n
             axes.plot(x, [f.value for f in found], "o-", color=colour, label=label, markersize=4)
             axes.fill_between(x, [f.low for f in found], [f.high for f in found], color=colour, alpha=0.2, linewidth=0)
         axes.set_xticks(x, [str(k) for k in steps])
-        axes.set(title=title, xlabel="iteration k")
+        axes.set(title=title, xlabel="iteration k (steps not to scale)", ylabel=unit)
         if len(lines) > 1:
             axes.legend(fontsize="small")
     grid[0].set_ylim(0, None)
@@ -822,7 +897,8 @@ def iterations_figure(by_iteration: Mapping[int, pd.DataFrame]) -> tuple[Figure,
     grid[2].set_ylim(min(low, -0.1), max(high, 0.4))  # no zoom into what is near 0
     return figure, (
         f"The student's grid after k iterations; n = {n} images, bands are 95 % bootstrap intervals. Spread: distance of the places from "
-        "their mean, as a share of its length. Index: two clusters against the foreground mask."
+        "their mean, in percent of its length. Index: two clusters against the foreground mask. The iterations looked at stand side by "
+        "side, whatever lies between them."
     )
 
 

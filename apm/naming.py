@@ -41,13 +41,14 @@ def _tokens(teacher: Any, texts: Iterable[str]) -> set[int]:
 def probe(features: np.ndarray, labels: np.ndarray, *, folds: int = FOLDS) -> np.ndarray:
     """Which images (n,) a linear probe gets right, each predicted by one that was not fitted on it.
 
-    features: (n, D) of the frozen teacher; standardised, then logistic regression, stratified folds with a fixed seed. It uses
-    the labels: it says what the features hold, and is no method. Raises ValueError for a class with fewer images than folds.
+    features: (n, D) of the frozen teacher, finite; standardised, then logistic regression, stratified folds with a fixed seed. It
+    uses the labels: it says what the features hold, and is no method. Raises ValueError for a class with fewer images than folds.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
 
     labels = np.asarray(labels)
     values, counts = np.unique(labels, return_counts=True)
@@ -58,7 +59,8 @@ def probe(features: np.ndarray, labels: np.ndarray, *, folds: int = FOLDS) -> np
         )
     split = StratifiedKFold(folds, shuffle=True, random_state=0)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    predicted = cross_val_predict(model, np.asarray(features, dtype=np.float64), labels, cv=split)
+    with threadpool_limits(1):  # one thread: the same rounding on every number of cores
+        predicted = cross_val_predict(model, np.asarray(features, dtype=np.float64), labels, cv=split)
     return predicted == labels
 
 
@@ -108,7 +110,8 @@ def naming(
     """One row per set: chance, zero-shot accuracy of the teacher, of the probe, and how the names fare in the text tower.
 
     records: of one method on these sets, with the teacher's predictions. captions: those that taught the teacher; None where
-    unknown, and then the column `unread words` is missing. Accuracies in percent with _low and _high (95 %, Wilson).
+    unknown, and then the column `unread words` is missing. Accuracies in percent with _low and _high (95 %, Wilson). An image that
+    could not be read has no feature: the probe leaves it out, and the column `unread images` counts them (`unread_note`).
     Raises ValueError for sets without records.
     """
     summary = tables.summary(records, by=("dataset", "method")).set_index("dataset")
@@ -117,11 +120,14 @@ def naming(
         if dataset.name not in summary.index:
             raise ValueError(f"no records of {dataset.name}: run the method on it first")
         found = summary.loc[dataset.name]
-        seen = stats.accuracy(probe(np.array(teachers.features(teacher, dataset)), dataset.labels))
+        features = np.array(teachers.features(teacher, dataset))
+        readable = np.isfinite(features).all(axis=1)
+        seen = stats.accuracy(probe(features[readable], dataset.labels[readable]))
         chance = benchmark.chance(dataset)
         row: dict[str, Any] = {
             "set": dataset.name,
             "n": len(dataset),
+            "unread images": int((~readable).sum()),
             "chance": chance,
             **{f"{key}{end}": found[f"{key}{end}"] for key in ("teacher", "final") for end in ("", "_low", "_high")},
             **{"probe": seen.value, "probe_low": seen.low, "probe_high": seen.high},
@@ -134,6 +140,35 @@ def naming(
             row["unread words"] = ", ".join(unread_words(teacher, dataset.classnames, captions)) or "none"
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def unread_note(table: pd.DataFrame) -> str:
+    """A footnote that counts the images that the probes of `naming` leave out; "" where there are none."""
+    missing = table[table["unread images"] > 0]
+    if missing.empty:
+        return ""
+    counts = ", ".join(f"{row['unread images']} of {row['set']}" for _, row in missing.iterrows())
+    return f"The probe leaves out images that could not be read: {counts}."
+
+
+def reading(table: pd.DataFrame) -> list[str]:
+    """What `naming` shows, in sentences computed from its rows."""
+    above = table["above chance"] == "yes"
+    sentences = [f"Zero-shot accuracy is above chance on {above.sum()} of {len(table)} label spaces."]
+    if "unread words" in table:
+        read = table["unread words"] == "none"
+        sentences.append(
+            f"All words were in the teacher's captions for {read.sum()} of them; {(above & read).sum()} of these are above chance, and "
+            f"{(above & ~read).sum()} of the other {(~read).sum()}."
+        )
+    under = table[table["probe"] < table["teacher"]]
+    if len(under):
+        sentences.append(
+            f"The probe is below zero-shot on {len(under)} ({', '.join(under['set'])}): it is fitted on few images, {FOLDS - 1} of "
+            f"{FOLDS} parts of n, and the teacher on its whole training set. There it does not say what the features hold at most."
+        )
+    far = (table["final"] - table["teacher"]).abs().max()
+    return [*sentences, f"Largest distance of APM, final, from the teacher: {far:.1f} points."]
 
 
 def _answers(records: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:

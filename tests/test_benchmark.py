@@ -252,3 +252,111 @@ def test_corruptions_come_from_our_code_or_from_the_published_download(monkeypat
     monkeypatch.setattr(datasets, "load", lambda name: whole.subset(4))
     with pytest.raises(ValueError, match="cifar10-c/fog/5 has 4 images, digits-test refers to image"):
         benchmark.corrupted_sets(data, ["fog"], [5], source="cifar10-c")
+
+
+def test_a_download_in_another_order_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Class folders are sorted by class, CIFAR-10-C is not: image i of one is not image i of the other."""
+    published_order = datasets.load("digits-test")
+    by_class = replace(
+        published_order.subset(np.argsort(published_order.labels, kind="stable")),
+        indices=np.arange(len(published_order)),
+    )
+    monkeypatch.setattr(datasets, "load", lambda name: published_order)
+    (made,) = benchmark.corrupted_sets(published_order.subset(20), ["fog"], [5], source="cifar10-c")
+    assert len(made) == 20
+    with pytest.raises(
+        ValueError, match=r"cifar10-c/fog/5 and digits-test have the same label on \d+\.\d %.*torchvision"
+    ):
+        benchmark.corrupted_sets(by_class.subset(20), ["fog"], [5], source="cifar10-c")
+
+
+# ------------------------------------------------------------------------------------------------- images that cannot be read
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Two classes of ten images; the second file of the first class is cut off."""
+    from PIL import Image
+
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for i in range(10):
+            Image.fromarray(np.full((8, 8, 3), 20 * i, dtype=np.uint8)).save(folder / f"{i}.png")
+    broken = tmp_path / "a" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:50])
+    return datasets.load(f"folder:{tmp_path}")
+
+
+def test_pictures_of_a_set_leave_a_grey_square_for_an_image_that_cannot_be_read(tree):
+    shown = benchmark.examples(tree, 20)
+    assert len(shown) == 20
+    assert [i for i, image in enumerate(shown) if image.shape != (8, 8, 3)] == [1]
+    assert (shown[1] == 128).all()
+    assert len(benchmark.examples(tree, 30)) == 20
+
+
+def test_readable_images_are_chosen_or_the_broken_one_is_named(tree):
+    rest = benchmark.readable(tree, on_error="record")
+    assert rest.indices.tolist() == [0, *range(2, 20)]
+    assert benchmark.readable(tree, on_error="record", most=2).indices.tolist() == [0, 2]
+    assert benchmark.readable(tree, most=1).indices.tolist() == [0]
+    with pytest.raises(datasets.UnreadableImage, match=r"1\.png"):
+        benchmark.readable(tree)
+    with pytest.raises(ValueError, match="none of the 1 images"):
+        benchmark.readable(tree.subset([1]), on_error="record")
+    with pytest.raises(ValueError, match="unknown on_error 'skip'"):
+        benchmark.readable(tree, on_error="skip")
+
+
+# ------------------------------------------------------------------------------------------------------------- in sentences
+
+
+def test_notes_that_sets_share_are_said_once():
+    table = pd.DataFrame(
+        {
+            "set": ["x", "y", "z"],
+            "notes": ["Drawn by hand. CC BY 4.0, by A.", "Inverted. CC BY 4.0, by A.", "Other. Of 3.5 px."],
+        }
+    )
+    assert benchmark.notes(table) == [
+        "x: Drawn by hand.",
+        "y: Inverted.",
+        "z: Other. Of 3.5 px.",
+        "x, y: CC BY 4.0, by A.",
+    ]
+    assert benchmark.notes(table.assign(notes="The same."))[-1] == "All sets: The same."
+
+
+def with_paths(n=20):
+    """One set: the teacher has images 0..4 wrong, final 5 more, and 15 was right on the way."""
+    label = np.zeros(n, dtype=int)
+    teacher = np.where(np.arange(n) < 5, 1, 0)
+    final = np.where(np.arange(n) < 10, 1, 0)
+    rows = records(n)
+    rows = rows[(rows["method"] == "APM") & (rows["dataset"] == "digits-test")].copy()
+    path = [[1, 0 if i in (0, 7) else f, f] for i, f in enumerate(final)]
+    return rows.assign(label=label, prediction=final, teacher_prediction=pd.array(teacher, dtype="Int32"), path=path)
+
+
+def test_a_conclusion_has_the_difference_with_its_interval_and_the_published_step_beside():
+    rows = with_paths()
+    expected = stats.mean_difference(rows)
+    told = benchmark.conclusion(rows, "one set", {"Table 1": 1.25})
+    assert f"Over one set (20 distinct images): final - teacher = {tables.percent(expected)} points" in told[0]
+    assert expected.value == -25
+    assert told[0].endswith("the student is worse than its teacher.")
+    assert told[1].startswith("any - final = 10.0 [")  # images 0 and 7
+    assert "+1.2 (Table 1)" in told[2]
+    assert len(benchmark.conclusion(rows, "one set")) == 2
+    same = rows.assign(teacher_prediction=pd.array(rows["prediction"], dtype="Int32"))
+    assert "cannot be told from its teacher" in benchmark.conclusion(same, "one set")[0]
+    swapped = rows.assign(
+        teacher_prediction=pd.array(rows["prediction"], dtype="Int32"),
+        prediction=rows["teacher_prediction"].astype(int),
+    )
+    assert "better than its teacher" in benchmark.conclusion(swapped, "one set")[0]
+    with pytest.raises(ValueError, match="predictions and those of every iteration"):
+        benchmark.conclusion(rows.assign(path=None), "one set")
+    with pytest.raises(ValueError, match="one method, found APM, other"):
+        benchmark.conclusion(pd.concat([rows, rows.assign(method="other")]), "one set")

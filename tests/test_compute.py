@@ -272,14 +272,34 @@ def test_times_are_scaled_to_the_whole_grid(monkeypatch: pytest.MonkeyPatch) -> 
         compute.time_columns(SMALL, 2, repeats=0)
 
 
-def test_time_of_a_run_leaves_out_the_first_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
-    stamps = iter([0.0, 5.0, 25.0, 26.0, 29.0, 31.0])  # start 5 s, warm-up 20 s, then 1, 3 and 2 s
+def test_time_of_a_run_is_start_iterations_and_the_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the call; before updates 1 to 4 and after the last; the end: weights 5 s, warm-up 20 s, then 1, 3 and 2 s, last look 0.5 s
+    stamps = iter([0.0, 5.0, 25.0, 26.0, 29.0, 31.0, 31.5])
     monkeypatch.setattr(compute.time, "perf_counter", lambda: next(stamps))
     run = compute.time_ttt(ttt.TTTConfig(student=SMALL, iterations=4))
-    assert (run.start, run.iterations, run.iteration) == (5.0, (1.0, 3.0, 2.0), 2.0)
-    assert run.extrapolated(20) == 45.0
+    assert (run.start, run.iterations, run.iteration, run.look) == (5.0, (1.0, 3.0, 2.0), 2.0, 0.5)
+    assert run.measured == 3
+    assert run.extrapolated(20) == 45.5
     with pytest.raises(ValueError, match="at least 2 are needed, found 1"):
         compute.time_ttt(ttt.TTTConfig(student=SMALL, iterations=1))
+
+
+def test_the_timed_iterations_hold_every_pass_of_the_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An iteration is forward, backward and Adam; the last look is one more forward pass."""
+    done: list[str] = []
+    objective = ttt.objective
+    monkeypatch.setattr(ttt, "objective", lambda *a, **k: (done.append("forward"), objective(*a, **k))[1])
+    monkeypatch.setattr(compute, "_clock", lambda device: float(len(done)))  # a clock that counts forward passes
+    run = compute.time_ttt(ttt.TTTConfig(student=SMALL, iterations=4))
+    assert (run.start, run.iterations, run.look) == (0.0, (1.0, 1.0, 1.0), 1.0)
+
+
+def test_on_a_gpu_only_replayed_updates_are_timed_and_all_at_once() -> None:
+    captured = ttt._Students.WARM_UP + 1  # updates until the graph has been captured and replayed
+    assert compute._marks(20, "cuda") == (captured, 20)
+    assert compute._marks(4, "cpu") == (1, 2, 3, 4)
+    with pytest.raises(ValueError, match=f"at least {captured + 1} are needed, found 3"):
+        compute._marks(3, "cuda")
 
 
 def test_hardware_names_threads_and_torch() -> None:
@@ -358,11 +378,12 @@ def test_figures_show_the_numbers_and_refuse_nothing(theirs: pd.DataFrame) -> No
     assert all(axes.get_xscale() == axes.get_yscale() == "log" for axes in figure.axes)
     assert "two per multiply-add" in caption
     timings = [compute.Timing("plain", c, s, s, s) for c, s in ((1, 5.0), (64, 0.5))]
-    figure, caption = compute.time_figure([*timings, compute.Timing("ViT-B-16", None, 0.4, 0.3, 0.5)], theirs)
+    figure, caption = compute.time_figure([*timings, compute.Timing("ViT-B-16", None, 0.4, 0.3, 0.5)], theirs, 7)
     drawn = [line.get_ydata() for line in figure.axes[0].lines]
     assert any(list(y) == [1.5, 0.002] for y in drawn)  # published
     assert any(list(y) == [0.4, 0.4] for y in drawn)
     assert "changes from run to run" in caption
+    assert "range of 7 repeats" in caption
     table = compute.ttt_costs(RELEASED, [], 20, {"views": 64, "classes": 10, "steps": 1}, theirs)
     figure, _ = compute.run_figure(table)
     marks = {line.get_label(): line.get_xdata() for line in figure.axes[0].lines}
@@ -370,7 +391,7 @@ def test_figures_show_the_numbers_and_refuse_nothing(theirs: pd.DataFrame) -> No
     assert marks["published, measured"][0] == 241.7
     for empty in (
         lambda: compute.cost_figure(costs[:0], {}),
-        lambda: compute.time_figure([], theirs),
+        lambda: compute.time_figure([], theirs, 3),
         lambda: compute.run_figure(table[:0]),
     ):
         with pytest.raises(ValueError, match="draw"):

@@ -242,6 +242,7 @@ def test_measure_knows_an_object_from_a_shared_map() -> None:
     sentences = islands.reading({"seen": knows, "shared": blind}, "seen", "shared", {"seen": np.full(12, 0.5)})
     assert sum("above 0." in s and "own mask" in s for s in sentences) == 1
     assert sentences[-1].endswith("alike to 0.50 (1: the same map).")
+    assert "Neighbouring places agree more than distant ones by" in sentences[1]
     with pytest.raises(ValueError, match="unknown source 'student'"):
         islands.reading({"seen": knows}, "student", "seen", {})
 
@@ -324,11 +325,78 @@ def test_rounding_is_what_rounding_leaves(dtype: torch.dtype) -> None:
 
 def test_photographs_have_one_row_each() -> None:
     measured = islands.measure(np.random.default_rng(0).normal(size=(2, 4, 4, 3)) + 5, counts=[2])
-    table = islands.photograph_table(["cat", "coffee"], measured, measured, np.array([1.0, 0.25]))
-    assert table["another T"].tolist() == ["1.00", "0.25"]
-    assert table["clusters, student"].tolist() == ["2", "2"]
+    grids = {"student": measured, "random weights": measured, "pixels": measured}
+    table = islands.photograph_table(["cat", "coffee"], grids, np.array([1.0, 0.25]))
+    assert table["another T, student"].tolist() == ["1.00", "0.25"]
+    assert table["clusters, student"].tolist() == table["clusters, random weights"].tolist() == ["2", "2"]
     with pytest.raises(ValueError, match="one row per photograph, found 1 names"):
-        islands.photograph_table(["cat"], measured, measured, np.array([1.0, 0.25]))
+        islands.photograph_table(["cat"], grids, np.array([1.0, 0.25]))
+
+
+def test_photographs_are_counted_by_their_numbers() -> None:
+    told = islands.photograph_reading(
+        ["cat", "coffee", "rocket"], np.array([1.0, 0.95, 0.4]), np.array([0.99, 0.5, 0.3])
+    )
+    assert "on 2 of 3 the grid is a map of place" in told[0]
+    assert "lowest is 0.40" in told[0]
+    assert "on 1 of 3 and changes on coffee, rocket" in told[1]
+    assert islands.photograph_reading(["cat"], np.array([1.0]), np.array([1.0]))[1].endswith("on 1 of 1.")
+    with pytest.raises(ValueError, match="one value per photograph, found 1, 1 and 2"):
+        islands.photograph_reading(["cat"], np.array([1.0]), np.array([1.0, 1.0]))
+
+
+def test_whose_islands_they_are_is_decided_by_numbers() -> None:
+    def measures(position: float, gain: float) -> pd.DataFrame:
+        wave = np.linspace(-0.01, 0.01, 20)
+        return pd.DataFrame({"position": position + 0 * wave, "ari_two_gain": gain + wave})
+
+    high, low = np.full(20, 0.99), np.full(20, 0.3)
+    told = islands.conclusion(
+        {
+            "place": measures(1.0, 0.0),
+            "both": measures(1.0, 0.1),
+            "image": measures(0.5, 0.2),
+            "lost": measures(0.5, 0.0),
+        },
+        {"place": high, "both": high, "image": low, "lost": low},
+    )
+    assert told[0].startswith("place: the islands are a map of place, not of the image. R2 of P 1.00; CKA")
+    assert "a map of place, with a trace of the image" in told[1]
+    assert "at least in part a map of the image" in told[2]
+    assert "not to the object in it" in told[3]
+    assert told[2].endswith("above 0.")
+    assert "undecided" in islands.conclusion({"x": measures(0.5, 0.0)}, {"x": high})[0]
+    with pytest.raises(ValueError, match="unknown student 'y'"):
+        islands.conclusion({"x": measures(0.5, 0.0)}, {"y": high})
+
+
+def test_two_components_are_orange_and_blue() -> None:
+    first, second = islands.as_colour(np.eye(2)[None])[0]
+    assert first.tolist() == [1.0, 0.5, 0.0]
+    assert second.tolist() == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("name", ["alike", "clusters", "measure", "embed"])
+def test_measures_do_not_depend_on_the_number_of_threads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    threads = []
+
+    def look(*arguments: object) -> None:
+        threads.extend(pool["num_threads"] for pool in threadpool_info())
+        raise InterruptedError
+
+    monkeypatch.setattr(islands, "_grids", look)
+    grid = np.random.default_rng(0).normal(size=(1, 4, 4, 2))
+    calls = {
+        "alike": lambda: islands.alike(grid, grid),
+        "clusters": lambda: islands.clusters(grid[0]),
+        "measure": lambda: islands.measure(grid),
+        "embed": lambda: islands.embed(grid[0], method="tsne"),
+    }
+    with threadpool_limits(2), pytest.raises(InterruptedError):
+        calls[name]()
+    assert set(threads) == {1}
 
 
 # ------------------------------------------------------------------------------------------- embeddings and pictures
@@ -393,6 +461,10 @@ def test_figures_say_n_and_refuse_what_they_cannot_show() -> None:
         islands.loss_figure({"float32": np.array([[1.0, 0.1], [2.0, 0.3]])}, paper, {"float32": 1e-3}),
     ]
     assert ["n = 10" in caption for _, caption in shown] == [True, True, False]
+    spread, *_ = shown[0][0].axes
+    assert spread.get_ylabel() == "spread (% of the mean's length)"
+    assert spread.lines[0].get_ydata()[0] == pytest.approx(100 * measures["spread"].mean())
+    assert all(axes.get_ylabel() for axes in shown[0][0].axes)
     assert "n = 2 images" in shown[2][1]
     figure, caption = islands.picture_table({"a": [np.zeros((2, 2, 3)), masks[0]]}, ["x", "y"])
     assert caption == "1 rows of 2 pictures."

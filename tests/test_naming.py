@@ -133,5 +133,61 @@ def test_naming_by_hand(monkeypatch):
     shown = naming.compact(naming.naming(teacher, [data], rows))
     assert shown["teacher (zero-shot)"].iloc[0].startswith("25.0 [")
     assert not any("caption" in column for column in shown)
+    assert naming.unread_note(pd.DataFrame([row])) == ""
+    assert naming.reading(pd.DataFrame([row]))[0] == "Zero-shot accuracy is above chance on 0 of 1 label spaces."
     with pytest.raises(ValueError, match="no records of digits-size"):
         naming.naming(teacher, [datasets.load("digits-size")], rows)
+
+
+def test_an_image_that_cannot_be_read_is_left_out_of_the_probe_and_counted(tmp_path):
+    """Through the teacher's own features: their row of an image that cannot be decoded is NaN."""
+    from PIL import Image
+
+    from apm import methods, records
+
+    data = datasets.load("digits-parity").subset(40, seed=0)
+    for i in range(40):
+        folder = tmp_path / "tree" / data.classnames[data.labels[i]]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(data.images[i])).save(folder / f"{i:02d}.png")
+    broken = sorted(folder.glob("*.png"))[3]
+    broken.write_bytes(broken.read_bytes()[:60])
+    tree = datasets.load(f"folder:{tmp_path / 'tree'}")
+    zero_shot = methods.ZeroShot(teachers.load("mini"))
+    rows = records.run(zero_shot, tree, folder=tmp_path / "records", teacher_method=zero_shot, on_error="record")
+    table = naming.naming(zero_shot.teacher, [tree], rows)
+    assert table["unread images"].tolist() == [1]
+    assert table["n"].tolist() == [40]
+    assert naming.unread_note(table) == f"The probe leaves out images that could not be read: 1 of {tree.name}."
+
+
+def test_a_probe_below_zero_shot_is_said_to_be_fitted_on_few_images():
+    table = pd.DataFrame(
+        {
+            "set": ["a", "b"],
+            "above chance": ["yes", "yes"],
+            "probe": [60.0, 90.0],
+            "teacher": [70.0, 80.0],
+            "final": [71.0, 80.0],
+        }
+    )
+    told = naming.reading(table)
+    assert "below zero-shot on 1 (a)" in told[1]
+    assert "1.0 points" in told[-1]
+    assert len(naming.reading(table[1:])) == 2
+
+
+def test_the_probe_does_not_depend_on_the_number_of_threads():
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    seen = []
+    original = naming.np.asarray
+
+    def look(*arguments, **options):
+        seen.append({pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"})
+        return original(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch, threadpool_limits(2):
+        patch.setattr(naming.np, "asarray", look)
+        probe(np.random.default_rng(0).normal(size=(20, 2)), np.arange(20) % 2)
+    assert {1} in seen
