@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 COLOURS = {"teacher": "#949494", "final": "#0173b2", "minimum loss": "#029e73", "any": "#de8f05"}  # of "colorblind"
 _COLUMN = {"teacher": "teacher", "final": "final", "minimum loss": "minimum_loss", "any": "any"}
+# seaborn's ten "colorblind" colours, and markers: seven, which has no common divisor with ten, so that pairs repeat after 70 only
+PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
+MARKERS = "osD^vPX"
 WIDTH = 9.0  # inches: the width of a notebook page
 DPI = 150
 
@@ -75,6 +78,11 @@ def save(figure: Figure, name: str, folder: Path | str, caption: str = "") -> di
     return paths
 
 
+def series(n: int) -> list[tuple[str, str]]:
+    """Colour and marker of n series that must be told apart, also by who does not see all colours."""
+    return [(PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i in range(n)]
+
+
 # ------------------------------------------------------------------------------------------------------------- accuracies
 
 
@@ -83,12 +91,12 @@ def accuracy_bars(
     *,
     method: str | None = None,
     rules: Sequence[str] = ("teacher", "final", "any"),
-    chance: float | None = None,
+    chance: float | Sequence[float] | None = None,
 ) -> tuple[Figure, str]:
     """Accuracy of one method per condition (rows of `apm.tables.summary`), one mark with 95 % interval per counting rule.
 
-    chance: accuracy of guessing in percent, drawn as a line. Raises ValueError for an unknown method or rule, and for several
-    methods when none is named.
+    chance: accuracy of guessing in percent, drawn as a line; several, one per condition, where it differs, as a mark each.
+    Raises ValueError for an unknown method or rule, for several methods when none is named, and for another number of chances.
     """
     import matplotlib.pyplot as plt
 
@@ -116,7 +124,7 @@ def accuracy_bars(
             error_kw={"elinewidth": 1.0, "ecolor": "0.2", "capsize": 1.5},
         )
     if chance is not None:
-        axes.axhline(chance, color="0.3", linestyle=":", linewidth=1.2, label=f"chance ({chance:.1f} %)")
+        _chance(axes, list(chance) if isinstance(chance, Sequence) else [chance] * len(part), len(part))
     crowded = len(part) > 6 or max(map(len, labels)) > 14
     axes.set_xticks(
         x, labels, rotation=40 if crowded else 0, ha="right" if crowded else "center", rotation_mode="anchor"
@@ -343,9 +351,13 @@ def image_strip(
         rows, columns, figsize=(size * columns, height * rows), squeeze=False, layout="constrained"
     )
     for i, axes in enumerate(grid.flat):
-        axes.set_axis_off()
-        if i < len(images):
+        if i >= len(images):
+            axes.set_axis_off()
+        else:
             image = np.asarray(images[i])
+            axes.set(xticks=[], yticks=[])
+            for spine in axes.spines.values():  # white pixels at the edge are not the page
+                spine.set(visible=True, color="0.7", linewidth=0.5)
             grey = {"cmap": "gray", "vmin": 0, "vmax": 255 if image.dtype == np.uint8 else 1} if image.ndim == 2 else {}
             axes.imshow(image, **grey)
             if titles:
@@ -367,7 +379,6 @@ def class_scores(scores: np.ndarray, teacher: np.ndarray, classnames: Sequence[s
     scores: (K + 1, C) after k = 0..K updates. teacher: (C,). Raises ValueError for other shapes.
     """
     import matplotlib.pyplot as plt
-    import seaborn as sns
 
     style()
     scores, teacher = np.asarray(scores), np.asarray(teacher)
@@ -377,22 +388,43 @@ def class_scores(scores: np.ndarray, teacher: np.ndarray, classnames: Sequence[s
         )
     winner = int(teacher.argmax())
     shown = np.argsort(-teacher)[: min(6, len(teacher))]
-    colours = sns.color_palette("colorblind", len(shown))
     figure, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
-    for colour, c in zip(colours, shown, strict=True):
+    for (colour, marker), c in zip(series(len(shown)), shown, strict=True):
         wide = 2.5 if c == winner else 1.2
-        axes.plot(scores[:, c], color=colour, linewidth=wide, label=classnames[c])
-        axes.plot([len(scores) * 1.02], [teacher[c]], "D", color=colour, markersize=5, clip_on=False)
+        every = max(len(scores) // 8, 1)
+        axes.plot(
+            scores[:, c],
+            color=colour,
+            marker=marker,
+            markevery=every,
+            markersize=4,
+            linewidth=wide,
+            label=classnames[c],
+        )
+        axes.plot([len(scores) * 1.02], [teacher[c]], marker, color=colour, markersize=6, clip_on=False)
     axes.set(xlabel="iteration k", ylabel="cosine similarity", xlim=(0, len(scores) * 1.03))
     axes.legend(title="class", loc="center left", bbox_to_anchor=(1.03, 0.5), frameon=False)
     others = f" The {len(shown)} classes nearest to the teacher's feature." if len(shown) < len(teacher) else ""
     return figure, (
-        "Cosine similarity of the student's folded feature to the text feature of each class after k iterations; diamonds: the "
-        f"teacher's feature.{others} One image."
+        "Cosine similarity of the student's folded feature to the text feature of each class after k iterations; marks at the "
+        f"right: the teacher's feature.{others} One image."
     )
 
 
 # ----------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _chance(axes: Axes, chance: Sequence[float], conditions: int) -> None:
+    """One line where all chances look the same, else a short one at each condition."""
+    if len(chance) != conditions:
+        raise ValueError(f"expected one chance for all or one for each of {conditions} conditions, found {len(chance)}")
+    line: dict[str, Any] = {"color": "0.3", "linestyle": ":", "linewidth": 1.2}
+    if len({f"{value:.1f}" for value in chance}) == 1:
+        axes.axhline(chance[0], label=f"chance ({chance[0]:.1f} %)", **line)
+        return
+    low, high = min(chance), max(chance)
+    x = np.arange(conditions)
+    axes.hlines(chance, x - 0.45, x + 0.45, label=f"chance ({low:.1f} to {high:.1f} %)", **line)
 
 
 def _one_method(summary: pd.DataFrame, method: str | None) -> tuple[pd.DataFrame, str]:
@@ -458,7 +490,6 @@ def steps(published: pd.DataFrame, ours: pd.DataFrame) -> tuple[Figure, str]:
     low, high, n (`apm.benchmark.paired`). Both panels have the same scale. Raises ValueError for an empty frame.
     """
     import matplotlib.pyplot as plt
-    import seaborn as sns
 
     style()
     if published.empty or ours.empty:
@@ -466,11 +497,9 @@ def steps(published: pd.DataFrame, ours: pd.DataFrame) -> tuple[Figure, str]:
     panels = [("published", published, "set", "pair"), ("ours", ours, "dataset", "reference")]
     height = 0.34 * max(frame[sets].nunique() for _, frame, sets, _ in panels) + 2.0
     figure, grid = plt.subplots(1, 2, figsize=(WIDTH * 1.1, height), sharex=True, layout="constrained")
-    markers = "osD^v"
     for axes, (title, frame, sets, pairs) in zip(grid, panels, strict=True):
         order, labels = list(dict.fromkeys(frame[sets])), list(dict.fromkeys(frame[pairs]))
-        colours = sns.color_palette("colorblind", len(labels))
-        for i, label in enumerate(labels):
+        for i, (label, (colour, marker)) in enumerate(zip(labels, series(len(labels)), strict=True)):
             part = frame[frame[pairs] == label]
             y = np.array([order.index(name) for name in part[sets]]) + 0.6 * ((i + 0.5) / len(labels) - 0.5)
             value = part["difference"].to_numpy(dtype=float)
@@ -481,8 +510,8 @@ def steps(published: pd.DataFrame, ours: pd.DataFrame) -> tuple[Figure, str]:
                 value,
                 y,
                 xerr=error,
-                fmt=markers[i % len(markers)],
-                color=colours[i],
+                fmt=marker,
+                color=colour,
                 markersize=5,
                 capsize=2,
                 elinewidth=1.2,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -401,8 +402,8 @@ def footer(records: pd.DataFrame, *, rules: Sequence[str] = stats.RULES, notes: 
 def save(table: pd.DataFrame, name: str, folder: Path | str, caption: str, footer: str = "") -> dict[str, Path]:
     """Write <name>.csv (numbers as they are), <name>.md and <name>.tex (as read, with caption and footer) into a folder.
 
-    Numbers are shown with one decimal, p-values with three. Each file is replaced as a whole, and the same table gives the same
-    bytes. Returns the paths by suffix. Raises ValueError for an empty table or a name that is no plain file name; OSError for a folder
+    Numbers are shown with one decimal, a column with a number too small for that with three significant digits, p-values with
+    three decimals. Each file is replaced as a whole, and the same table gives the same bytes. Returns the paths by suffix. Raises ValueError for an empty table or a name that is no plain file name; OSError for a folder
     that cannot be written.
     """
     if table.empty:
@@ -435,14 +436,45 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
     return flat
 
 
+def read(path: Path | str) -> tuple[pd.DataFrame, str, str]:
+    """A table that `save` wrote, as it is read: cells as text, from the Markdown; its caption and its footer.
+
+    path: any of its files. Raises FileNotFoundError where there is no Markdown, ValueError where it holds no table.
+    """
+    path = Path(path).with_suffix(".md")
+    blocks = path.read_text(encoding="utf-8").strip().split("\n\n")
+    at = next((i for i, block in enumerate(blocks) if block.startswith("|")), None)
+    if at is None:
+        raise ValueError(f"{path}: expected a Markdown table, found none")
+    head, _, *rows = ([_unescaped(cell) for cell in _split(line)] for line in blocks[at].splitlines())
+    # cells of a list and not of a mapping: two columns may have one heading
+    table = pd.DataFrame(rows, columns=pd.Index(head, dtype=str), dtype=str)
+    return table, "\n\n".join(blocks[:at]).removeprefix("**").removesuffix("**"), "\n\n".join(blocks[at + 1 :])
+
+
+def _split(line: str) -> list[str]:
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])]
+
+
+def _unescaped(cell: str) -> str:
+    return cell.replace("\\|", "|")
+
+
 def _shown(flat: pd.DataFrame) -> pd.DataFrame:
     """All cells as text."""
-    return pd.DataFrame(
-        {column: [_text(value, column) for value in flat[column]] for column in flat.columns}, index=flat.index
-    )
+    cells = [
+        [_text(value, column, _small(flat.iloc[:, i])) for value in flat.iloc[:, i]] for i, column in enumerate(flat)
+    ]
+    return pd.DataFrame(dict(enumerate(cells)), index=flat.index).set_axis(flat.columns, axis=1)
 
 
-def _text(value: Any, column: str) -> str:
+def _small(values: pd.Series) -> bool:
+    """Whether a column holds a number that one decimal would show as 0.0."""
+    plain = (value for value in values if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral))
+    return any(0.0 < abs(float(value)) < 0.05 for value in plain)
+
+
+def _text(value: Any, column: str, small: bool) -> str:
     if _empty(value):
         return ""
     if isinstance(value, (bool, np.bool_, str)):
@@ -450,19 +482,27 @@ def _text(value: Any, column: str) -> str:
     if isinstance(value, numbers.Integral):
         return str(int(value))
     if isinstance(value, numbers.Real):
-        return p_value(float(value)) if column in _P_VALUES else _one_decimal(float(value))
+        if column in _P_VALUES:
+            return p_value(float(value))
+        return _three_digits(float(value)) if small else _one_decimal(float(value))
     return str(value)
 
 
+def _three_digits(value: float) -> str:
+    return _one_decimal(value) if value == 0.0 or abs(value) >= 100.0 else f"{value:#.3g}"
+
+
 def _numeric_looking(text: pd.Series) -> bool:
+    """Whether the cells begin with a number, and not with a name that begins with one such as 04_memory.csv."""
     filled = text[text != ""]
-    return len(filled) > 0 and bool(filled.str.match(r"^(?:[<>] ?)?[+-]?\d").all())
+    return len(filled) > 0 and bool(filled.str.match(r"(?:[<>] ?)?[+-]?\d+(?:[.,]\d+)*(?:e[+-]?\d+)?(?![\w.])").all())
 
 
 def _markdown(flat: pd.DataFrame, caption: str, footer: str) -> str:
     shown = _shown(flat)
-    align = ["right" if _numeric_looking(shown[column]) else "left" for column in shown]
+    align = ["right" if _numeric_looking(cells) else "left" for _, cells in shown.items()]
     escaped = shown.map(lambda text: text.replace("|", "\\|").replace("\n", " "))
+    escaped.columns = [column.replace("|", "\\|").replace("\n", " ") for column in escaped]
     body = escaped.to_markdown(index=False, disable_numparse=True, colalign=align)
     return "\n\n".join(part for part in (f"**{caption}**", body, footer) if part) + "\n"
 
@@ -520,32 +560,49 @@ class Shown:
 
 
 def show(
-    table: pd.DataFrame, caption: str, footer: str = "", *, bold: Callable[[pd.Series], bool] | None = None
+    table: pd.DataFrame,
+    caption: str,
+    footer: str = "",
+    *,
+    bold: Callable[[pd.Series], bool | Collection[str]] | None = None,
 ) -> Shown:
-    """A table for the end of a notebook cell, as `save` writes it. bold: which rows of the flat table stand out.
+    """A table for the end of a notebook cell, as `save` writes it.
+
+    bold: what stands out in a row of the flat table: True for all of it, or the columns of the cells that do.
 
     The HTML holds no random identifiers, so an executed notebook does not change between runs.
     """
     flat = _flat(table)
     shown = _shown(flat)
-    shown.columns = [_html(column) for column in shown.columns]
-    right = [column for column in shown if _numeric_looking(shown[column])]
-    longest = {column: int(shown[column].astype(str).str.len().max()) for column in shown}
-    breaking = [  # by class, which outweighs the rule for all cells
+    headings = list(shown.columns)
+    shown.columns = pd.RangeIndex(len(headings))  # two columns may have one heading
+    right = [place for place in shown if _numeric_looking(shown[place])]
+    longest = {place: int(shown[place].str.len().max()) for place in shown}
+    breaking = [
         {
             "selector": f"td.col{place}",
-            "props": f"white-space: normal; min-width: {22 if longest[column] > 3 * LONG_TEXT else 13}em",
+            "props": f"white-space: normal; min-width: {22 if longest[place] > 3 * LONG_TEXT else 13}em",
         }
-        for place, column in enumerate(shown)
-        if longest[column] > LONG_TEXT
+        for place in shown
+        if longest[place] > LONG_TEXT
     ]
-    uuid = hashlib.sha256((caption + shown.to_csv()).encode()).hexdigest()[:8]
-    strong = pd.Series(
-        [bool(bold(row)) for _, row in flat.iterrows()] if bold else [False] * len(flat), index=flat.index
+    aligned = [  # by class, which outweighs the rule for all cells
+        {
+            "selector": ", ".join(f"th.col{place}, td.col{place}" for place in right),
+            "props": "text-align: right; font-variant-numeric: tabular-nums",
+        }
+    ]
+    marked = [bold(row) if bold else False for _, row in flat.iterrows()]
+    strong = pd.DataFrame(
+        [[row is True or (row is not False and name in row) for name in headings] for row in map(_plain, marked)],
+        index=shown.index,
+        columns=shown.columns,
     )
+    uuid = hashlib.sha256((caption + "\n".join(headings) + shown.to_csv()).encode()).hexdigest()[:8]
     style = (
         shown.style.hide(axis="index")
         .format(escape="html")
+        .format_index([_html(heading) for heading in headings].__getitem__, axis="columns")
         .set_uuid(uuid)
         .set_table_styles(
             [
@@ -557,19 +614,15 @@ def show(
                 },
                 {"selector": "td", "props": "text-align: left; border-bottom: 1px solid rgba(128, 128, 128, 0.25)"},
                 *breaking,
+                *(aligned if right else []),
             ]
         )
-        .set_properties(subset=right, **{"text-align": "right", "font-variant-numeric": "tabular-nums"})
-        .apply(lambda row: ["font-weight: bold" if strong[row.name] else ""] * len(row), axis=1)
-        .apply_index(
-            lambda names: ["text-align: right" if name in right else "" for name in names],
-            axis="columns",
-        )
+        .apply(lambda _: strong.map(lambda cell: "font-weight: bold" if cell else ""), axis=None)
     )
     buffer = io.StringIO()
-    buffer.write('<figure style="margin: 1em 0; max-width: 100%">')
+    buffer.write('<figure class="apm-table" style="margin: 1em 0; max-width: 100%">')
     buffer.write(f'<figcaption style="margin-bottom: 0.5em"><strong>{_html(caption)}</strong></figcaption>')
-    buffer.write(f'<div style="overflow-x: auto">{style.to_html()}</div>')
+    buffer.write(f'<div class="apm-scroll" style="overflow-x: auto">{style.to_html()}</div>')
     if footer:
         buffer.write(
             f'<p style="font-size: 0.85em; opacity: 0.8; margin-top: 0.5em; max-width: 60em">{_html(footer)}</p>'
@@ -578,16 +631,22 @@ def show(
     return Shown(buffer.getvalue(), _markdown(flat, caption, footer))
 
 
+def _plain(marked: bool | np.bool_ | Collection[str]) -> bool | Collection[str]:
+    return bool(marked) if isinstance(marked, (bool, np.bool_)) else marked
+
+
 def upright(table: pd.DataFrame, *, widest: int = 12) -> pd.DataFrame:
     """A table with more columns than fit a page, turned: its columns down, its rows across under joined names.
 
-    table: with names in its index, or flat as read from CSV, where the leading columns of text are the names. A table of up
-    to `widest` columns, or of more rows than that, comes back as it is. For reading only; what is saved keeps the paper's layout.
+    table: with names in its index, or flat as `read` gives it, where the leading columns of text are the names. A table of up
+    to `widest` columns, or of more rows than that, comes back as it is; a turned one as text, since a column then holds counts
+    beside percentages. For reading only; what is saved keeps the paper's layout.
     """
     flat = _flat(table)
     if len(flat.columns) <= widest or len(flat) > widest:
         return table
-    names = next((i for i, column in enumerate(flat) if _numeric_looking(flat[column].astype(str))), 0)
+    flat = _shown(flat)
+    names = next((i for i, (_, cells) in enumerate(flat.items()) if _numeric_looking(cells)), 0)
     if not 0 < names < len(flat.columns):
         return table
     headings = [

@@ -88,6 +88,20 @@ def test_bars_have_the_heights_of_the_table(data):
     assert "upper bound that uses the labels" in caption
 
 
+def test_chance_is_one_line_or_a_mark_per_condition_where_it_differs(data):
+    figure, _ = accuracy_bars(data[1], chance=[25.0] * 5)
+    assert labels(figure)[-1] == "chance (25.0 %)"
+    chances = [25.0, 50.0, 10.0, 25.0, 25.0]
+    figure, _ = accuracy_bars(data[1], chance=chances)
+    assert labels(figure)[-1] == "chance (10.0 to 50.0 %)"
+    marks = next(c for c in figure.axes[0].collections if str(c.get_label()).startswith("chance"))
+    segments = marks.get_segments()
+    assert [segment[0][1] for segment in segments] == chances
+    assert [segment.mean(axis=0)[0] for segment in segments] == pytest.approx(range(5))
+    with pytest.raises(ValueError, match="one for each of 5 conditions, found 2"):
+        accuracy_bars(data[1], chance=[25.0, 50.0])
+
+
 def test_any_is_drawn_open_and_only_when_there_is_one(data):
     frame, _ = data
     plain = tables.summary(frame.assign(path=None))
@@ -202,6 +216,7 @@ def test_image_strip_shows_every_image_with_its_title():
     assert len(shown) == 8
     assert [axes.get_title() for axes in shown] == [f"k = {i}" for i in range(8)]
     assert "8 images, 4 x 4 px" in caption
+    assert all(spine.get_visible() for axes in shown for spine in axes.spines.values())  # white images have an edge
     image_strip([np.zeros((4, 4))])
     with pytest.raises(ValueError, match="at least one image"):
         image_strip([])
@@ -238,6 +253,22 @@ def test_colours_are_of_the_colour_blind_safe_palette():
 
     assert set(figures.COLOURS.values()) <= set(sns.color_palette("colorblind").as_hex())
     assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
+    assert list(figures.PALETTE) == sns.color_palette("colorblind").as_hex()
+
+
+def test_series_are_told_apart_by_colour_and_marker():
+    many = figures.series(20)
+    assert len(set(many)) == 20
+    assert {colour for colour, _ in many} == set(figures.PALETTE)
+
+
+def test_classes_over_the_iterations_have_a_colour_and_a_marker_each():
+    scores = np.linspace(0, 1, 12).reshape(4, 3)
+    figure, caption = figures.class_scores(scores, np.array([0.1, 0.9, 0.4]), ["a", "b", "c"])
+    lines = [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
+    assert [line.get_label() for line in lines] == ["b", "c", "a"]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 3
+    assert "marks at the right: the teacher's feature" in caption
 
 
 # ------------------------------------------------------------------------------------------------- steps and named classes

@@ -318,6 +318,50 @@ def test_csv_keeps_numbers_and_markdown_rounds_them(tmp_path):
     assert [cell.strip() for cell in lines[5].strip("|").split("|")] == ["c", "", "4", "0.500"]
 
 
+def test_a_column_with_small_numbers_keeps_their_digits(tmp_path):
+    table = pd.DataFrame(
+        {
+            "measure": ["spread", "clusters", "none", "count"],
+            "value": [0.00102861, 3.29688, 0.0, 251.7],
+            "low": [1.1e-14, 2.9, 1.0, np.nan],
+            "final": [60.4567, 0.0, 99.96, 0.5],
+        }
+    )
+    paths = save(table, "t", tmp_path, "Caption")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in paths["md"].read_text().splitlines()[4:8]]
+    assert rows == [
+        ["spread", "0.00103", "1.10e-14", "60.5"],
+        ["clusters", "3.30", "2.90", "0.0"],
+        ["none", "0.0", "1.00", "100.0"],
+        ["count", "251.7", "", "0.5"],
+    ]
+    assert "0.00103" in paths["tex"].read_text()
+    assert "0.00103" in show(table, "Caption")._repr_html_()
+
+
+def test_a_saved_table_reads_back_as_the_text_that_was_saved(two, tmp_path):
+    odd = pd.DataFrame({"": ["a|b", ""], "x|y": ["410.0", "1.0e-03"], "n": [3, 4]})
+    for path in save(odd, "odd", tmp_path, "A *caption*", "One.\n\nTwo.").values():
+        table, caption, note = tables.read(path)
+        assert list(table.columns) == ["", "x|y", "n"]
+        assert table.to_numpy().tolist() == [["a|b", "410.0", "3"], ["", "1.0e-03", "4"]]
+        assert (caption, note) == ("A *caption*", "One.\n\nTwo.")
+    save(wide(two), "wide", tmp_path, "Caption")
+    assert tables.read(tmp_path / "wide.csv")[0].iloc[:, 2:].to_numpy().tolist() == wide(two).to_numpy().tolist()
+    (tmp_path / "none.md").write_text("text")
+    with pytest.raises(ValueError, match="found none"):
+        tables.read(tmp_path / "none.md")
+
+
+def test_numbers_stand_right_by_a_rule_that_outweighs_the_one_for_all_cells():
+    table = pd.DataFrame(
+        {"method": ["a", "b"], "final": [1.0, 2.0], "from": ["04_x.csv", "05_y.csv"], "ms": ["< 1", "3"]}
+    )
+    html = show(table, "T")._repr_html_()
+    rules = re.findall(r"#T_\w+\s+(\S+) \{[^{}]*text-align: right", html)  # of a class: outweighs "td" alone
+    assert set(rules) == {"th.col1", "td.col1", "th.col3", "td.col3"}
+
+
 def test_latex_is_escaped_and_uses_booktabs(tmp_path):
     table = pd.DataFrame({"a_b": ["x & y", "50 %"], "p": [0.0001, 0.5]})
     text = save(table, "t", tmp_path, "A_b & c", "100 % of $n$")["tex"].read_text()
@@ -355,6 +399,13 @@ def test_bold_rows_stand_out():
     table = pd.DataFrame({"method": ["a", "b"], "final": [1.0, 2.0]})
     assert "font-weight: bold" not in show(table, "T")._repr_html_()
     assert "font-weight: bold" in show(table, "T", bold=lambda row: row["method"] == "b")._repr_html_()
+
+
+def test_single_cells_stand_out():
+    table = pd.DataFrame({"claim": ["a", "b"], "verdict": ["holds", "fails"]})
+    html = show(table, "T", bold=lambda row: ("verdict",) if row["claim"] == "a" else False)._repr_html_()
+    (rule,) = re.findall(r"([^{}]*)\{[^{}]*font-weight: bold", html)
+    assert re.findall(r"row\d+_col\d+", rule) == ["row0_col1"]
 
 
 # ------------------------------------------------------------------------------------------------------ beside published
