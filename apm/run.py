@@ -87,7 +87,10 @@ def _portable(value: Any) -> Any:
 
 
 def export_html(executed: Path, target: Path) -> Path:
-    """The executed notebook as one HTML page without code cells and without anything loaded from elsewhere."""
+    """The executed notebook as one HTML page without code cells and without anything loaded from elsewhere.
+
+    target: in the profile's results folder, beside `notebooks/`, which the page's links to notebooks then lead to.
+    """
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
@@ -100,10 +103,17 @@ def export_html(executed: Path, target: Path) -> Path:
     settings.HTMLExporter.jquery_url = ""
     settings.HTMLExporter.embed_images = True
     page, _ = HTMLExporter(config=settings).from_filename(str(executed))
-    page = re.sub(r"<title>.*?</title>", "<title>APM: reproducibility report</title>", page, count=1, flags=re.S)
-    # what nbconvert's template would load from elsewhere: formula and diagram scripts, which this page does not use
-    page = re.sub(r"<script[^>]*\bsrc=\"?https?:[^>]*></script>", "", page)
-    page = re.sub(r"<script type=\"module\">.*?</script>", "", page, flags=re.S)
+    page = re.sub(
+        r"<title>.*?</title>",
+        f"<title>APM, done again: profile {target.parent.name}</title>",
+        page,
+        count=1,
+        flags=re.S,
+    )
+    # formula and diagram scripts of nbconvert's template, which this page does not use; their addresses are empty or elsewhere
+    page = re.sub(r"<script\b[^>]*\bsrc=[^>]*>.*?</script>", "", page, flags=re.S)
+    page = re.sub(r"<script type=\"(?:module|text/x-mathjax-config)\">.*?</script>", "", page, flags=re.S)
+    page = re.sub(r'href="(\d\d_\w+\.ipynb)"', r'href="notebooks/\1"', page)
     return atomic_write(target, page)
 
 

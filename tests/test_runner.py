@@ -223,6 +223,23 @@ def test_the_report_page_loads_nothing_from_elsewhere(project: Path) -> None:
     assert "print(" not in page
     assert not re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']?https?:", page)
     assert not re.search(r"import\s*\(?[\"']https?:", page)
+    assert not re.findall(r"<script[^>]*src=", page)
+    assert "mathjax" not in page.lower().split("<body")[0].split("<style")[0]
+    assert "<title>APM, done again: profile mini</title>" in page
+
+
+def test_links_to_notebooks_hold_both_in_the_executed_report_and_on_the_page(project: Path) -> None:
+    link = "<a href='01_a.ipynb'>there</a> <a href='#top'>up</a>".replace("'", '\\"')
+    write_notebook(project / "notebooks" / "01_a.ipynb", "print(1)")
+    write_notebook(project / "notebooks" / "99_report.ipynb", f'from IPython.display import HTML\nHTML("{link}")')
+    assert run.main(["01_a", "99_report"]) == 0
+    page = project / "results" / "mini" / "report.html"
+    executed = page.parent / "notebooks" / "99_report.ipynb"
+    outputs = [o for c in nbformat.read(executed, 4).cells if c.cell_type == "code" for o in c.outputs]
+    for place, text in ((page, page.read_text()), (executed, outputs[0]["data"]["text/html"])):
+        (target,) = re.findall(r'href="([^"]+\.ipynb)"', text)
+        assert (place.parent / target).is_file(), place
+    assert 'href="#top"' in page.read_text()
 
 
 # ------------------------------------------------------------------------------------------------------- dependencies
