@@ -450,6 +450,7 @@ def against_open_clip(
     theirs = published.wide(published.load("teacher_zero_shot_openclip"))
     lines = []
     for (name, tag), frame in rows.items():
+        tag = (tag or "").partition("=")[0]  # of TAG=FILE
         candidates = [f"{stem} / {tag}" for stem in (name, name.removesuffix("-quickgelu"))]
         row = next((c for c in candidates if c in theirs.index), None)
         if row is None:

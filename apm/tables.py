@@ -216,9 +216,10 @@ def _lines(records: pd.DataFrame, rules: Sequence[str]) -> Iterable[tuple[tuple[
 
 def _is_teacher(part: pd.DataFrame) -> bool:
     """Whether a method without iterations says what the teacher says on each image: then its row is the teacher's."""
-    if stats.has_path(part) or part["teacher_prediction"].isna().any():
+    if stats.has_path(part) or part["teacher_prediction"].isna().all():
         return False
-    return bool((part["prediction"] == part["teacher_prediction"]).all())
+    # where the teacher failed, a method that is the teacher failed too
+    return bool((part["prediction"] == part["teacher_prediction"].fillna(-1)).all())
 
 
 def _cell(part: pd.DataFrame, rule: str, conditions: str, interval: bool) -> str:

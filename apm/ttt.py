@@ -199,7 +199,7 @@ def adapt(
     losses = torch.full((n, steps), math.nan, dtype=dtype, device=device)
     width = student.width if text_features is None else text_features.shape[0]
     outputs = torch.full((n, steps, width), math.nan, dtype=dtype, device=device)
-    reused: dict[int, _Students] = {}
+    reused: dict[int, _Students] = {}  # of one size only: two would need the memory of both
 
     def train(part: slice) -> dict[str, Tensor]:
         if init is None:
@@ -210,8 +210,9 @@ def adapt(
         inputs |= {"tokens": tokens[part].to(dtype)} if tokens is not None else {}
         inputs |= {"colours": colours[part].to(dtype)} if colours is not None else {}
         views = None if config.augmentation == "none" else _Views(images[part].to(dtype), generator)
-        # taken out while in use, so that where memory ends they go
-        students = reused.pop(part.stop - part.start, None) or _Students(config, text_features, device)
+        students = reused.pop(part.stop - part.start, None)
+        reused.clear()  # and none is kept while in use, so that where memory ends all goes
+        students = students or _Students(config, text_features, device)
         students.start(weights, inputs)
 
         for k in range(steps):

@@ -389,7 +389,8 @@ def test_students_whose_updates_are_replayed_are_those_trained_one_by_one(monkey
     # parts one after the other, as on a GPU
     monkeypatch.setattr(ttt, "side_by_side", lambda train, parts, *_: [train(part) for part in parts])
     result = adapt(**data, config=config, keep_parameters=True)
-    assert [len(captures), len(aside)] == [2, 6]  # for parts of 1 and of 2 images: once each, three updates before it
+    # of parts of 1, 2, 2 and 2 images: once for each size in a row, three updates before it
+    assert [len(captures), len(aside)] == [2, 6]
     torch.testing.assert_close(result.losses, expected.losses, rtol=1e-6, atol=0)  # a rate in a tensor is float32
     torch.testing.assert_close(result.losses, losses, rtol=1e-6, atol=0)
     torch.testing.assert_close(result.features, expected.features, rtol=1e-5, atol=1e-8)
