@@ -279,10 +279,10 @@ def test_recomputed_published_sums_are_those_of_the_consistency_file() -> None:
     measured = sums.loc["teacher once + 19 x student, against the measured GFLOPs of APM: not reconstructable"]
     assert (measured["computed"], measured["printed"], measured["agrees"]) == (210.5, 241.7, "no")
     ratios = [
-        sums.loc[f"measured over ideal GFLOPs, {n}: no common factor", "computed"]
+        sums.loc[f"measured over ideal GFLOPs, {n}, %: no common factor", "computed"]
         for n in ("APM", "CLIP ViT-B/16", "TPT")
     ]
-    assert ratios == pytest.approx([241.7 / 210.5, 462 / 410, 529 / 476])
+    assert ratios == pytest.approx([100 * 241.7 / 210.5, 100 * 462 / 410, 100 * 529 / 476])
     assert sums.loc["corruptions (of 15) in which APM is above TTT-MAE", "computed"] == 11
     assert sums.loc["TPT: mean over the ten sets of the TPT paper, Cars included", "agrees"] == "yes"
     assert sums.loc["TPT: mean over the nine sets that the table shows", "agrees"] == "no"
@@ -502,6 +502,18 @@ def test_raw_pixels_and_the_teachers_tokens_pass_the_rule_for_islands_and_the_po
     assert passed == {
         "raw pixels, mean of patch": True, "raw pixels, patch": True, "teacher's patch tokens": True, "positional code alone": False
     }  # fmt: skip
+
+
+def test_times_are_taken_on_one_thread_for_every_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[object, int]] = []
+    monkeypatch.setattr(
+        audit.compute, "time_columns", lambda c, size, **o: seen.append((size, torch.get_num_threads()))
+    )
+    monkeypatch.setattr(audit.compute, "time_tower", lambda name, **o: seen.append((name, torch.get_num_threads())))
+    before = torch.get_num_threads()
+    assert list(audit.timed(preset("released"))) == ["one", "seven", "all", "tower"]
+    assert seen == [(1, 1), (7, 1), (1024, 1), ("ViT-B-16", 1)]
+    assert torch.get_num_threads() == before
 
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "mini"
