@@ -846,7 +846,7 @@ def _others(folder: Path | str, name: str, where: str) -> list[Claim]:
     rows = [row for row in every if LABELLED not in row]
     claim = f"Competitive with other test-time methods: {name}"
     rule = (
-        f"every method without labels, on the same teacher and images, at most {MARGIN:g} point above APM (95 % intervals, paired, each "
+        f"every method that learns from no labels (CoOp does), on the same teacher and images, at most {MARGIN:g} point above APM (95 % intervals, paired, each "
         "by itself); does not hold: one is further above; else it cannot be told"
     )
     if not rows:
@@ -1003,7 +1003,7 @@ def _field(folder: Path | str) -> list[Claim]:
         decided(
             "The input percept is a field: images between two images look like images",
             "halfway, decoded images move away from the nearest real image less than blends of pixels do (paired difference below 0)",
-            f"{gap.text()}, {abs(gap.value / blend.value):.0%} of the {blend.value:.3f} that blends move away",
+            f"{gap.text()}, {100 * abs(gap.value / blend.value):.0f} % of the {blend.value:.3f} that blends move away",
             True if gap.high + gap.rounding < 0 else None if gap.high - gap.rounding < 0 else False,
             gap.source,
         ),

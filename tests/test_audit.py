@@ -410,7 +410,7 @@ def test_claims_of_the_field_have_their_controls(tmp_path: Path, changes: dict, 
     claim = audit._field(tmp_path)[place]
     assert claim.verdict == verdict
     if place == 3:
-        assert claim.figure.endswith("8% of the 0.038 that blends move away")
+        assert claim.figure.endswith("8 % of the 0.038 that blends move away")
 
 
 def test_claims_follow_other_numbers_of_neighbours_and_views(tmp_path: Path) -> None:
