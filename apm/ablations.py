@@ -622,7 +622,9 @@ def feature_and_tokens(teacher: Teacher, dataset: Dataset, *, images: int = 32) 
         return math.nan
     encoding = teacher.encode(teacher.transform(pictures), tokens=True)
     assert encoding.tokens is not None
-    return float(nn.functional.cosine_similarity(encoding.feature, encoding.tokens.mean(dim=1), dim=-1).mean())
+    return float(
+        nn.functional.cosine_similarity(encoding.feature, encoding.tokens.flatten(1, 2).mean(dim=1), dim=-1).mean()
+    )
 
 
 def compact_iterations(steps: pd.DataFrame) -> pd.DataFrame:

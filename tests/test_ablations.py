@@ -354,8 +354,8 @@ def test_where_the_feature_is_the_mean_of_the_tokens_their_cosine_is_one(data: D
         transform = staticmethod(lambda pictures: torch.as_tensor(np.stack(pictures)).float())
 
         def encode(self, images: torch.Tensor, *, tokens: bool) -> teachers.Encoding:
-            found = images.flatten(1)[:, :16].unflatten(1, (4, 4))
-            return teachers.Encoding(3 * found.mean(dim=1), found)
+            found = images.flatten(1)[:, :16].unflatten(1, (2, 2, 4))
+            return teachers.Encoding(3 * found.mean(dim=(1, 2)), found)
 
     teacher = Pooling()
     assert ablations.feature_and_tokens(teacher, data) == pytest.approx(1.0)  # type: ignore[arg-type]
