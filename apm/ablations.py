@@ -4,7 +4,8 @@ A line names what it changes over the common settings:
 
     {part: losses, name: L_cls + L_rgb, training: {loss_rgb: 1}, published: ["Lcls + Lrgb", CIFAR-10]}
 
-Lines with the same settings share one run. Besides the APM, the student may be another network (`NETWORKS`), trained in the
+Lines with the same settings share one run. A line is compared with the profile's base on the same images and seeds, or with the
+line that it names as `against`; where that one ran for more iterations, with its predictions after as many. Besides the APM, the student may be another network (`NETWORKS`), trained in the
 same way on the same image: a plain MLP, ResNet-18, ResNet-34, or no network at all, a bare vector.
 """
 
@@ -209,6 +210,7 @@ class Ablation:
     init: str | None = None  # for another network: see OneSampleStudent
     samples: int | None = None  # fewer images for an expensive line
     dataset: str | None = None  # another set than the common one, as Tables 8 and 9 have; at most as many images
+    against: str | None = None  # name of the line that it is compared with; None: the base
     published: tuple[str, str] | None = None  # row and column of data/published/table5_and_appendix.csv
 
 
@@ -245,6 +247,10 @@ def parse(lines: Sequence[Mapping[str, Any]]) -> list[Ablation]:
             raise ValueError(f"{where}: published must be [row, column], found {cell!r}")
         if line["name"] in {other.name for other in parsed}:
             raise ValueError(f"{where}: the name {line['name']!r} is used twice")
+        compared = line.get("against")
+        others = [str(other.get("name")) for other in lines if isinstance(other, Mapping) and other is not line]
+        if compared is not None and compared not in others:
+            raise ValueError(f"{where}: against: {project.unknown('line', str(compared), others)}")
         values = {"student": {}, "training": {}, **line, "published": None if cell is None else tuple(cell)}
         parsed.append(Ablation(**values))
     return parsed
@@ -286,8 +292,12 @@ def run(
     seeds: Sequence[int],
     student: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
+    on_error: str = "raise",
 ) -> pd.DataFrame:
-    """Records of all lines over all seeds, with the columns part, variant and parameters; lines with equal settings run once.
+    """Records of all lines over all seeds; lines with equal settings run once.
+
+    Further columns: part, variant, parameters; against (the line that it names, or ""); same_as: the first line with the same
+    settings on the same images, "" for that line itself. on_error: as of `apm.records.run`.
 
     Raises ValueError for fewer than 3 seeds, for `samples` out of range and as `method` does, before anything is computed.
     """
@@ -307,55 +317,67 @@ def run(
             )
         images[line.name] = own_set if n == len(own_set) else own_set.subset(n, seed=0)
     zero_shot = methods.ZeroShot(teacher)
-    done: dict[str, pd.DataFrame] = {}
+    done: dict[str, tuple[str, pd.DataFrame]] = {}
     frames = []
     for line, own in zip(lines, chosen, strict=True):
         data = images[line.name]
-        key = project.sha256_of([own.settings(), data.fingerprint, len(data)])
+        key = project.sha256_of([own.settings(), data.fingerprint, data.indices.tolist()])
         if key not in done:
-            runs = [records.run(own, data, folder=folder, seed=seed, teacher_method=zero_shot) for seed in seeds]
-            done[key] = pd.concat(runs, ignore_index=True)
-        frames.append(done[key].assign(part=line.part, variant=line.name, parameters=size_of(own)))
+            runs = [
+                records.run(own, data, folder=folder, seed=seed, teacher_method=zero_shot, on_error=on_error)
+                for seed in seeds
+            ]
+            done[key] = line.name, pd.concat(runs, ignore_index=True)
+        first, found = done[key]
+        same = "" if first == line.name else first
+        frames.append(
+            found.assign(
+                part=line.part, variant=line.name, parameters=size_of(own), against=line.against or "", same_as=same
+            )
+        )
     return pd.concat(frames, ignore_index=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------- tables
 
 
+KEY = ["dataset", "corruption", "severity", "sample", "seed"]  # which prediction is compared with which
+
+
 def summary(rows: pd.DataFrame, base: str) -> pd.DataFrame:
     """One row of numbers per variant, from the records of `run`.
 
-    Columns: those of `apm.tables.summary` by part and variant, data (name of the set) and parameters; spread (standard deviation over the seeds of
-    the accuracy, points); first_loss and last_loss (medians over images and seeds); step, step_low, step_high: final minus
-    the base variant's on the same images and seeds, with the paired bootstrap interval over images; empty for variants
-    on another dataset than the base.
+    Columns: those of `apm.tables.summary` by part and variant, data (name of the set), parameters and same_as; k (iterations);
+    spread (standard deviation over the seeds of the accuracy, points); first_loss and last_loss (medians over images and seeds);
+    against: the variant that it is compared with, and at: after how many of that one's iterations; step, step_low, step_high:
+    final minus that variant's on the same images and seeds, with the paired bootstrap interval over images; empty for a
+    variant on another dataset.
 
-    Raises ValueError for an unknown base.
+    Raises ValueError for an unknown base, and for a variant with images that the one it is compared with has not seen.
     """
     if base not in set(rows["variant"]):
         raise project.unknown("base variant", base, list(dict.fromkeys(rows["variant"])))
     table = tables.summary(rows, by=("part", "variant"))
-    key = ["dataset", "corruption", "severity", "sample", "seed"]
-    reference = rows[rows["variant"] == base].set_index(key)
-    base_sets = set(rows[rows["variant"] == base]["dataset"])
+    parts = {variant: own for variant, own in rows.groupby("variant", sort=False)}
     extra = []
     for variant in table["variant"]:
-        own = rows[rows["variant"] == variant]
+        own = parts[variant]
+        against = own["against"].iloc[0] or base
         right = stats.correct(own, "final")
         assert right is not None
-        step = stats.Interval(np.nan, np.nan, np.nan, 0)
-        if set(own["dataset"]) == base_sets:
-            theirs = stats.correct(reference.loc[pd.MultiIndex.from_frame(own[key])], "final")
-            assert theirs is not None
-            step = stats.paired_difference(right, theirs, own["sample"].to_numpy())
+        step, at = _step(own, parts[against])
         by_seed = 100 * pd.Series(right).groupby(own["seed"].to_numpy()).mean()
         extra.append(
             {
                 "data": str(own["dataset"].iloc[0]),
                 "parameters": int(own["parameters"].iloc[0]),
+                "same_as": own["same_as"].iloc[0],
+                "k": _updates(own),
                 "spread": by_seed.std(ddof=1),
                 "first_loss": own["first_loss"].median(),
                 "last_loss": own["last_loss"].median(),
+                "against": against,
+                "at": at,
                 "step": step.value,
                 "step_low": step.low,
                 "step_high": step.high,
@@ -364,17 +386,115 @@ def summary(rows: pd.DataFrame, base: str) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame(extra)], axis=1)
 
 
+def _updates(own: pd.DataFrame) -> int:
+    return stats.paths(own).shape[1] - 1
+
+
+def _step(own: pd.DataFrame, other: pd.DataFrame, k: int | None = None) -> tuple[stats.Interval, int]:
+    """Accuracy of a variant minus another's on the same images and seeds, and the other's iterations.
+
+    k: after how many updates of both; None: all of the variant's, and as many of the other's where it has more. Empty where the
+    two have no dataset in common.
+    """
+    mine = stats.paths(own)
+    theirs = stats.paths(other)
+    k_own = mine.shape[1] - 1 if k is None else k
+    k_other = min(k_own, theirs.shape[1] - 1)
+    if set(own["dataset"]) != set(other["dataset"]):
+        return stats.Interval(np.nan, np.nan, np.nan, 0), k_other
+    place = pd.Series(np.arange(len(other)), index=pd.MultiIndex.from_frame(other[KEY]))
+    found = place.reindex(pd.MultiIndex.from_frame(own[KEY]))
+    if found.isna().any():
+        missing = own.loc[found.isna().to_numpy(), "sample"].nunique()
+        raise ValueError(
+            f"variant {own['variant'].iloc[0]!r} has {missing} images that {other['variant'].iloc[0]!r}, with which it is "
+            f"compared, has not seen: give it at most {other['sample'].nunique()} samples, or the other one more"
+        )
+    where = found.to_numpy(dtype=np.int64)
+    right = mine[:, k_own] == own["label"].to_numpy()
+    reference = theirs[where, k_other] == other["label"].to_numpy()[where]
+    return stats.paired_difference(right, reference, own["sample"].to_numpy()), k_other
+
+
+def early(rows: pd.DataFrame, base: str, counts: Sequence[int]) -> pd.DataFrame:
+    """Every variant after few updates, k in counts, where accuracies are not yet all the teacher's: from predictions per iteration.
+
+    Columns: part, variant, same_as, n, k; accuracy with low and high (%); against, step, step_low, step_high: accuracy minus
+    that variant's after as many updates, paired (percentage points). Variants that were trained for fewer than k updates
+    have no row there. Raises ValueError as `summary`.
+    """
+    if base not in set(rows["variant"]):
+        raise project.unknown("base variant", base, list(dict.fromkeys(rows["variant"])))
+    parts = {variant: own for variant, own in rows.groupby("variant", sort=False)}
+    lines = []
+    for variant, own in parts.items():
+        path = stats.paths(own)
+        against = own["against"].iloc[0] or base
+        for k in counts:
+            if not 1 <= k < path.shape[1]:
+                continue
+            value = stats.bootstrap_mean(path[:, k] == own["label"].to_numpy(), own["sample"].to_numpy())
+            step, at = _step(own, parts[against], k)
+            if at < k:
+                step = stats.Interval(np.nan, np.nan, np.nan, 0)
+            lines.append(
+                {
+                    "part": own["part"].iloc[0],
+                    "variant": variant,
+                    "same_as": own["same_as"].iloc[0],
+                    "n": value.n,
+                    "k": k,
+                    "accuracy": value.value,
+                    "low": value.low,
+                    "high": value.high,
+                    "against": against,
+                    "step": step.value,
+                    "step_low": step.low,
+                    "step_high": step.high,
+                }
+            )
+    if not lines:
+        raise ValueError(f"no variant was trained for {min(counts)} iterations: name smaller counts")
+    return pd.DataFrame(lines)
+
+
+def compact_early(table: pd.DataFrame) -> pd.DataFrame:
+    """`early` for reading: one row per run, for every k the accuracy and the paired difference."""
+    runs = table[table["same_as"] == ""]
+    shown = runs.drop_duplicates("variant")[["part", "variant", "n", "against"]].set_index("variant")
+    for k, own in runs.groupby("k"):
+        own = own.set_index("variant")
+        for heading, names in (
+            (f"k = {k}", ("accuracy", "low", "high")),
+            ("difference", ("step", "step_low", "step_high")),
+        ):
+            cells = [tables.percent(cell) for cell in zip(*(own[name] for name in names), strict=True)]
+            heading = heading if heading != "difference" else f"difference, k = {k}"
+            shown[heading] = pd.Series(cells, index=own.index).reindex(shown.index).fillna("")
+    shown = shown.reset_index()
+    shown.insert(0, "part", shown.pop("part"))
+    shown["part"] = shown["part"].where(shown["part"] != shown["part"].shift(), "")
+    return shown.rename(columns={"against": "compared with"})
+
+
 def compact(table: pd.DataFrame, published: Mapping[str, str] | None = None) -> pd.DataFrame:
     """`summary` for reading. published: variant -> text of the published value, for the last column."""
 
     def cells(*names: str) -> list[str]:
         return [tables.percent(cell) for cell in zip(*(table[name] for name in names), strict=True)]
 
+    longest = dict(zip(table["variant"], table["k"], strict=True))
+    compared = [
+        "" if own == other else other if at == longest[other] else f"{other}, k = {at}"
+        for own, other, at in zip(table["variant"], table["against"], table["at"], strict=True)
+    ]
     shown = pd.DataFrame(
         {
-            "": table["part"].where(table["part"] != table["part"].shift(), ""),
+            "part": table["part"].where(table["part"] != table["part"].shift(), ""),
             "variant": table["variant"],
+            "same run as": table["same_as"],
             "n": table["n"],
+            "K": table["k"],
             "weights": [_count(p) for p in table["parameters"]],
             "median loss": [
                 f"{a:.0e} to {b:.0e}" for a, b in zip(table["first_loss"], table["last_loss"], strict=True)
@@ -383,7 +503,8 @@ def compact(table: pd.DataFrame, published: Mapping[str, str] | None = None) -> 
             "sd": table["spread"].round(1),
             "as teacher": table["agreement"].round(1),
             "final - teacher": cells("difference", "low", "high"),
-            "final - base": cells("step", "step_low", "step_high"),
+            "compared with": compared,
+            "difference": cells("step", "step_low", "step_high"),
         }
     )
     if len(set(table["data"])) > 1:
@@ -423,7 +544,8 @@ def over_iterations(rows: pd.DataFrame, variant: str, counts: Sequence[int]) -> 
 
     Training does not know how long it will last, so a run of K updates begins with the run of k < K. Columns: k, n, seeds,
     final with final_low and final_high (%), sd (standard deviation over seeds, points), agreement with the teacher (%), any: right
-    after at least one of the first k updates (%). Raises ValueError for an unknown variant or a k beyond its last update.
+    after at least one of the first k updates (%); step, step_low, step_high: accuracy after k minus that after the last of counts,
+    paired (percentage points). Raises ValueError for an unknown variant or a k beyond its last update.
     """
     if variant not in set(rows["variant"]):
         raise project.unknown("variant", variant, list(dict.fromkeys(rows["variant"])))
@@ -434,8 +556,10 @@ def over_iterations(rows: pd.DataFrame, variant: str, counts: Sequence[int]) -> 
     for k in counts:
         if not 1 <= k < path.shape[1]:
             raise ValueError(f"{variant} was trained for {path.shape[1] - 1} iterations; found k = {k}")
+    for k in counts:
         right = path[:, k] == label
         value = stats.bootstrap_mean(right, sample)
+        step = stats.paired_difference(right, path[:, counts[-1]] == label, sample)
         table.append(
             {
                 "k": k,
@@ -447,9 +571,88 @@ def over_iterations(rows: pd.DataFrame, variant: str, counts: Sequence[int]) -> 
                 "sd": 100 * pd.Series(right).groupby(own["seed"].to_numpy()).mean().std(ddof=1),
                 "agreement": stats.agreement(path[:, k], teacher),
                 "any": 100 * float((path[:, 1 : k + 1] == label[:, None]).any(axis=1).mean()),
+                "step": step.value,
+                "step_low": step.low,
+                "step_high": step.high,
             }
         )
     return pd.DataFrame(table)
+
+
+def reading(table: pd.DataFrame) -> list[str]:
+    """What moved, in sentences, from `summary`: lines that are the same run are one finding."""
+    runs = table[table["same_as"] == ""]
+    compared = runs[runs["step"].notna() & (runs["variant"] != runs["against"])]
+    moved = compared[(compared["step_low"] > 0) | (compared["step_high"] < 0)]
+
+    def names(which: pd.DataFrame) -> str:
+        return "; ".join(which["variant"]) or "none"
+
+    equal = compared[(compared["step_low"] == 0) & (compared["step_high"] == 0)]
+    lines = [
+        f"{len(table)} lines are {len(runs)} distinct runs",
+        f"{len(moved)} of the {len(compared)} compared differ from what they are compared with beyond their interval: {names(moved)}",
+        f"below their teacher: {names(runs[runs['high'] < 0])}",
+        f"above their teacher: {names(runs[runs['low'] > 0])}",
+        f"{len(runs[runs['agreement'] > 97])} of {len(runs)} give the teacher's own prediction on more than 97 % of the images",
+    ]
+    if len(equal):
+        most = int(equal["n"].max())
+        lines.append(
+            f"{len(equal)} show no difference on any image: with n = {most}, up to about 3/n = {300 / most:.1f} points "
+            "would still go unseen"
+        )
+    return lines
+
+
+def feature_and_tokens(teacher: Teacher, dataset: Dataset, *, images: int = 32) -> float:
+    """Mean cosine of the teacher's image feature and the mean of its patch tokens, over some images of a dataset.
+
+    1: the target of L_grid, folded, is that of L_cls. NaN for a teacher without patch tokens or where no image can be read.
+    """
+    if teacher.grid is None:
+        return math.nan
+    pictures = []
+    for i in range(min(images, len(dataset))):
+        try:
+            pictures.append(dataset.images[i])
+        except datasets.UnreadableImage:
+            continue
+    if not pictures:
+        return math.nan
+    encoding = teacher.encode(teacher.transform(pictures), tokens=True)
+    assert encoding.tokens is not None
+    return float(
+        nn.functional.cosine_similarity(encoding.feature, encoding.tokens.flatten(1, 2).mean(dim=1), dim=-1).mean()
+    )
+
+
+def compact_iterations(steps: pd.DataFrame) -> pd.DataFrame:
+    """`over_iterations` for reading."""
+    last = steps["k"].iloc[-1]
+    final, step = (
+        [tables.percent(cell) for cell in steps[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)]
+        for name in ("final", "step")
+    )
+    shown = steps[["k", "n", "seeds"]].assign(final=final)
+    shown[["sd", "agreement", "any"]] = steps[["sd", "agreement", "any"]]
+    return shown.assign(**{f"final - final after {last}": step})
+
+
+def times(rows: pd.DataFrame) -> pd.DataFrame:
+    """Median milliseconds per image of every distinct run, fastest first, from the records of `run`. Columns: variant, n, K, ms."""
+    runs = rows[rows["same_as"] == ""]
+    lines = [
+        {
+            "variant": variant,
+            "n": own["sample"].nunique(),
+            "K": _updates(own),
+            "ms per image": own["milliseconds"].median(),
+        }
+        for variant, own in runs.groupby("variant", sort=False)
+    ]
+    found = pd.DataFrame(lines).sort_values("ms per image", ignore_index=True)
+    return found.assign(**{"ms per image": [f"{ms:.2g}" if ms < 10 else f"{ms:,.0f}" for ms in found["ms per image"]]})
 
 
 # ---------------------------------------------------------------------------------------------------------------- figures
@@ -464,20 +667,28 @@ def overview(table: pd.DataFrame) -> tuple[Any, str]:
 
     figures.style()
     parts = list(dict.fromkeys(table["part"]))
-    palette = plt.rcParams["axes.prop_cycle"].by_key()["color"]
     at, labels, y = [], [], 0.0
     figure, axes = plt.subplots(figsize=(7.5, 0.24 * (len(table) + len(parts)) + 1.2))
     for number, part in enumerate(parts):
         own = table[table["part"] == part]
         places = y + np.arange(len(own))
         value, low, high = (own[name].to_numpy() for name in ("final", "final_low", "final_high"))
-        colour = palette[number % len(palette)]
-        axes.errorbar(
-            value, places, xerr=np.abs([value - low, high - value]), fmt="o", ms=4, lw=1.2, capsize=2, color=colour
-        )
+        for again in (False, True):
+            chosen = (own["same_as"] != "").to_numpy() == again
+            axes.errorbar(
+                value[chosen],
+                places[chosen],
+                xerr=np.abs([value - low, high - value])[:, chosen],
+                fmt="o",
+                ms=4,
+                lw=1.2,
+                capsize=2,
+                color="C0",
+                mfc="white" if again else "C0",
+            )
         axes.plot(own["teacher"], places, "|", ms=11, mew=1.6, color="black", label="teacher" if number == 0 else None)
         at += list(places)
-        labels += list(own["variant"])
+        labels += [f"{variant} ({n})" for variant, n in zip(own["variant"], own["n"], strict=True)]
         axes.text(1.01, places.mean(), part, transform=axes.get_yaxis_transform(), va="center")
         y = places[-1] + 2
         if number < len(parts) - 1:
@@ -486,12 +697,11 @@ def overview(table: pd.DataFrame) -> tuple[Any, str]:
     axes.set_ylim(y - 1, -1)
     axes.set_xlabel("top-1 accuracy after the last iteration, %")
     axes.grid(axis="y", visible=False)
-    axes.legend(loc="lower left", frameon=True)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
     figure.tight_layout()
-    n = sorted({int(n) for n in table["n"]})
     caption = (
-        f"Final accuracy of every variant, {table['seeds'].iloc[0]} seeds, n = {' or '.join(map(str, n))} images; bars: 95 % "
-        "bootstrap intervals over images; black ticks: the teacher on the same images."
+        f"Final accuracy of every variant (number of images), {table['seeds'].iloc[0]} seeds; bars: 95 % bootstrap intervals over "
+        "images; hollow: the same run as an earlier line; black ticks: the teacher on the same images."
     )
     return figure, caption
 
@@ -524,32 +734,37 @@ def along_sequence(rows: pd.DataFrame, variants: Sequence[str]) -> tuple[Any, st
 
 
 def by_size(table: pd.DataFrame, published: pd.DataFrame) -> tuple[Any, str]:
-    """Accuracy against the number of weights: ours with intervals (left), published Table 9 (right).
+    """Final minus teacher against the number of weights, with intervals and n (left), published Table 9 (right).
 
-    table: rows of `summary`. published: columns parameters (millions) and accuracy (%). Returns figure and caption.
+    table: rows of `summary`; their differences to the teacher are on each one's own images, so that variants with fewer images can
+    stand beside the others. published: columns parameters (millions) and accuracy (%). Returns figure and caption.
     """
     import matplotlib.pyplot as plt
 
     figures.style()
     figure, (ours, theirs) = plt.subplots(1, 2, figsize=(8.5, 3.4), width_ratios=(3, 2))
     table = table.sort_values("parameters")
-    value, low, high = (table[name].to_numpy() for name in ("final", "final_low", "final_high"))
+    value, low, high = (table[name].to_numpy() for name in ("difference", "low", "high"))
     size = table["parameters"].to_numpy() / 1e6
-    ours.errorbar(size, value, yerr=np.abs([value - low, high - value]), fmt="o-", ms=4, capsize=2, label="final")
-    ours.plot(size, table["teacher"], "--", color="black", label="teacher, same images")
-    ours.set_title("ours")
-    ours.legend(frameon=True, loc="lower right")
+    ours.axhline(0, ls="--", color="black", lw=1)
+    ours.errorbar(size, value, yerr=np.abs([value - low, high - value]), fmt="o-", ms=4, capsize=2)
+    for x, y, n in zip(size, high, table["n"], strict=True):
+        ours.annotate(f"n = {n}", (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=8)
+    ours.set_title("ours: final - teacher")
+    reach = max(1.0, 1.4 * float(np.nanmax(np.abs([low, high]))))
+    ours.set_ylim(-reach, reach)
+    ours.margins(x=0.12)
     theirs.plot(published["parameters"], published["accuracy"], "o-", color="0.4", ms=4)
-    theirs.set_title("published (DTD)")
+    theirs.set_title("published (DTD): accuracy")
     ours.set_xscale("log")
     theirs.set_xticks(published["parameters"])
     theirs.margins(0.15)
-    for axes in (ours, theirs):
+    for axes, label in ((ours, "percentage points"), (theirs, "top-1 accuracy, %")):
         axes.set_xlabel("weights of the student, millions")
-        axes.set_ylabel("top-1 accuracy, %")
+        axes.set_ylabel(label)
     figure.tight_layout()
     caption = (
-        "Accuracy against the size of the student: ours with 95 % intervals over images, and the values known of the published "
-        "Table 9 (other images, another teacher; the scales are not the same)."
+        "Size of the student: ours as the difference to the teacher on the same images, 95 % paired intervals over images (none "
+        "where no image differs), and the values known of the published Table 9 (other images, another teacher, another axis)."
     )
     return figure, caption

@@ -44,6 +44,8 @@ def line(**options: object) -> dict:
         ([line(), line()], r"ablation 2 \(base\): the name 'base' is used twice"),
         (["L_cls"], r"ablation 1: expected \{part: ..., name: ..., ...\}, found str 'L_cls'"),
         ([line(training=3)], r"training must be \{field: value\}, found 3"),
+        ([line(against="bse"), line(name="bases")], r"ablation 1 \(base\): against: unknown line 'bse'. Known: bases"),
+        ([line(against="base")], r"ablation 1 \(base\): against: unknown line 'base'"),
         ([line(published="Lcls only")], r"published must be \[row, column\], found 'Lcls only'"),
     ],
 )
@@ -106,6 +108,9 @@ def rows(teacher: FakeTeacher, data: Dataset, tmp_path: Path) -> pd.DataFrame:
 
 
 def test_lines_with_equal_settings_share_one_run(rows: pd.DataFrame) -> None:
+    assert rows.groupby("variant")["same_as"].unique().str[0].to_dict() == {
+        "base": "", "slow": "", "again": "base", "vector": "", "few": ""
+    }  # fmt: skip
     sizes = rows.groupby("variant", sort=False).size().to_dict()
     assert sizes == {"base": 36, "slow": 36, "again": 36, "vector": 36, "few": 30}
     shards = rows.groupby("variant")["shard"].unique()
@@ -122,7 +127,9 @@ def test_every_number_of_the_summary_is_recomputed_from_the_records(rows: pd.Dat
         by_seed = [100 * right[own["seed"] == seed].mean() for seed in (0, 7, 42)]
         assert table.loc[variant, "spread"] == pytest.approx(np.std(by_seed, ddof=1))
         theirs = base.loc[list(zip(own["sample"], own["seed"], strict=True))]
-        step = right.to_numpy().astype(int) - (theirs["prediction"] == theirs["label"]).to_numpy()
+        k = min(len(own["path"].iloc[0]), 13) - 1  # "few" has 3 updates: the base after 3
+        step = right.to_numpy().astype(int) - (np.stack(theirs["path"])[:, k] == theirs["label"]).to_numpy()
+        assert (table.loc[variant, "k"], table.loc[variant, "at"]) == (k, k)
         assert table.loc[variant, "step"] == pytest.approx(100 * step.mean())
         assert table.loc[variant, "step_low"] <= table.loc[variant, "step"] <= table.loc[variant, "step_high"]
         assert table.loc[variant, "last_loss"] == pytest.approx(own["last_loss"].median())
@@ -236,14 +243,19 @@ def test_figures_show_every_variant(rows: pd.DataFrame) -> None:
     table = ablations.summary(rows, "base")
     figure, caption = ablations.overview(table)
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert sorted(labels) == sorted(table["variant"])
-    assert "n = 10 or 12 images" in caption
+    numbers = dict(zip(table["variant"], table["n"], strict=True))
+    assert sorted(labels) == sorted(f"{variant} ({n})" for variant, n in numbers.items())
+    assert numbers["few"] == 10
+    assert "same run as an earlier line" in caption
     figure, caption = ablations.along_sequence(rows, ["base", "slow"])
     assert len(figure.axes[0].lines) == 6
     with pytest.raises(ValueError, match="unknown variant"):
         ablations.along_sequence(rows, ["none"])
     figure, _ = ablations.by_size(table, pd.DataFrame({"parameters": [7.0, 53.0], "accuracy": [47.0, 49.1]}))
-    assert [axes.get_title() for axes in figure.axes] == ["ours", "published (DTD)"]
+    assert [axes.get_title() for axes in figure.axes] == ["ours: final - teacher", "published (DTD): accuracy"]
+    shown = figure.axes[0].containers[0].lines[0].get_ydata()
+    np.testing.assert_allclose(shown, table.sort_values("parameters")["difference"])
+    assert {text.get_text() for text in figure.axes[0].texts} == {"n = 10", "n = 12"}
 
 
 def test_a_line_can_have_a_dataset_of_its_own_and_no_step_to_the_base(
@@ -262,4 +274,112 @@ def test_a_line_can_have_a_dataset_of_its_own_and_no_step_to_the_base(
     assert own["label"].tolist()[: len(other)] == other.labels.tolist()
     shown = ablations.compact(ablations.summary(found, "base"))
     assert shown["data"].tolist() == [data.name, "other"]
-    assert shown["final - base"].tolist()[1] == ""
+    assert shown["difference"].tolist()[1] == ""
+
+
+def test_images_of_equal_number_but_other_places_are_another_run(
+    teacher: FakeTeacher, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablations.datasets, "load", lambda name: data.subset(np.arange(10)))
+    lines = ablations.parse([line(), line(name="elsewhere", dataset="toy")])
+    part = data.subset(np.arange(2, 12))
+    found = ablations.run(lines, teacher, part, folder=tmp_path, seeds=[0, 1, 2], student=STUDENT, training=TRAINING)
+    seen = found.groupby("variant")["sample"].unique().map(sorted).to_dict()
+    assert seen == {"base": list(range(2, 12)), "elsewhere": list(range(10))}
+    with pytest.raises(
+        ValueError, match="variant 'elsewhere' has 2 images that 'base', with which it is compared, has not seen"
+    ):
+        ablations.summary(found, "base")
+
+
+def test_a_line_is_compared_with_the_one_that_it_names(rows: pd.DataFrame) -> None:
+    named = rows.assign(against=rows["against"].where(rows["variant"] != "vector", "slow"))
+    table = ablations.summary(named, "base").set_index("variant")
+    assert table.loc["vector", "against"] == "slow"
+    assert table.loc["slow", "against"] == "base"
+    right = {v: own["prediction"].to_numpy() == own["label"].to_numpy() for v, own in rows.groupby("variant")}
+    assert table.loc["vector", "step"] == pytest.approx(100 * (right["vector"].mean() - right["slow"].mean()))
+    shown = ablations.compact(table.reset_index()).set_index("variant")
+    assert shown["compared with"].to_dict() == {
+        "base": "", "slow": "base", "again": "base", "vector": "slow", "few": "base, k = 3"
+    }  # fmt: skip
+    assert shown["same run as"].to_dict() == {"base": "", "slow": "", "again": "base", "vector": "", "few": ""}
+    assert next(iter(shown.columns)) == "part"
+
+
+def test_accuracies_after_few_updates_are_read_from_the_paths(rows: pd.DataFrame) -> None:
+    table = ablations.early(rows, "base", [2, 5])
+    assert set(table[table["k"] == 5]["variant"]) == {"base", "slow", "again", "vector"}  # "few" has 3 updates
+    for _, row in table.iterrows():
+        own, base = rows[rows["variant"] == row["variant"]], rows[rows["variant"] == "base"]
+        right = stats.paths(own)[:, row["k"]] == own["label"].to_numpy()
+        theirs = base[base["sample"].isin(own["sample"])]
+        reference = stats.paths(theirs)[:, row["k"]] == theirs["label"].to_numpy()
+        assert row["accuracy"] == pytest.approx(100 * right.mean())
+        assert row["step"] == pytest.approx(100 * (right.mean() - reference.mean()))
+    shown = ablations.compact_early(table)
+    assert shown["variant"].tolist() == ["base", "slow", "vector", "few"]
+    assert shown.set_index("variant").loc["few", "k = 5"] == ""
+    with pytest.raises(ValueError, match="trained for 99 iterations"):
+        ablations.early(rows, "base", [99])
+
+
+def test_what_is_read_counts_runs_and_not_lines(rows: pd.DataFrame) -> None:
+    table = ablations.summary(rows, "base").assign(step_low=0.0, step_high=0.0)
+    lines = ablations.reading(table)
+    assert lines[0] == "5 lines are 4 distinct runs"
+    assert lines[1].startswith("0 of the 3 compared differ")
+    assert lines[-1].startswith("3 show no difference on any image: with n = 12, up to about 3/n = 25.0 points")
+    up = ablations.reading(table.assign(step_low=np.where(table["same_as"] == "base", 1.0, 0.0)))
+    assert up[1].startswith("0 of the 3")  # the repeated line is no finding of its own
+
+
+def test_times_and_iterations_are_shown_with_sensible_digits(rows: pd.DataFrame) -> None:
+    shown = ablations.times(rows.assign(milliseconds=np.where(rows["variant"] == "slow", 1234.5, 1.234)))
+    assert shown.set_index("variant")["ms per image"].to_dict()["slow"] == "1,234"
+    assert shown["ms per image"].iloc[0] == "1.2"
+    assert "again" not in set(shown["variant"])
+    steps = ablations.over_iterations(rows, "base", [3, 12])
+    own = rows[rows["variant"] == "base"]
+    path, label = stats.paths(own), own["label"].to_numpy()
+    assert steps["step"].tolist() == pytest.approx(
+        [100 * ((path[:, 3] == label).mean() - (path[:, 12] == label).mean()), 0]
+    )
+    assert list(ablations.compact_iterations(steps).columns)[-1] == "final - final after 12"
+
+
+def test_where_the_feature_is_the_mean_of_the_tokens_their_cosine_is_one(data: Dataset) -> None:
+    class Pooling:
+        grid: tuple[int, int] | None = (2, 2)
+        transform = staticmethod(lambda pictures: torch.as_tensor(np.stack(pictures)).float())
+
+        def encode(self, images: torch.Tensor, *, tokens: bool) -> teachers.Encoding:
+            found = images.flatten(1)[:, :16].unflatten(1, (2, 2, 4))
+            return teachers.Encoding(3 * found.mean(dim=(1, 2)), found)
+
+    teacher = Pooling()
+    assert ablations.feature_and_tokens(teacher, data) == pytest.approx(1.0)  # type: ignore[arg-type]
+    teacher.grid = None
+    assert np.isnan(ablations.feature_and_tokens(teacher, data))  # type: ignore[arg-type]
+
+
+def test_an_image_that_cannot_be_read_stops_or_is_recorded_as_the_profile_says(
+    teacher: FakeTeacher, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = teachers.features_at
+
+    def broken(teacher, dataset, positions, cache=None):
+        if 3 in np.asarray(dataset.indices)[positions]:
+            raise ablations.datasets.UnreadableImage(Path("x.jpg"), "truncated")
+        return original(teacher, dataset, positions)
+
+    monkeypatch.setattr(teachers, "features_at", broken)
+    options = {"folder": tmp_path, "seeds": [0, 1, 2], "student": STUDENT, "training": TRAINING}
+    lines = ablations.parse([line()])
+    with pytest.raises(RuntimeError, match=r"cannot read the image x\.jpg"):
+        ablations.run(lines, teacher, data, **options)
+    found = ablations.run(lines, teacher, data, on_error="record", **options)
+    assert (found["prediction"] < 0).sum() == 3
+    table = ablations.summary(found, "base")
+    assert table["n"].tolist() == [12]
+    assert len(ablations.early(found, "base", [2])) == 1
