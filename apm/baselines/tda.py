@@ -126,9 +126,10 @@ class TDA:
         scores = torch.full((len(positions), classes), torch.nan, device=text.device)
         saved, status = np.zeros(len(positions), dtype=np.float32), ["ok"] * len(positions)
         first: Exception | None = None
+        stored = teachers.features(self.teacher, dataset) if self.views == 1 else None
         for row in self.order(len(positions)):
             try:
-                features, saved[row] = self._features(dataset, int(positions[row]), seed)
+                features, saved[row] = self._features(dataset, int(positions[row]), seed, stored)
                 feature, logits, probabilities = self._seen(F.normalize(features.to(text), dim=-1), text, scale)
             except MISTAKES:
                 raise
@@ -153,16 +154,17 @@ class TDA:
         extra = {} if self.views == 1 else {"saved_milliseconds": saved}
         return outcome(scores.softmax(dim=-1), status=status, teacher_passes=self.views, **extra)  # type: ignore[arg-type]
 
-    def _features(self, dataset: Dataset, position: int, seed: int) -> tuple[Tensor, float]:
-        """(n, D) features of one image's views, and the milliseconds that another method's views saved."""
-        if self.views > 1:
+    def _features(self, dataset: Dataset, position: int, seed: int, stored: np.ndarray | None) -> tuple[Tensor, float]:
+        """(n, D) features of one image's views, and the milliseconds that another method's views saved. stored: (N, D) features
+        of the images themselves, where one view is all."""
+        if stored is None:
             here = np.array([position])
             seen = encoded(self.teacher, dataset, here, self.views, seed=seed, augmix=self.augmix, flip=self.flip)
             return seen.features[0], float(seen.saved_milliseconds[0])
-        stored = torch.as_tensor(np.array(teachers.features(self.teacher, dataset)[position : position + 1])).float()
-        if not bool(stored.isfinite().all()):
+        own = torch.as_tensor(np.array(stored[position : position + 1])).float()
+        if not bool(own.isfinite().all()):
             dataset.images[position]  # an image that cannot be read says so
-        return stored, 0.0
+        return own, 0.0
 
     def _seen(self, features: Tensor, text: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
         """Feature (D,), scores (C,) and probabilities (C,) of one image from its views (n, D): `get_clip_logits`."""
