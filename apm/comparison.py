@@ -452,18 +452,18 @@ def cost_figure(compared: pd.DataFrame) -> tuple[Figure, str]:
     gain.axvline(0, color="0.3", linewidth=1.2, zorder=1)
     gain.set_yticks(range(len(compared)), [str(name) for name in compared["method"]])
     gain.invert_yaxis()
-    gain.set_xlabel(f"accuracy - {heading} (percentage points)")
+    gain.set_xlabel(f"accuracy - {heading}\n(percentage points)")
     far = compared[f"- {heading}"].abs()
     linear = bool(far.max() <= 3 * max(1.0, float(far.nsmallest(max(2, len(far) - 3)).max())))
     if not linear:  # a few far ones would press all others together
-        gain.set_xscale("symlog", linthresh=_LINEAR, linscale=2.0)
+        gain.set_xscale("symlog", linthresh=_LINEAR, linscale=1.0)
         ends = np.array(gain.get_xlim())
-        ticks = [tick for tick in (-50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50) if ends[0] <= tick <= ends[1]]
+        ticks = [tick for tick in (-40, -20, -10, -5, 0, 5, 10, 20, 40) if ends[0] <= tick <= ends[1]]
         gain.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         gain.minorticks_off()
-    for axes, label in ((passes, "teacher passes per image"), (time_, "milliseconds per image")):
+    for axes, label in ((passes, "teacher passes\nper image"), (time_, "milliseconds\nper image")):
+        axes.margins(x=0.35)
         axes.set(xscale="log", xlabel=label)
-        axes.margins(x=0.3)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     figure.legend(loc="outside lower center", ncols=len(labelled), fontsize="small")
     low_n, high_n = int(compared["n"].min()), int(compared["n"].max())
