@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 
 from apm import baselines, methods, records, teachers
-from apm.baselines import better_targets, mta, registry, tda, tent, views, zero
+from apm.baselines import better_targets, common, mta, registry, tda, tent, views, zero
 from apm.datasets import Dataset, UnreadableImage
 from apm.model import APMConfig
 from apm.teachers import Encoding
@@ -171,10 +173,52 @@ def test_an_image_without_a_feature_fails_alone(name: str) -> None:
 def test_settings_are_plain_and_change_with_the_options(name: str) -> None:
     method = build(name)
     json.dumps(method.settings())
-    assert method.modules == (*records.RUN_MODULES, "baselines")
+    file = {"apm-views": "better_targets"}.get(name, name)
+    assert method.modules == common.modules(file)
+    assert type(method).__module__ == f"apm.baselines.{file}"
     for change in ({"flip": False}, {"augmix": True}, {"templates": ("the {}",)}, {"views": 20}):
         assert build(name, **change).settings() != method.settings(), change
     assert build(name, name="another row").settings() == method.settings()
+
+
+def test_another_methods_file_does_not_change_the_code_that_a_record_depends_on(tmp_path) -> None:
+    source = Path(records.__file__).parent
+    for module in [*records.RUN_MODULES, *(f"baselines/{p.stem}" for p in (source / "baselines").glob("*.py"))]:
+        (tmp_path / module).parent.mkdir(exist_ok=True, parents=True)
+        shutil.copy(source / f"{module}.py", tmp_path / f"{module}.py")
+    before = records.code_version(common.modules("zero"), tmp_path)
+    (tmp_path / "baselines" / "mine.py").write_text("VIEWS = 3")
+    (tmp_path / "baselines" / "mta.py").write_text("ROUNDS = 6")
+    records.code_version.cache_clear()
+    assert records.code_version(common.modules("zero"), tmp_path) == before
+    for own in ("zero", "views"):
+        with (tmp_path / "baselines" / f"{own}.py").open("a") as file:
+            file.write("\nCHANGED = 1\n")
+        records.code_version.cache_clear()
+        after = records.code_version(common.modules("zero"), tmp_path)
+        assert after != before, own
+        before = after
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("zero", {"views": 10.5}, "option views of baseline 'zero': expected a whole number, found 10.5"),
+        ("zero", {"views": True}, "expected a whole number, found True"),
+        ("zero", {"share": "0.1"}, "option share of baseline 'zero': expected a number, found '0.1': write it without"),
+        ("tent", {"learning_rate": "1e-3"}, "expected a number, found '1e-3'.*YAML reads 1e-3 as text"),
+        ("zero", {"flip": "no"}, "option flip of baseline 'zero': expected true or false, found 'no'"),
+        ("zero", {"name": 3}, "option name of baseline 'zero': expected text, found 3"),
+        ("tda", {"order_seed": 1.5}, "expected a whole number or null, found 1.5"),
+        ("tda", {"entropy_between": (0.2,)}, "expected a list of 2, each a number"),
+        ("zero", {"templates": "a {}"}, "expected a list, each text or null, found 'a {}'"),
+        ("tpt", {"coop": {"epochs": 1.5}}, "option epochs of baseline 'coop': expected a whole number, found 1.5"),
+        ("tpt", {"coop": "digits-train"}, "expected a mapping or null"),
+    ],
+)
+def test_values_of_another_type_are_refused(name: str, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        baselines.create(name, normed(), **options)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -218,7 +262,9 @@ def test_unknown_names_and_options_list_the_known_ones() -> None:
         ("tda", {"positive_shots": 0}, "at least one image per class, found 0 and 2"),
         ("mta", {"views": 1}, "at least 2 views"),
         ("mta", {"lambda_y": 0.0}, "lambda_y must be positive"),
-        ("tent", {"steps": 0}, "at least 1"),
+        ("tent", {"steps": -1}, "steps at least 0"),
+        ("tent", {"steps": 0, "statistics": "running"}, "changes nothing: it is zero-shot"),
+        ("tent", {"statistics": "bach"}, "unknown statistics 'bach'.*Did you mean 'batch'"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(name: str, options: dict, message: str) -> None:
@@ -389,6 +435,60 @@ def test_an_unreadable_image_fails_alone_and_the_caches_go_on(tmp_path) -> None:
     assert np.array_equal(said.extra["confidence"][[0, 2, 3, 4, 5]], without.extra["confidence"])
 
 
+@pytest.mark.parametrize("number_of_views", [1, 10])
+def test_any_error_on_one_image_leaves_the_stream_as_if_it_were_not_there(
+    number_of_views: int, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    data, method = noise(40), build("tda", Colour(), views=number_of_views, order_seed=3)
+    faulty = data.images[20].copy()
+    order = method.order(40)
+    rest = order[order != 20]
+    without = build("tda", Colour(), views=number_of_views).predict(data, rest, 0)
+
+    def failing(original):
+        def call(teacher, data_, positions, *arguments, **options):
+            if 20 in positions:
+                raise RuntimeError("CUDA error:\n out of memory")
+            return original(teacher, data_, positions, *arguments, **options)
+
+        return call
+
+    if number_of_views > 1:
+        monkeypatch.setattr(tda, "encoded", failing(views.encoded))
+    else:
+        original = tda.TDA._seen
+
+        def seen(self, features, text, scale):
+            own = torch.nn.functional.normalize(features_of_faulty, dim=-1)
+            if torch.equal(features, own):
+                raise RuntimeError("CUDA error:\n out of memory")
+            return original(self, features, text, scale)
+
+        features_of_faulty = torch.from_numpy(teachers.features(Colour(), data)[20:21])
+        monkeypatch.setattr(tda.TDA, "_seen", seen)
+    said = method.predict(data, np.arange(40), 0)
+    assert np.flatnonzero(said.prediction < 0).tolist() == [20]
+    assert said.status[20] == "failed: RuntimeError: CUDA error: out of memory"
+    assert np.array_equal(said.prediction[rest], without.prediction)
+    assert np.array_equal(said.extra["confidence"][rest], without.extra["confidence"])
+    assert np.array_equal(data.images[20], faulty)
+    frame = records.run(method, data, folder=tmp_path)  # and records keep it so
+    assert (frame["status"] != "ok").tolist() == [i == 20 for i in range(40)]
+
+
+def test_mistakes_in_code_and_errors_on_every_image_of_an_online_method_are_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for error in (TypeError("no such argument"), RuntimeError("no device")):
+
+        def broken(*arguments, raised=error):
+            raise raised
+
+        monkeypatch.setattr(tda.TDA, "_seen", broken)
+        with pytest.raises(type(error), match=str(error)):
+            build("tda", Colour()).predict(noise(), np.arange(6), 0)
+
+
 def test_tda_with_views_averages_the_confident_ones() -> None:
     method = build("tda", Colour(), views=4, share=0.5)
     features, text = unit(0, 5, 45, 50).float(), torch.eye(2)
@@ -456,6 +556,36 @@ def test_batch_norm_takes_its_statistics_from_the_views() -> None:
     assert teacher.model.visual.layers[0].track_running_stats
 
 
+def test_the_parts_of_tent_with_batch_norm_can_be_told_apart() -> None:
+    """Without a step only the statistics change, with running statistics only scale and shift do."""
+    teacher = Colour(nn.BatchNorm1d(2))
+    norm = teacher.model.visual.layers[0]
+    norm.running_mean[:] = torch.tensor([0.3, 0.2])
+    norm.running_var[:] = torch.tensor([0.09, 0.04])
+    data, plain = noise(), []
+    for image in data.images:
+        plain.append((2 * nn.functional.normalize(teacher.encode(teacher.transform([image])).feature, dim=-1))[0])
+    zero_shot = torch.stack(plain).softmax(dim=-1)
+
+    only_statistics = build("tent", teacher, steps=0).predict(data, np.arange(6), 0)
+    assert (only_statistics.extra["teacher_passes"] == 10).all()
+    assert (only_statistics.extra["teacher_backward_passes"] == 0).all()
+    assert (only_statistics.extra["batch_statistics"] == 1).all()
+    pixels = views.view_pixels(teacher, data.images[2], 10, seed=0)
+    raw = pixels[:, :2].mean(dim=(2, 3))
+    by_hand = (raw[0] - raw.mean(dim=0)) / (raw.var(dim=0, unbiased=False) + norm.eps).sqrt()
+    expected = (2 * nn.functional.normalize(by_hand, dim=0)).softmax(dim=0).max()
+    assert only_statistics.extra["confidence"][2] == pytest.approx(float(expected), rel=1e-4)
+
+    barely = build("tent", teacher, statistics="running", learning_rate=1e-12).predict(data, np.arange(6), 0)
+    np.testing.assert_allclose(barely.extra["confidence"], zero_shot.max(dim=-1).values, rtol=1e-4)
+    assert (barely.extra["teacher_passes"] == 11).all()  # no batch is needed for the last pass
+    assert (barely.extra["batch_statistics"] == 0).all()
+    step = build("tent", teacher, statistics="running", learning_rate=0.1).predict(data, np.arange(6), 0)
+    assert not np.allclose(step.extra["confidence"], barely.extra["confidence"])
+    assert norm.running_mean.tolist() == pytest.approx([0.3, 0.2])
+
+
 def test_a_tower_without_normalisation_layers_cannot_be_tented() -> None:
     with pytest.raises(ValueError, match=r"image tower of teacher colour has none.*another method"):
         build("tent", Colour(nn.Linear(2, 2))).predict(noise(), np.arange(2), 0)
@@ -480,6 +610,23 @@ def test_one_view_is_the_apm_of_the_paper_exactly() -> None:
     for field in ("prediction", "path", "first_loss", "last_loss", "minimum_loss_prediction", "status"):
         assert np.array_equal(getattr(ours, field), getattr(theirs, field)), field
     assert (ours.extra["teacher_passes"] == 1).all()
+
+
+def test_half_precision_features_of_one_view_train_the_student(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = teachers.features
+    monkeypatch.setattr(teachers, "features", lambda teacher, data: stored(teacher, data).astype(np.float16))
+    said = build("apm-views", Colour(), views=1).predict(noise(), np.arange(6), 0)
+    assert said.status == ["ok"] * 6
+
+
+def test_the_target_has_a_confidence_and_a_time_of_its_own() -> None:
+    teacher, data = Colour(), noise()
+    said = build("apm-views", teacher, views=1).predict(data, np.arange(6), 0)
+    feature = teacher.encode(teacher.transform(data.images)).feature
+    expected = (2 * nn.functional.normalize(feature, dim=-1)).softmax(dim=-1)
+    np.testing.assert_allclose(said.extra["target_confidence"], expected.max(dim=-1).values, rtol=1e-5)
+    assert said.extra["target_prediction"].tolist() == expected.argmax(dim=-1).tolist()
+    assert (said.extra["target_milliseconds"] > 0).all()
 
 
 def test_more_views_give_the_student_another_target() -> None:

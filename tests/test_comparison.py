@@ -8,9 +8,9 @@ import pytest
 import torch
 from test_baselines import Colour, noise, nothing_kept  # noqa: F401
 
-from apm import benchmark, comparison, records, stats
+from apm import benchmark, comparison, methods, project, records, stats
 from apm.baselines import views
-from apm.datasets import Dataset
+from apm.datasets import Dataset, UnreadableImage
 from apm.model import APMConfig
 from apm.ttt import TTTConfig
 
@@ -45,10 +45,28 @@ def test_a_line_is_a_method_with_its_options() -> None:
         ({"method": "zeo"}, "line 1: unknown baseline 'zeo'.*Did you mean 'zero'"),
         ({"method": "zero", "veiws": 3}, "line 1: unknown option of baseline 'zero' 'veiws'"),
         ({"method": "zero", "views": 2}, "line 1: zero confident views"),
-        ({"method": "zero", "samples": 3}, 'line 1: samples must be "all" or at least 10 images'),
+        ({"method": "zero", "samples": 3}, 'line 1: samples must be "all" or a whole number of at least 10 images'),
         ({"method": "zero", "samples": "many"}, "line 1: samples must be"),
         ({"method": "zero", "orders": [0, 1]}, "line 1: zero is episodic"),
         ({"method": "tda", "orders": [1, 1]}, "line 1: orders must be different"),
+        (
+            {"method": "tda", "orders": 3},
+            "line 1: orders must be different seeds, a list of whole numbers from 0, found 3",
+        ),
+        ({"method": "tda", "orders": [0, 1.5]}, "line 1: orders must be different seeds"),
+        (
+            {"method": "tda", "orders": [0, 1], "order_seed": 2},
+            "line 1: order_seed: is one order and orders: are several",
+        ),
+        ({"method": "zero", "samples": 12.7}, "line 1: samples must be .* found 12.7"),
+        ({"method": "zero", "samples": True}, "line 1: samples must be .* found True"),
+        (
+            {"method": "zero", "views": 10.5},
+            "line 1: option views of baseline 'zero': expected a whole number, found 10.5",
+        ),
+        ({"method": "zero", "share": "0.1"}, "line 1: option share of baseline 'zero': expected a number, found '0.1'"),
+        ({"method": "mta", "name": "APM"}, "line 1: there is a row 'APM' of the notebooks already"),
+        ({"method": "mta", "name": "zero-shot"}, "line 1: there is a row 'zero-shot' of the notebooks already"),
     ],
 )
 def test_a_bad_line_is_named(line: object, message: str) -> None:
@@ -56,9 +74,18 @@ def test_a_bad_line_is_named(line: object, message: str) -> None:
         comparison.parse([line], Colour(), CONFIG)
 
 
+def test_fixed_rows_are_those_of_the_notebooks() -> None:
+    assert set(comparison.FIXED) >= {methods.ZeroShot(Colour()).name, methods.APM(Colour(), CONFIG).name}
+    for path in (project.root() / "notebooks").glob("0[123]*.ipynb"):
+        assert 'name="zero-shot, one prompt"' in path.read_text().replace('\\"', '"')
+
+
 def test_two_rows_of_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match="line 2: there is a row 'MTA' already"):
+    with pytest.raises(ValueError, match="line 2: there is a row 'MTA' of line 1 already"):
         comparison.parse([{"method": "mta"}, {"method": "mta", "views": 10}], Colour(), CONFIG)
+    clash = {"method": "mta", "name": "APM, views: target, no student"}
+    with pytest.raises(ValueError, match="line 2: there is a row 'APM, views: target, no student' of line 1"):
+        comparison.parse([{"method": "apm-views"}, clash], Colour(), CONFIG)
 
 
 # ------------------------------------------------------------------------------------------------------------------- running
@@ -111,7 +138,10 @@ def test_every_entry_runs_on_its_part_of_the_images(tmp_path) -> None:
     assert set(rows[rows["method"] == "TDA"]["seed"]) == {0, 1, 2}
     own, target = (rows[rows["method"] == name] for name in ("APM, views", "APM, views: target, no student"))
     assert target["prediction"].tolist() == own["target_prediction"].tolist()
-    assert target["confidence"].isna().all()
+    assert target["confidence"].tolist() == own["target_confidence"].tolist()
+    assert target["milliseconds"].tolist() == own["target_milliseconds"].tolist()
+    assert (target["milliseconds"] > 0).all()
+    assert (target["milliseconds"].to_numpy() < own["milliseconds"].to_numpy()).all()
 
 
 def test_no_lines_give_no_rows(tmp_path) -> None:
@@ -128,8 +158,40 @@ def test_an_image_that_fails_is_recorded_as_failed(tmp_path) -> None:
     assert rows["status"].str.startswith("non-finite").sum() == 1
 
 
+def test_the_caller_says_what_an_image_with_an_error_does(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = views.encoded
+
+    def failing(teacher, data, positions, *arguments, **options):
+        if 4 in positions:
+            raise RuntimeError("no")
+        return original(teacher, data, positions, *arguments, **options)
+
+    monkeypatch.setattr("apm.baselines.zero.encoded", failing)
+    entries = comparison.parse([{"method": "zero", "views": 10}], Colour(), CONFIG)
+    rows = comparison.run(entries, [noise(12)], folder=tmp_path)
+    assert rows.loc[rows["prediction"] < 0, "sample"].tolist() == [4]
+    with pytest.raises(records.RecordError, match="image 4"):
+        comparison.run(entries, [noise(12)], folder=tmp_path, on_error="raise")
+
+
 def test_the_time_of_a_teacher_pass_is_measured() -> None:
     assert 0 < comparison.pass_milliseconds(Colour(), noise(6), images=4, repeats=1) < 1000
+
+
+def test_the_time_of_a_teacher_pass_does_not_need_images_that_cannot_be_read(tmp_path) -> None:
+    class Damaged(list):
+        def __getitem__(self, i):
+            if i < broken:
+                raise UnreadableImage(tmp_path / f"{i}.png", "cut off")
+            return super().__getitem__(i)
+
+    data = noise(6)
+    data = replace(data, images=Damaged(data.images))
+    broken = 2
+    assert comparison.pass_milliseconds(Colour(), data, images=4, repeats=1) > 0
+    broken = 6
+    with pytest.raises(UnreadableImage, match=r"5\.png"):
+        comparison.pass_milliseconds(Colour(), data, repeats=1)
 
 
 # --------------------------------------------------------------------------------------------------------------- the table
@@ -192,6 +254,32 @@ def test_every_number_of_the_table_by_hand(every: pd.DataFrame) -> None:
     # two bins: 8 of 12 right at 0.65, 12 of 12 at 0.95
     assert mine["ECE"] == pytest.approx(100 * (12 * abs(8 / 12 - 0.65) + 12 * abs(1 - 0.95)) / 24)
     assert reference["ECE"] == pytest.approx(100 * abs(0.7 - 0.9))
+    assert mine["ECE of teacher"] == pytest.approx(100 * abs(17 / 24 - 0.9))  # on the 24 images that the method saw
+    shown = comparison.compact(made.reset_index()).set_index("method")
+    assert shown.loc["Mine", "ECE of teacher on the same images"] == f"{100 * abs(17 / 24 - 0.9):.1f}"
+
+
+def test_what_a_student_adds_to_its_target_is_a_paired_difference(every: pd.DataFrame) -> None:
+    target = rows_of("Mine: target, no student", [1, 0, *MINE[2:]], confidence=0.5)
+    made = comparison.table(pd.concat([every, target], ignore_index=True), {"teacher": "zero-shot"})
+    own = made.set_index("method")
+    assert own.loc["Mine", "- its target"] == pytest.approx(100 / 24)  # one image more is right
+    assert own.loc["Mine", "- its target low"] <= 100 / 24 <= own.loc["Mine", "- its target high"]
+    assert own.loc[["zero-shot", "Mine: target, no student"], "- its target"].isna().all()
+    shown = comparison.compact(made).set_index("method")["difference from its target"]
+    assert shown["Mine"].startswith("4.2 [")
+    assert shown["zero-shot"] == ""
+    assert "difference from its target" not in comparison.compact(comparison.table(every, {"teacher": "zero-shot"}))
+
+
+def test_notes_are_those_that_the_rows_call_for(every: pd.DataFrame) -> None:
+    assert comparison.notes(every) == list(comparison.NOTES)
+    assert "random permutations" in comparison.COST_NOTE
+    target = rows_of("Mine: target, no student", MINE)
+    assert comparison.notes(pd.concat([every, target])) == [*comparison.NOTES, comparison.TARGET_NOTE]
+    for value, said in ((0.0, False), (1.0, True)):
+        tent = rows_of("TENT", MINE, batch_statistics=value)
+        assert (comparison.STATISTICS_NOTE in comparison.notes(pd.concat([every, tent]))) == said
 
 
 def test_sets_count_alike_whatever_their_size() -> None:
@@ -263,8 +351,11 @@ def test_published_steps_stand_beside_ours() -> None:
     assert np.isnan(both.loc["one", "our step"])
     assert np.isnan(both.loc["absent", "ours"])
     assert both.loc["absent", "published step"] == pytest.approx(1.0)
+    assert both.loc["Mine", "n"] == 24
+    assert both.loc["Mine", "one prompt on the same images"] == pytest.approx(100 * 17 / 24)
     shown = comparison.compact_steps(both.reset_index()).set_index("method")
-    assert shown.loc["absent"].tolist() == ["CoOp", "60.0", "1.0", "", ""]
+    assert shown.loc["absent"].tolist() == ["CoOp", "60.0", "1.0", "", "", "", ""]
+    assert shown.loc["Mine", ["n", "one prompt on the same images"]].tolist() == ["24", "70.8"]
     assert shown.loc["one", "our step"] == ""
     assert shown.loc["Mine", "our step"].startswith("12.5 [")
     with pytest.raises(ValueError, match="unknown published row 'TTP'"):
@@ -274,10 +365,42 @@ def test_published_steps_stand_beside_ours() -> None:
 def test_the_cost_figure_shows_every_method(every: pd.DataFrame) -> None:
     made = comparison.table(every, {"teacher": "zero-shot"}, pass_milliseconds=0.5)
     figure, caption = comparison.cost_figure(made)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["zero-shot", "Mine"]
+    gain, passes, spent = figure.axes
+    assert [text.get_text() for text in gain.get_yticklabels()] == ["zero-shot", "Mine"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["zero-shot", "episodic"]
+    # costs stand where they are, whoever else has the same
+    assert [line.get_xdata()[0] for line in passes.lines] == [1.0, 64.0]
+    assert [line.get_xdata()[0] for line in spent.lines] == [2.5, 7.0]
+    assert gain.get_xscale() == "linear"
     assert "n = 24 to 40" in caption
+    assert "logarithmic" not in caption
     with pytest.raises(ValueError, match="at least two methods"):
         comparison.cost_figure(made[:1])
+
+
+def test_a_method_looks_the_same_whatever_rows_are_beside_it(every: pd.DataFrame) -> None:
+    rest = [rows_of(name, MINE, state=state) for name, state in (("TDA", "online"), ("Other", "episodic"))]
+    looks = []
+    for rows in (every, pd.concat([rest[0], every]), pd.concat([rest[1], every, rest[0]])):
+        made = comparison.table(rows.reset_index(drop=True), {"teacher": "zero-shot"}, pass_milliseconds=0.5)
+        figure, _ = comparison.cost_figure(made)
+        spent = figure.axes[2]
+        place = [text.get_text() for text in figure.axes[0].get_yticklabels()].index("Mine")
+        looks += [(line.get_color(), line.get_marker()) for line in spent.lines if line.get_ydata()[0] == place]
+    assert len(looks) == 3
+    assert len(set(looks)) == 1
+    assert len(set(comparison._LOOKS.values())) == len(comparison._LOOKS)
+
+
+def test_a_far_value_does_not_press_the_others_together(every: pd.DataFrame) -> None:
+    made = comparison.table(every, {"teacher": "zero-shot"}, pass_milliseconds=0.5)
+    near = [made.iloc[[1]].assign(**{"method": f"m{i}", "- teacher": 0.5 * i}) for i in range(6)]
+    far = made.iloc[[1]].assign(
+        **{"method": "far", "- teacher": -40.0, "- teacher low": -45.0, "- teacher high": -35.0}
+    )
+    figure, caption = comparison.cost_figure(pd.concat([made.iloc[[0]], *near, far], ignore_index=True))
+    assert figure.axes[0].get_xscale() == "symlog"
+    assert "Beyond 5 points the scale is logarithmic" in caption
 
 
 # ------------------------------------------------------------------------------------------- further teachers, open_clip's list

@@ -1,7 +1,9 @@
 """TPT and CoOp on a small CLIP with random weights: prompts as functions of vectors, one step and one schedule by hand."""
 
+import copy
 import dataclasses
 import math
+import pickle
 
 import numpy as np
 import open_clip
@@ -9,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from apm import baselines, datasets, project, records, teachers
-from apm.baselines import prompt_tuning, views
+from apm import baselines, corruptions, datasets, project, records, teachers
+from apm.baselines import common, prompt_tuning, views
 from apm.baselines.prompt_tuning import CoOp, Prompts
 from apm.datasets import Dataset
 
@@ -33,6 +35,7 @@ def own_cache(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prompt_tuning, "cache_dir", lambda: tmp_path)
     monkeypatch.setattr(teachers, "cache_dir", lambda: tmp_path)
     views.forget()
+    prompt_tuning._load.cache_clear()
 
 
 def noise(n: int = 6, name: str = "toy", seed: int = 5) -> Dataset:
@@ -151,6 +154,7 @@ def test_an_image_without_a_feature_fails_alone(teacher: teachers.Teacher, monke
         ("tpt", {"steps": 0}, "steps must be at least 1"),
         ("tpt", {"coop": {"shotz": 1}}, "unknown option of baseline 'coop' 'shotz'"),
         ("coop", {"shots": 0}, "at least 1"),
+        ("coop", {"context": 1.5}, "expected text or a whole number, found 1.5"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(teacher, name: str, options: dict, message: str) -> None:
@@ -192,6 +196,18 @@ def test_the_first_epoch_of_coop_by_hand(teacher: teachers.Teacher) -> None:
     torch.testing.assert_close(learned, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_images_that_fill_no_batch_are_left_out_of_an_epoch(teacher: teachers.Teacher) -> None:
+    own = Prompts(teacher, NAMES, "a photo of a")
+    features = F.normalize(torch.randn(1, 40, 64, generator=torch.Generator().manual_seed(2)), dim=-1)
+    labels = torch.arange(40) % 3
+    seen = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:32]  # one batch of 32, 8 left over
+    learned = prompt_tuning.learn(own, own.start, features, labels, 20.0, epochs=1, rate=2e-3, seed=0)
+    vectors = own.start.clone().requires_grad_()
+    logs = (20.0 * features[0, seen] @ own.features(vectors).T).log_softmax(dim=-1)
+    (gradient,) = torch.autograd.grad(-logs[torch.arange(32), labels[seen]].mean(), vectors)
+    torch.testing.assert_close(learned, own.start - 1e-5 * (gradient + 5e-4 * own.start), rtol=1e-5, atol=1e-8)
+
+
 def test_coop_fits_its_shots_and_is_learned_once(teacher, toy_train: Dataset, tmp_path) -> None:
     method = baselines.create("coop", teacher, shots=3, epochs=20, rate=0.05)
     data = noise()
@@ -205,7 +221,9 @@ def test_coop_fits_its_shots_and_is_learned_once(teacher, toy_train: Dataset, tm
     assert (first.extra["teacher_passes"] == 1).all()
 
     own = Prompts(teacher, NAMES, "a photo of a")
-    crops = views.encode_views(teacher, toy_train, np.arange(9), 21, seed=0)[:, 1:]
+    crops = F.normalize(views.encoded(teacher, toy_train, np.arange(9), 21, seed=0, bicubic=True).features, dim=-1)[
+        :, 1:
+    ]
 
     def loss(vectors: torch.Tensor) -> float:
         scores = teacher.logit_scale * crops @ own.features(vectors).T
@@ -229,6 +247,78 @@ def test_coop_without_a_training_split_or_on_its_own_test_images(teacher, toy_tr
         baselines.create("coop", teacher, train="toy-train").predict(toy_train, np.arange(9), 0)
 
 
+@pytest.mark.parametrize("tested", ["digits-test", "digits-hard", "digits-inverted", "digits-numerals", "corrupted"])
+@pytest.mark.parametrize("name", ["coop", "tpt"])
+def test_coop_is_not_trained_on_changed_or_renamed_images_of_the_tested_set(teacher, tested: str, name: str) -> None:
+    data = (
+        corruptions.corrupted(datasets.load("digits-test"), "fog", 5)
+        if tested == "corrupted"
+        else datasets.load(tested)
+    )
+    own = {"train": "digits-test", "shots": 1, "epochs": 1}
+    method = baselines.create(name, teacher, **(own if name == "coop" else {"coop": own}))
+    for call in (method.data_identity, method.prepare):
+        with pytest.raises(ValueError, match="trained on the images that it is tested on"):
+            call(data)
+    with pytest.raises(ValueError, match="trained on the images that it is tested on"):
+        method.predict(data, np.arange(2), 0)
+    # the other direction: a set made from the tested one as training split
+    if tested == "digits-inverted":
+        other = baselines.create("coop", teacher, train=tested, shots=1, epochs=1)
+        with pytest.raises(ValueError, match="digits-inverted and digits-test are both made from the images of digits"):
+            other.prepare(datasets.load("digits-test"))
+
+
+def test_vectors_of_another_set_do_not_hide_the_tested_images(teacher, toy_train: Dataset) -> None:
+    method = baselines.create("coop", teacher, train="toy-train", shots=1, epochs=1)
+    method.prepare(noise())  # learned for a set where that is allowed
+    with pytest.raises(ValueError, match="trained on the images that it is tested on"):
+        method.predict(dataclasses.replace(toy_train, fingerprint="e" * 64), np.arange(9), 0)
+
+
+@pytest.mark.parametrize("name", ["coop", "tpt"])
+def test_the_training_split_is_read_once_and_never_by_predict(
+    teacher, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    split, loads = noise(9, "toy-train", seed=6), []
+    monkeypatch.setitem(datasets._LOADERS, "toy-train", lambda root=None, seed=0: loads.append(1) or split)
+    own = {"train": "toy-train", "shots": 1, "epochs": 2}
+    options = own if name == "coop" else {"views": 10, "augmix": False, "coop": own}
+    method = baselines.create(name, teacher, **options)
+    frame = records.run(method, noise(), folder=tmp_path / "records", shard_size=2)
+    assert frame["shard"].nunique() == 3
+    assert len(loads) == 1
+
+    prompt_tuning._load.cache_clear()  # as in another process, which gets the method with what it has learned
+    monkeypatch.setitem(datasets._LOADERS, "toy-train", None)
+    clone = copy.copy(method)
+    clone.teacher = None
+    coop = clone if name == "coop" else clone._coop
+    coop = copy.copy(coop)
+    coop.teacher = None
+    learned = pickle.loads(pickle.dumps(coop))._learned
+    assert torch.equal(
+        learned["toy-train"].vectors, (method if name == "coop" else method._coop).vectors(noise()).cpu()
+    )
+    again = method.predict(noise(), np.arange(6), 0)
+    np.testing.assert_allclose(again.extra["confidence"], frame["confidence"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["coop", "tpt"])
+def test_other_training_images_are_another_identity(teacher, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"train": "toy-train", "shots": 1, "epochs": 2}
+    found = []
+    for seed in (6, 7):
+        split = noise(9, "toy-train", seed=seed)
+        monkeypatch.setitem(datasets._LOADERS, "toy-train", lambda root=None, seed=0, split=split: split)
+        prompt_tuning._load.cache_clear()
+        method = baselines.create(name, teacher, **(own if name == "coop" else {"coop": own}))
+        found.append((method.data_identity(noise()), method.settings()))
+    assert found[0][0] != found[1][0]
+    assert found[0][1] == found[1][1]  # nothing else tells them apart
+    assert baselines.create("tpt", teacher).data_identity(noise()) is None
+
+
 def test_tpt_starts_from_what_coop_learned(teacher, toy_train: Dataset) -> None:
     options = {"shots": 3, "epochs": 20, "rate": 0.05}
     data = noise()
@@ -250,4 +340,4 @@ def test_records_take_what_they_say(teacher, toy_train: Dataset, tmp_path) -> No
         frame = records.run(method, noise(), folder=tmp_path / "records", shard_size=2)
         assert frame["shard"].nunique() == 3
         assert frame["confidence"].between(0, 1).all()
-        assert method.modules == (*records.RUN_MODULES, "baselines")
+        assert method.modules == common.modules("prompt_tuning")

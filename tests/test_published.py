@@ -16,6 +16,8 @@ EXPECTED = {  # rows and sha256 of each file: published numbers are not edited b
     "table4_compute": (52, "9f9e6a3992c2731d0fcb65f259334c2fd9efa084b13c7ce349417cd663a9eba1"),
     "table5_and_appendix": (41, "f8c26dd21567b9d6583535e5bf5e78015c79d3c91ca3e838f374244672d9857c"),
     "teacher_zero_shot_openclip": (75, "f96494c70efdf007b9998b0e7685740727ab444dedd59b2f9e1e38a800305fe4"),
+    "tda_reference": (119, "b7918cc77609a5678c8a7463daeb48676b3fd05ae65c454a91e22731e88589c3"),
+    "tent_reference": (48, "75ffc265a561113c6a8646dc158d8ea8baf60b64e6481ee9a0f83b929892ee69"),
     "tpt_reference": (85, "ff91f974aa77b39d6329056c5780f2ca87662ad38742c54534de5587526ba164"),
 }
 
@@ -86,3 +88,32 @@ def test_a_cell_given_twice_is_refused():
     frame = published.load("table1")
     with pytest.raises(ValueError, match="given twice"):
         published.wide(pd.concat([frame, frame.iloc[:1]]))
+
+
+def test_numbers_of_other_methods_stand_together() -> None:
+    shifts = published.other_methods("natural shifts").set_index(["published in", "method"])
+    assert shifts.loc[("TDA's README, RN50", "TDA"), "ImageNet-Sketch"] == 38.12
+    assert shifts.loc[("TPT's README, RN50", "TPT RN50"), "ImageNet"] == 60.74
+    crossed = published.other_methods("cross-dataset").set_index(["published in", "method"])
+    assert crossed.loc[("TDA's README, RN50", "TDA"), "Average (10 sets)"] == 61.03
+    corrupted = published.other_methods("corruptions").set_index("method")
+    assert corrupted["mean"].to_dict() == {"source": 43.5, "norm": 20.4, "tent": 18.6}
+    assert set(published.OTHERS_NOTES) == set(published.OTHERS)
+    with pytest.raises(ValueError, match="unknown benchmark of other methods 'shifts'"):
+        published.other_methods("shifts")
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "average", "of"),
+    [
+        ("tda_reference", "TDA README RN50 natural shifts", "Average", 5),
+        ("tda_reference", "TDA README RN50 cross-dataset", "Average (10 sets)", 10),
+        ("tent_reference", "TENT README CIFAR-10-C level 5", "mean", 15),
+    ],
+)
+def test_printed_averages_are_those_of_the_printed_cells(name: str, table: str, average: str, of: int) -> None:
+    values = published.wide(published.load(name), table)
+    cells = values.drop(columns=[c for c in values if "verage" in c or c == "mean"])
+    assert cells.shape[1] == of
+    tolerance = 0.051 if average == "mean" else 0.0051
+    assert (cells.mean(axis=1) - values[average]).abs().max() <= tolerance

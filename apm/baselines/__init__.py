@@ -16,13 +16,19 @@ To add a method, write one file here:
         teacher: Teacher
         name: str = "Mine"                    # the row in tables
         views: int = 64                       # any options with their defaults
+        flip: bool = True                     # False where a mirror image is another class or none
         online: ClassVar[bool] = False        # True: state is carried from image to image
-        modules: ClassVar[tuple[str, ...]] = MODULES
+        modules: ClassVar[tuple[str, ...]] = modules("mine")   # this file's name
 
         def settings(self): return settings(self, "mine")
         def predict(self, dataset, positions, seed): ...; return outcome(probabilities, teacher_passes=self.views)
 
 import it below, and `create("mine", teacher, views=32)` builds it (`apm.methods.Method` is the interface, `common` has helpers).
+
+When an episodic method raises an error, `apm.records` halves its images down to the one at fault. Images of an online method
+cannot be halved without losing its state: it handles failures image by image itself, records them by `status`, and leaves its state
+as it was before the image (`tda` shows how). A method that learns from a set of its own says by `data_identity(dataset)` which
+images these are, so that other ones make other records.
 """
 
 from apm.baselines import better_targets, mta, prompt_tuning, tda, tent, zero

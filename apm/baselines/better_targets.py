@@ -8,6 +8,7 @@ number of views this shows what the student adds to its target; `target_predicti
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apm import teachers, ttt
-from apm.baselines.common import MODULES, classifier, outcome, settings
+from apm.baselines.common import classifier, modules, outcome, settings
 from apm.baselines.registry import register
 from apm.baselines.views import VIEWS, confident, encoded, kept
 from apm.datasets import Dataset
@@ -45,7 +46,8 @@ class BetterTargets:
         nothing to select. config: as of `apm.methods.APM`; the student still sees the image itself, once per iteration.
     flip: False where the mirror image is another class or none.
     confidence: softmax of the student's last scores at the teacher's temperature. teacher_passes: the views; the student's
-        own passes are not the teacher's. Extra column target_prediction: the class of the target, without a student.
+        own passes are not the teacher's. Extra columns target_prediction, target_confidence and target_milliseconds: the class
+        of the target without a student, its probability, and the time until it is known.
     """
 
     teacher: Teacher
@@ -56,7 +58,7 @@ class BetterTargets:
     augmix: bool = False
     flip: bool = True
     templates: tuple[str, ...] | None = None
-    modules: ClassVar[tuple[str, ...]] = MODULES
+    modules: ClassVar[tuple[str, ...]] = modules("better_targets")
 
     def __post_init__(self) -> None:
         if self.views != 1:
@@ -82,7 +84,7 @@ class BetterTargets:
         """(N, D) what the students are trained to equal, and (N,) milliseconds that another method's views saved."""
         if self.views == 1:
             stored = torch.as_tensor(np.array(teachers.features(self.teacher, dataset)[positions]))
-            return stored.to(self.teacher.device), np.zeros(len(positions), dtype=np.float32)
+            return stored.float().to(self.teacher.device), np.zeros(len(positions), dtype=np.float32)
         text, scale = classifier(self.teacher, dataset, self.templates), self.teacher.logit_scale
         seen = encoded(self.teacher, dataset, positions, self.views, seed=seed, augmix=self.augmix, flip=self.flip)
         unit = self.config.normalise_target  # else long features would outvote short ones
@@ -103,8 +105,12 @@ class BetterTargets:
             options["tokens"] = teachers.token_grid(teacher, pictures, student.grid)
         if config.loss_rgb:
             options["colours"] = teachers.patch_colours(images, student.patch)
+        start = time.perf_counter()
         targets, saved = self.targets(dataset, positions, seed)
         text = classifier(teacher, dataset, self.templates)
+        of_target = (teacher.logit_scale * ttt.cosine_scores(targets, text)).softmax(dim=-1).max(dim=-1)
+        target_confidence, target_prediction = of_target.values.cpu().numpy(), of_target.indices.cpu().numpy()
+        target_milliseconds = 1e3 * (time.perf_counter() - start) / len(positions)
         good = targets.isfinite().all(dim=-1)  # a failed target fails its own image only
         result = ttt.adapt(
             images, torch.where(good[:, None], targets, 1.0), config, text_features=text, generator=seed, **options
@@ -118,14 +124,15 @@ class BetterTargets:
         # nothing finite at all: argmin would raise, and the prediction is -1 anyway
         lowest = np.where(np.isfinite(losses), losses, np.inf).argmin(axis=1)
         at_lowest = np.take_along_axis(path, lowest[:, None], axis=1)[:, 0]
-        of_target = ttt.cosine_scores(targets, text).argmax(dim=-1).cpu().numpy()
         said = outcome(
             (teacher.logit_scale * result.scores[:, -1]).softmax(dim=-1),
             prediction=torch.as_tensor(path[:, -1]),
             status=status,
             teacher_passes=self.views,
             saved_milliseconds=saved,
-            target_prediction=np.where(bad, -1, of_target).astype(np.int32),
+            target_prediction=np.where(bad, -1, target_prediction).astype(np.int32),
+            target_confidence=np.where(bad, np.nan, target_confidence).astype(np.float32),
+            target_milliseconds=np.full(len(positions), target_milliseconds, dtype=np.float32),
         )
         said.path = path.astype(np.int16)
         said.first_loss = losses[:, 0].astype(np.float64)

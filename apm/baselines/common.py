@@ -16,7 +16,19 @@ from apm.methods import Predictions
 from apm.project import plain
 from apm.teachers import Teacher
 
-MODULES = (*records.RUN_MODULES, "baselines")  # the code that determines a baseline's predictions
+# Mistakes in code, which are no property of an image: what `apm.records` stops at whatever the method
+MISTAKES = (TypeError, AttributeError, NameError, ImportError, AssertionError, NotImplementedError)
+
+
+def modules(file: str) -> tuple[str, ...]:
+    """The code that determines the predictions of the method in apm/baselines/FILE.py: that file, what methods share, and what
+    every run depends on. Another method's file is not among it, so that a new or changed one leaves the others' records alone."""
+    return (*records.RUN_MODULES, *(f"baselines.{name}" for name in (file, "common", "registry", "views")))
+
+
+def failure(error: Exception) -> str:
+    """The status of an image on which an online method failed, in one line."""
+    return " ".join(f"failed: {type(error).__name__}: {error}".split())[:300]
 
 
 def settings(method: Any, kind: str) -> dict[str, Any]:

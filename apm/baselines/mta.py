@@ -1,7 +1,7 @@
 """MTA: the mode of the views' features, found by a mean shift that also says which views to trust.
 
 Zanella and Ben Ayed, "On the Test-Time Zero-Shot Generalization of Vision-Language Models: Do We Really Need Prompt
-Learning?", CVPR 2024 (arXiv 2405.02266); `solve_mta` in mta.py of github.com/MaxZanella/MTA. For unit features f_p of n views
+Learning?", CVPR 2024 (arXiv 2405.02266), section 3; `solve_mta` in mta.py of github.com/MaxZanella/MTA. For unit features f_p of n views
 with bandwidths h_p, mode m and inlierness y on the simplex, two steps alternate:
 
     K_p = exp(-|f_p - m|^2 / (2 h_p^2))                                 Gaussian kernel
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm.baselines.common import MODULES, classifier, outcome, settings
+from apm.baselines.common import classifier, modules, outcome, settings
 from apm.baselines.registry import register
 from apm.baselines.views import VIEWS, encoded
 from apm.datasets import Dataset
@@ -98,7 +98,7 @@ class MTA:
     flip: bool = True
     templates: tuple[str, ...] | None = None
     online: ClassVar[bool] = False
-    modules: ClassVar[tuple[str, ...]] = MODULES
+    modules: ClassVar[tuple[str, ...]] = modules("mta")
 
     def __post_init__(self) -> None:
         if self.views < 2:

@@ -14,10 +14,13 @@ TPT + CoOp (the paper's Table 1): the step starts from CoOp's context vectors in
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,18 +31,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from apm import datasets, prompts, records
-from apm.baselines.common import MODULES, outcome, settings
+from apm.baselines.common import modules, outcome, settings
 from apm.baselines.registry import create, register
 from apm.baselines.views import VIEWS, confident, encoded, kept
 from apm.datasets import Dataset
 from apm.methods import Predictions
 from apm.progress import progress
-from apm.project import atomic_path, cache_dir, plain, sha256_of
+from apm.project import atomic_path, cache_dir, data_dir, plain, sha256_of
 from apm.teachers import Teacher, features_at
 
 CONTEXT = "a photo of a"  # ctx_init in tpt_classification.py of TPT; four tokens
 CONTEXT_STD = 0.02  # of vectors that start from no words: PromptLearner in trainers/coop.py
-BATCH = 32  # DATALOADER.TRAIN_X.BATCH_SIZE in configs/trainers/CoOp/vit_b16_ep50.yaml
+BATCH = 32  # DATALOADER.TRAIN_X.BATCH_SIZE in configs/trainers/CoOp/vit_b16.yaml
 WARMUP_RATE = 1e-5  # of the first epoch: OPTIM.WARMUP_CONS_LR in the same file
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of SGD: OPTIM in Dassl's config/defaults.py, which CoOp does not change
 
@@ -143,19 +146,50 @@ def learn(
     seed: int,
 ) -> Tensor:
     """(M, width) context vectors after training on images whose features are (epochs, n, D), of unit length: epoch e sees
-    features[e], the e-th crop of every image. labels: (n,) int64."""
+    features[e], the e-th crop of every image. labels: (n,) int64.
+
+    Images that fill no batch are left out of an epoch, others in each (drop_last in dassl/data/data_manager.py, which CoOp
+    runs on); fewer images than a batch are one batch.
+    """
     vectors = vectors.clone().requires_grad_()
     optimiser = torch.optim.SGD([vectors], lr=rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     order = torch.Generator().manual_seed(seed)
     for epoch in progress(range(epochs), desc="CoOp: epochs"):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(epoch, epochs, rate)
-        for batch in torch.randperm(len(labels), generator=order).to(labels.device).split(BATCH):
+        shuffled = torch.randperm(len(labels), generator=order).to(labels.device)
+        whole = len(labels) // BATCH * BATCH or len(labels)
+        for batch in shuffled[:whole].split(BATCH):
             scores = scale * features[epoch, batch] @ class_prompts.features(vectors).T
             optimiser.zero_grad()
             F.cross_entropy(scores, labels[batch]).backward()
             optimiser.step()
     return vectors.detach()
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Context vectors, and the images they come from."""
+
+    vectors: Tensor  # (M, width) on the CPU, so that it can be sent to other processes
+    split: str  # the name that the training split was loaded by
+    origin: str  # the set whose images the split holds
+    fingerprint: str
+
+
+def _origin(dataset: Dataset) -> str:
+    """The set whose images these are: a corrupted set keeps its name, a changed or renamed one says its origin."""
+    return dataset.origin or dataset.name
+
+
+@functools.lru_cache(maxsize=4)
+def _load(name: str, root: Path, partial: str | None) -> Dataset:
+    return datasets.load(name, root=root)
+
+
+def _training_set(name: str) -> Dataset:
+    """The set of that name, read once per process: every method, every tested set and every shard asks for it."""
+    return _load(name, data_dir(), os.environ.get("PARTIAL"))
 
 
 @register("coop")
@@ -165,13 +199,15 @@ class CoOp:
 
     train: name of the labelled set (`apm.datasets.load`) whose classes it learns from; the vectors are then used with the class
         names of whatever is tested, as the paper's Tables 1 and 3 do with ImageNet. None: the training split of the tested set.
-    shots: 16 images of a class (section 4.1). epochs: 50, for 16 shots (vit_b16_ep50.yaml). rate: 0.002, SGD (same file).
-    context: "a photo of a", the start that TPT's code gives to CoOp's four tokens; a number: as many vectors N(0, 0.02),
-        CoOp's start without words.
-    Every epoch sees another random crop of every image, mirrored or not (random_resized_crop and random_flip, same file).
-    flip: False where the mirror image is another class or none. draw: seed of shots, crops and order.
+    shots: 16 images of a class (section 4.1). epochs: 50, what CoOp's configurations have for ImageNet
+        (configs/trainers/CoOp/vit_b16_ep50.yaml); for 16 shots of its other sets MAX_EPOCH is 200 (vit_b16.yaml). rate: 0.002,
+        SGD (both files).
+    context: "a photo of a", CTX_INIT in vit_b16_ep50_ctxv1.yaml; a number: as many vectors N(0, 0.02), CoOp's start without words.
+    Every epoch sees another random crop of every image, resized bicubically, mirrored or not (random_resized_crop, random_flip
+    and INTERPOLATION in these files). flip: False where the mirror image is another class or none. draw: seed of shots, crops
+    and order.
     confidence: softmax at the teacher's temperature. Labels of the tested images are never seen: the training split is
-    loaded by itself, and must be another set.
+    loaded by itself, and must hold other images than the tested set, changed or not.
     """
 
     teacher: Teacher
@@ -184,41 +220,58 @@ class CoOp:
     flip: bool = True
     draw: int = 0
     online: ClassVar[bool] = False
-    modules: ClassVar[tuple[str, ...]] = MODULES
+    modules: ClassVar[tuple[str, ...]] = modules("prompt_tuning")
 
     def __post_init__(self) -> None:
         if self.shots < 1 or self.epochs < 1 or self.rate <= 0:
             raise ValueError(
                 f"shots and epochs must be at least 1 and rate positive, found {self.shots}, {self.epochs} and {self.rate}"
             )
+        self._learned: dict[str, Learned] = {}  # by the name of the split; travels to workers with the method
 
     def settings(self) -> dict[str, Any]:
         """Teacher, training split and optimiser."""
         return settings(self, "coop")
 
+    def data_identity(self, dataset: Dataset) -> str:
+        """Fingerprint of the training split: with other training images, records are others. Raises as `training_split`."""
+        return self.training_split(dataset).fingerprint
+
     def training_split(self, dataset: Dataset) -> Dataset:
-        """The labelled set. Raises ValueError where the tested set has none, or is that set itself."""
-        name = self.train
-        if name is None:
-            stem = dataset.name.removesuffix("-test")
-            name = f"{stem}-train"
-            if name not in datasets.names():
-                raise ValueError(
-                    f"CoOp learns from labelled training images, and dataset {dataset.name} has no training split ({name} is not "
-                    "known): name one by train: in its line of `baselines`"
-                )
-        split = datasets.load(name)
-        if split.fingerprint == dataset.fingerprint:
-            raise ValueError(f"CoOp would be trained on the images that it is tested on ({name}): name another train:")
+        """The labelled set. Raises ValueError where the tested set has none, or holds the same images."""
+        split = _training_set(self._split_name(dataset))
+        _other_images(dataset, self._split_name(dataset), _origin(split), split.fingerprint)
         return split
+
+    def _split_name(self, dataset: Dataset) -> str:
+        if self.train is not None:
+            return self.train
+        name = f"{dataset.name.removesuffix('-test')}-train"
+        if name not in datasets.names():
+            raise ValueError(
+                f"CoOp learns from labelled training images, and dataset {dataset.name} has no training split ({name} is not "
+                "known): name one by train: in its line of `baselines`"
+            )
+        return name
 
     def prepare(self, dataset: Dataset) -> None:
         """Learn the vectors, before many processes ask for them."""
         self.vectors(dataset)
 
     def vectors(self, dataset: Dataset) -> Tensor:
-        """(M, width) learned context vectors; learned once and kept in the cache."""
-        split, teacher = self.training_split(dataset), self.teacher
+        """(M, width) learned context vectors, learned once and kept here and in the cache. Raises as `training_split`."""
+        name = self._split_name(dataset)
+        known = self._learned.get(name)
+        if known is None:
+            split = self.training_split(dataset)
+            known = Learned(self._learn(split), name, _origin(split), split.fingerprint)
+            self._learned[name] = known
+        _other_images(dataset, known.split, known.origin, known.fingerprint)
+        return known.vectors.to(self.teacher.device)
+
+    def _learn(self, split: Dataset) -> Tensor:
+        """The vectors on the CPU: from the file in the cache, which is made where there is none."""
+        teacher = self.teacher
         key = sha256_of({**self.settings(), "data": split.fingerprint, "code": records.code_version(self.modules)})
         file = cache_dir() / "prompts" / f"coop-{key[:24]}.safetensors"
         if not file.is_file():
@@ -228,7 +281,9 @@ class CoOp:
             if isinstance(self.context, int):
                 drawn = torch.randn(start.shape, generator=torch.Generator().manual_seed(self.draw))
                 start = CONTEXT_STD * drawn.to(start.device)
-            crops = encoded(teacher, split, chosen, self.epochs + 1, seed=self.draw, flip=self.flip).features[:, 1:]
+            crops = encoded(
+                teacher, split, chosen, self.epochs + 1, seed=self.draw, flip=self.flip, bicubic=True
+            ).features[:, 1:]
             units = F.normalize(crops, dim=-1).transpose(0, 1)  # (epochs, n, D)
             labels = torch.as_tensor(split.labels[chosen]).to(teacher.device)
             learned = learn(
@@ -236,7 +291,7 @@ class CoOp:
             )
             with atomic_path(file) as temporary:
                 save_file({"context": learned.cpu().contiguous()}, str(temporary))
-        return load_file(str(file))["context"].to(teacher.device)
+        return load_file(str(file))["context"]
 
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """One class per image. The seed has no effect."""
@@ -248,6 +303,15 @@ class CoOp:
             own = F.normalize(features_at(teacher, dataset, positions).to(text), dim=-1)
             scores = teacher.logit_scale * own @ text.T
         return outcome(scores.softmax(dim=-1), teacher_passes=1)
+
+
+def _other_images(tested: Dataset, name: str, origin: str, fingerprint: str) -> None:
+    """Raise ValueError where a training split of that name holds images of the tested set, as they are, changed or renamed."""
+    if origin == _origin(tested) or fingerprint == tested.fingerprint:
+        made = "" if name == tested.name else f"; {name} and {tested.name} are both made from the images of {origin}"
+        raise ValueError(
+            f"CoOp would be trained on the images that it is tested on ({name}{made}): name another train:"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------------- TPT
@@ -302,36 +366,34 @@ class TPT:
     flip: bool = True
     coop: Mapping[str, Any] | None = None
     online: ClassVar[bool] = False
-    modules: ClassVar[tuple[str, ...]] = MODULES
+    modules: ClassVar[tuple[str, ...]] = modules("prompt_tuning")
 
     def __post_init__(self) -> None:
         kept(self.views, self.share)
         if self.steps < 1 or self.rate <= 0:
             raise ValueError(f"steps must be at least 1 and rate positive, found {self.steps} and {self.rate}")
-        if self.coop is not None:
-            self._coop()
-
-    def _coop(self) -> CoOp:
-        """CoOp with the same words, so that its vectors fit."""
+        # with the same words, so that its vectors fit
         options = {"context": self.context, "flip": self.flip, **(self.coop or {})}
-        made = create("coop", self.teacher, **options)
-        assert isinstance(made, CoOp)
-        return made
+        self._coop: CoOp | None = None if self.coop is None else create("coop", self.teacher, **options)
 
     def settings(self) -> dict[str, Any]:
         """Teacher, views, optimiser, and CoOp's settings where it starts from them."""
-        return {**settings(self, "tpt"), "coop": None if self.coop is None else plain(self._coop().settings())}
+        return {**settings(self, "tpt"), "coop": None if self._coop is None else plain(self._coop.settings())}
+
+    def data_identity(self, dataset: Dataset) -> str | None:
+        """Fingerprint of CoOp's training split where the step starts from its vectors, else None."""
+        return None if self._coop is None else self._coop.data_identity(dataset)
 
     def prepare(self, dataset: Dataset) -> None:
         """CoOp's vectors where the step starts from them, before many processes ask for them."""
-        if self.coop is not None:
-            self._coop().prepare(dataset)
+        if self._coop is not None:
+            self._coop.prepare(dataset)
 
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """One class per image; the views are drawn from the seed and the image's pixels."""
         teacher, scale = self.teacher, self.teacher.logit_scale
         own = Prompts(teacher, dataset.classnames, self.context)
-        start = own.start if self.coop is None else self._coop().vectors(dataset)
+        start = own.start if self._coop is None else self._coop.vectors(dataset)
         seen = encoded(teacher, dataset, positions, self.views, seed=seed, augmix=self.augmix, flip=self.flip)
         rows = []
         for views in F.normalize(seen.features, dim=-1):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from apm.project import unknown
 
@@ -35,7 +38,8 @@ def register(name: str) -> Callable[[Constructor], Constructor]:
 def create(name: str, teacher: Any, /, **options: Any) -> Any:
     """The method of that name. options: fields of its class, such as `views=32`, or `name="ZERO, 32 views"` for its row in tables.
 
-    Raises ValueError for an unknown name or option, with the known ones.
+    Raises ValueError for an unknown name or option, with the known ones, and for a value of another type than its field says: a
+    number written as text, or half a view, would else fail somewhere inside.
     """
     if name not in REGISTRY:
         raise unknown("baseline", name, sorted(REGISTRY))
@@ -45,7 +49,67 @@ def create(name: str, teacher: Any, /, **options: Any) -> Any:
     else:
         known = list(inspect.signature(constructor).parameters)
     known.remove("teacher")
-    for option in options:
+    hints = _hints(constructor)
+    for option, value in options.items():
         if option not in known:
             raise unknown(f"option of baseline {name!r}", option, known)
+        if option in hints and not _fits(value, hints[option]):
+            raise ValueError(
+                f"option {option} of baseline {name!r}: expected {_words(hints[option])}, found {value!r}{_numeric(value)}"
+            )
     return constructor(teacher, **options)
+
+
+def _hints(constructor: Any) -> dict[str, Any]:
+    """Types of the options, as far as they can be known."""
+    try:
+        return get_type_hints(constructor)
+    except NameError:  # annotated with what exists for a type checker only
+        return {}
+
+
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of the type; types other than those of YAML fit always."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if hint in (int, float):
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        return whole or (hint is float and isinstance(value, float | np.floating))
+    if hint in (bool, str, type(None)):
+        return isinstance(value, hint)
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            return False
+        each = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+        return len(each) == len(value) and all(_fits(v, one) for v, one in zip(value, each, strict=True))
+    if origin is Mapping:
+        return isinstance(value, Mapping)
+    return True
+
+
+def _words(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(_words(one) for one in arguments)
+    if origin is tuple:
+        if arguments[1:] == (...,):
+            return f"a list, each {_words(arguments[0])}"
+        return f"a list of {len(arguments)}, each {_words(arguments[0])}"
+    return "a mapping" if origin is Mapping else _NAMES.get(hint, str(hint))
+
+
+def _numeric(value: Any) -> str:
+    """What to do about text that is meant as a number."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return ""
+    return (
+        ""
+        if not isinstance(value, str)
+        else ": write it without quotation marks and with a decimal point, as in 1.0e-3 (YAML reads 1e-3 as text)"
+    )

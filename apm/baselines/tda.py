@@ -1,7 +1,7 @@
 """TDA: two caches of what was seen before correct the teacher's scores.
 
 Karmanov, Guan, Lu, El Saddik and Xing, "Efficient Test-Time Adaptation of Vision-Language Models", CVPR 2024 (arXiv
-2403.18293), "training-free dynamic adapter"; tda_runner.py, utils.py and configs/ of github.com/kdiAAA/TDA. Images come one by
+2403.18293), section 3, "training-free dynamic adapter"; tda_runner.py, utils.py and configs/ of github.com/kdiAAA/TDA. Images come one by
 one. Each enters, under its own predicted class, a positive cache of features of low entropy, and, when its entropy lies between
 two thresholds, a negative cache that remembers which classes had some probability. For the image's unit feature f and cached
 features g_i,
@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apm import teachers
-from apm.baselines.common import MODULES, classifier, outcome, settings
+from apm.baselines.common import MISTAKES, classifier, failure, modules, outcome, settings
 from apm.baselines.registry import register
 from apm.baselines.views import confident, encoded, kept
-from apm.datasets import Dataset, UnreadableImage
+from apm.datasets import Dataset
 from apm.methods import Predictions
 from apm.teachers import Teacher
 
@@ -67,7 +67,8 @@ class TDA:
 
     The entropy, in nats, is divided by log2 of the number of classes as `get_entropy` does, so that it is at most ln 2; the
     thresholds are for that measure. Scores are 100 times the cosine there, CLIP's logit_scale; here the teacher's own.
-    An image that cannot be read, or whose feature is not finite, is recorded as failed and leaves the caches alone.
+    An image on which anything fails, or whose feature is not finite, is recorded as failed and leaves the caches alone: raising would
+    lose what they hold of all images before it. When every image fails, the first error is raised.
     """
 
     teacher: Teacher
@@ -87,7 +88,7 @@ class TDA:
     flip: bool = True
     templates: tuple[str, ...] | None = None
     online: ClassVar[bool] = True
-    modules: ClassVar[tuple[str, ...]] = MODULES
+    modules: ClassVar[tuple[str, ...]] = modules("tda")
 
     def __post_init__(self) -> None:
         if self.views != 1:
@@ -124,13 +125,17 @@ class TDA:
         low, high = self.probability_between
         scores = torch.full((len(positions), classes), torch.nan, device=text.device)
         saved, status = np.zeros(len(positions), dtype=np.float32), ["ok"] * len(positions)
+        first: Exception | None = None
+        stored = teachers.features(self.teacher, dataset) if self.views == 1 else None
         for row in self.order(len(positions)):
             try:
-                features, saved[row] = self._features(dataset, int(positions[row]), seed)
-            except UnreadableImage as error:  # raising would lose the caches of all images before it
-                status[row] = f"failed: {error}"
+                features, saved[row] = self._features(dataset, int(positions[row]), seed, stored)
+                feature, logits, probabilities = self._seen(F.normalize(features.to(text), dim=-1), text, scale)
+            except MISTAKES:
+                raise
+            except Exception as error:  # before the caches are touched
+                status[row], first = failure(error), first or error
                 continue
-            feature, logits, probabilities = self._seen(F.normalize(features.to(text), dim=-1), text, scale)
             if not bool(logits.isfinite().all()):
                 status[row] = "non-finite feature"
                 continue
@@ -143,20 +148,23 @@ class TDA:
                 + positive.scores(feature, self.alpha, self.beta)
                 - negative.scores(feature, self.negative_alpha, self.negative_beta)
             )
+        if first is not None and "ok" not in status:
+            raise first
         # the time of stored features is not known here
         extra = {} if self.views == 1 else {"saved_milliseconds": saved}
         return outcome(scores.softmax(dim=-1), status=status, teacher_passes=self.views, **extra)  # type: ignore[arg-type]
 
-    def _features(self, dataset: Dataset, position: int, seed: int) -> tuple[Tensor, float]:
-        """(n, D) features of one image's views, and the milliseconds that another method's views saved."""
-        if self.views > 1:
+    def _features(self, dataset: Dataset, position: int, seed: int, stored: np.ndarray | None) -> tuple[Tensor, float]:
+        """(n, D) features of one image's views, and the milliseconds that another method's views saved. stored: (N, D) features
+        of the images themselves, where one view is all."""
+        if stored is None:
             here = np.array([position])
             seen = encoded(self.teacher, dataset, here, self.views, seed=seed, augmix=self.augmix, flip=self.flip)
             return seen.features[0], float(seen.saved_milliseconds[0])
-        stored = torch.as_tensor(np.array(teachers.features(self.teacher, dataset)[position : position + 1])).float()
-        if not bool(stored.isfinite().all()):
+        own = torch.as_tensor(np.array(stored[position : position + 1])).float()
+        if not bool(own.isfinite().all()):
             dataset.images[position]  # an image that cannot be read says so
-        return stored, 0.0
+        return own, 0.0
 
     def _seen(self, features: Tensor, text: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
         """Feature (D,), scores (C,) and probabilities (C,) of one image from its views (n, D): `get_clip_logits`."""

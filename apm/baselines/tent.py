@@ -2,8 +2,8 @@
 
 Wang, Shelhamer, Liu, Olshausen and Darrell, "Tent: Fully Test-Time Adaptation by Entropy Minimization", ICLR 2021 (arXiv
 2006.10726): the mean entropy of a batch's predictions (section 3.1) is minimised over the affine parameters of the normalisation
-layers (section 3.2). tent.py, conf.py and cfgs/tent.yaml of github.com/DequanWang/tent. The paper adapts online, batch by
-batch; here a batch is one image's views, and everything is reset after it (`episodic=True` in the released `Tent`).
+layers (section 3.2). tent.py, norm.py, conf.py and cfgs/tent.yaml of github.com/DequanWang/tent. The paper adapts online, batch
+by batch; here a batch is one image's views, and everything is reset after it (`episodic=True` in the released `Tent`).
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apm.baselines.common import MODULES, classifier, outcome, settings
+from apm.baselines.common import classifier, modules, outcome, settings
 from apm.baselines.registry import register
 from apm.baselines.views import VIEWS, entropy, view_pixels
 from apm.datasets import Dataset
 from apm.methods import Predictions
+from apm.project import unknown
 from apm.teachers import Teacher
 
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 NORMS = (nn.LayerNorm, nn.GroupNorm, BATCH_NORMS)
+STATISTICS = ("batch", "running")
 
 
 class Tower:
     """A float32 copy of a teacher's image tower, of which only the normalisation layers' affine parameters can be trained.
 
-    Attributes: parameters, the trained ones by name; batch_norm, whether a feature depends on the rest of its batch.
-    Raises ValueError for a tower that has none.
+    statistics: of BatchNorm, "batch" or "running". Attributes: parameters, the trained ones by name; batch_norm, whether a
+    feature depends on the rest of its batch. Raises ValueError for a tower that has none.
     """
 
-    def __init__(self, teacher: Teacher) -> None:
+    def __init__(self, teacher: Teacher, statistics: str = "batch") -> None:
         self.network = copy.deepcopy(teacher.model.visual).float().requires_grad_(False)
         self.parameters: dict[str, Tensor] = {}
         self.batch_norm = False
@@ -44,7 +46,7 @@ class Tower:
                 continue
             for key, parameter in module.named_parameters(recurse=False):
                 self.parameters[f"{name}.{key}"] = parameter.requires_grad_()
-            if isinstance(module, BATCH_NORMS):
+            if isinstance(module, BATCH_NORMS) and statistics == "batch":
                 # `configure_model`: statistics of the batch at hand. The rest stays in evaluation mode, where the released
                 # code has all in training mode: dropout would blur the entropy that is minimised.
                 module.track_running_stats = False
@@ -94,16 +96,23 @@ def adapt(
 class Tent:
     """TENT on the teacher's image tower. Episodic: parameters are reset after every image; the shared teacher is never touched.
 
-    views: 64; one image gives no batch, so its views take the batch's place (the released cfgs/tent.yaml has 200 images).
+    views: 64; one image gives no batch, so its views take the batch's place (TEST.BATCH_SIZE 200 images in cfgs/tent.yaml).
         All of them count: TENT selects none.
-    steps: 1 (ITER in cfgs/tent.yaml). learning_rate: 1e-3, Adam with betas 0.9 and 0.999 and no weight decay (cfgs/tent.yaml;
+    steps: 1 (OPTIM.STEPS in cfgs/tent.yaml); 0: none, what the release calls `norm` (norm.py, cfgs/norm.yaml), new statistics and
+        nothing trained. learning_rate: 1e-3, Adam with betas 0.9 and 0.999 and no weight decay (OPTIM in cfgs/tent.yaml;
         section 4 of the paper has 1e-3 but for ImageNet, where it is SGD at 2.5e-4).
-    Layers: LayerNorm, GroupNorm and BatchNorm. The paper's networks have BatchNorm, which here takes its statistics from the
-        views; CLIP's transformers have LayerNorm, whose statistics are each image's own.
+    Layers: LayerNorm, GroupNorm and BatchNorm. CLIP's transformers have LayerNorm, whose statistics are each image's own. The
+        paper's networks have BatchNorm, and so do CLIP's residual ones:
+    statistics: "batch", of the batch at hand, as `configure_model` in tent.py sets BatchNorm up (section 3.2, "normalization
+        statistics"); "running", those of training, so that only scale and shift change. The batch here is crops of *one* image. Its
+        statistics are not those of 200 different images, for which the method was made: channels that are alike in all crops, by
+        which one object is told from another, are normalised away. That alone can cost many points, with no entropy minimised:
+        compare the row with steps 0. Beside "running" it shows which part is due to what.
     The prediction comes from one more pass over the image itself after the last step. The released code reports the scores
         from before the step, which with one step after a reset would be the teacher's.
     flip: False where the mirror image is another class or none. confidence: softmax over the scores after adaptation.
-    Extra column teacher_backward_passes: backward passes of the image tower per image.
+    Extra columns teacher_backward_passes: backward passes of the image tower per image; batch_statistics: 1 where features were
+        normalised by the statistics of an image's views, else 0.
     """
 
     teacher: Teacher
@@ -111,18 +120,23 @@ class Tent:
     views: int = VIEWS
     steps: int = 1
     learning_rate: float = 1e-3
+    statistics: str = "batch"
     augmix: bool = False
     flip: bool = True
     templates: tuple[str, ...] | None = None
     online: ClassVar[bool] = False
-    modules: ClassVar[tuple[str, ...]] = MODULES
+    modules: ClassVar[tuple[str, ...]] = modules("tent")
 
     def __post_init__(self) -> None:
-        if self.views < 1 or self.steps < 1 or self.learning_rate <= 0:
+        if self.views < 1 or self.steps < 0 or self.learning_rate <= 0:
             raise ValueError(
-                "views and steps must be at least 1 and learning_rate positive, found "
+                "views must be at least 1, steps at least 0 and learning_rate positive, found "
                 f"{self.views}, {self.steps} and {self.learning_rate}"
             )
+        if self.statistics not in STATISTICS:
+            raise unknown("statistics", self.statistics, STATISTICS)
+        if self.steps == 0 and self.statistics == "running":
+            raise ValueError("TENT without a step and with the statistics of training changes nothing: it is zero-shot")
 
     def settings(self) -> dict[str, Any]:
         """Teacher, prompts, views and optimiser."""
@@ -131,7 +145,7 @@ class Tent:
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """One class per image; raises ValueError for a tower without normalisation layers."""
         text, scale = classifier(self.teacher, dataset, self.templates), self.teacher.logit_scale
-        tower = Tower(self.teacher)
+        tower = Tower(self.teacher, self.statistics)
         rows, passes = [], 0
         for position in positions:
             pixels = view_pixels(
@@ -144,5 +158,6 @@ class Tent:
             torch.stack(rows).softmax(dim=-1),
             teacher_passes=passes,
             teacher_backward_passes=np.full(len(positions), self.steps * self.views, dtype=np.float32),
+            batch_statistics=np.full(len(positions), tower.batch_norm, dtype=np.float32),
             saved_milliseconds=np.zeros(len(positions), dtype=np.float32),
         )

@@ -40,7 +40,14 @@ CACHE_BYTES = 512 * 2**20  # features of views kept in memory, per process
 
 
 def views(
-    image: np.ndarray, n: int, *, seed: int, augmix: bool = False, flip: bool = True, size: int | None = None
+    image: np.ndarray,
+    n: int,
+    *,
+    seed: int,
+    augmix: bool = False,
+    flip: bool = True,
+    bicubic: bool = False,
+    size: int | None = None,
 ) -> list[np.ndarray]:
     """n views of an image (H, W, 3) uint8: the image itself, and n - 1 random crops (size, size, 3) uint8 of it.
 
@@ -49,6 +56,7 @@ def views(
     augmix: put every crop through AugMix's chains, as TPT does on its ten fine-grained sets and not on ImageNet's variants.
         Its pixels are rounded to 8 bits here; TPT mixes the normalised images, which is the same but for that rounding.
     flip: as published. Where the mirror image is another class or none, such as digits, pass False; the crops stay the same.
+    bicubic: resize the crops bicubically, as CoOp's configurations do for training; TPT leaves torchvision's bilinear.
 
     Raises ValueError for n < 1 and for anything but uint8 (H, W, 3).
     """
@@ -63,12 +71,14 @@ def views(
     picture = Image.fromarray(image)
     result = [image]
     for _ in range(n - 1):
-        view = _crop(picture, side, crops, flip)
+        view = _crop(picture, side, crops, flip, Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR)
         result.append(_augmix(view, chains) if augmix else np.asarray(view))
     return result
 
 
-def _crop(picture: Image.Image, side: int, rng: np.random.Generator, flip: bool) -> Image.Image:
+def _crop(
+    picture: Image.Image, side: int, rng: np.random.Generator, flip: bool, resampling: Image.Resampling
+) -> Image.Image:
     """torchvision's RandomResizedCrop and RandomHorizontalFlip with draws from rng."""
     width, height = picture.size
     left, top, w, h = _central(width, height)
@@ -82,7 +92,7 @@ def _crop(picture: Image.Image, side: int, rng: np.random.Generator, flip: bool)
             break
     mirrored = rng.random() < 0.5  # drawn in any case, so that the next crop does not depend on flip
     # cropped before it is resized: `resize(box=...)` would let pixels outside the crop in at its border
-    view = picture.crop((left, top, left + w, top + h)).resize((side, side), Image.Resampling.BILINEAR)
+    view = picture.crop((left, top, left + w, top + h)).resize((side, side), resampling)
     return ImageOps.mirror(view) if flip and mirrored else view
 
 
@@ -171,11 +181,18 @@ OPERATIONS: tuple[Callable[[Image.Image, np.random.Generator], Image.Image], ...
 
 
 def view_pixels(
-    teacher: Teacher, image: np.ndarray, n: int, *, seed: int, augmix: bool = False, flip: bool = True
+    teacher: Teacher,
+    image: np.ndarray,
+    n: int,
+    *,
+    seed: int,
+    augmix: bool = False,
+    flip: bool = True,
+    bicubic: bool = False,
 ) -> Tensor:
     """(n, 3, S, S) float32 on the CPU: views of an image as the teacher's own preprocessing makes them. Crops are resized to S
     at once, as TPT does; the image itself is resized and cropped by the preprocessing."""
-    pictures = views(image, n, seed=seed, augmix=augmix, flip=flip, size=teacher.image_size)
+    pictures = views(image, n, seed=seed, augmix=augmix, flip=flip, bicubic=bicubic, size=teacher.image_size)
     whole = teacher.transform(pictures[:1])
     return torch.cat([whole, teacher.transform(pictures[1:])]) if n > 1 else whole
 
@@ -214,6 +231,7 @@ def encoded(
     seed: int,
     augmix: bool = False,
     flip: bool = True,
+    bicubic: bool = False,
 ) -> Encoded:
     """As `encode_views`, not normalised, and with the time that sharing saved.
 
@@ -227,12 +245,13 @@ def encoded(
         key = (
             *(teacher.hash, teacher.precision, str(teacher.device)),
             *(dataset.fingerprint, dataset.corruption, dataset.severity, int(dataset.indices[position])),
-            *(int(seed), n, augmix, flip),
+            *(int(seed), n, augmix, flip, bicubic),
         )
         kept = _CACHE.get(key)
         if kept is None:
             start = time.perf_counter()
-            pixels = view_pixels(teacher, dataset.images[int(position)], n, seed=seed, augmix=augmix, flip=flip)
+            image = dataset.images[int(position)]
+            pixels = view_pixels(teacher, image, n, seed=seed, augmix=augmix, flip=flip, bicubic=bicubic)
             features = teacher.encode(pixels).feature.cpu()
             _CACHE.put(key, features, 1e3 * (time.perf_counter() - start))
         else:

@@ -1,7 +1,7 @@
 """ZERO: a vote of the confident views.
 
 Farina, Franchi, Iacca, Mancini and Ricci, "Frustratingly Easy Test-Time Adaptation of Vision-Language Models", NeurIPS 2024
-(arXiv 2405.18330), its pseudo-code `zero` and ttas/zero.py of github.com/FarinaMatteo/zero:
+(arXiv 2405.18330), section 3: its pseudo-code `zero`, and ttas/zero.py of github.com/FarinaMatteo/zero:
 
     l = features of N views @ text features            p = softmax(l / temperature)
     keep the share gamma of views with the lowest entropy of p
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm.baselines.common import MODULES, classifier, outcome, settings
+from apm.baselines.common import classifier, modules, outcome, settings
 from apm.baselines.registry import register
 from apm.baselines.views import VIEWS, confident, encoded, entropy, kept
 from apm.datasets import Dataset
@@ -31,8 +31,10 @@ def vote(logits: Tensor, share: float) -> int:
     """The class that most of the confident views say; logits (n, C) of n views at the teacher's temperature.
 
     Ties are broken as by `greedy_break` (utils/tools.py of the released code): the discarded views are asked in turn, and the
-    first that says a tied class decides; when none does, the tied class that the first of them scores highest. They are asked
-    from the most confident on; the released code takes `l[k:]`, the last n - k views as they were drawn, kept or not.
+    first that says a tied class decides. They are asked from the most confident on; the released code takes `l[k:]`, the last
+    n - k views as they were drawn, kept or not. When none says a tied class, the tied class that the first of them scores
+    highest (the most confident view where none was discarded). That is what `break_sample_tie` is for; as released it masks by
+    `logit[~ties]` with class numbers in `ties`, and ~ of a number counts from the end: it leaves out other classes than it should.
     """
     order = entropy(logits).argsort(stable=True)
     chosen = confident(logits, share)
@@ -69,7 +71,7 @@ class Zero:
     flip: bool = True
     templates: tuple[str, ...] | None = None
     online: ClassVar[bool] = False
-    modules: ClassVar[tuple[str, ...]] = MODULES
+    modules: ClassVar[tuple[str, ...]] = modules("zero")
 
     def __post_init__(self) -> None:
         kept(self.views, self.share)
