@@ -468,7 +468,7 @@ def test_any_error_on_one_image_leaves_the_stream_as_if_it_were_not_there(
         monkeypatch.setattr(tda.TDA, "_seen", seen)
     said = method.predict(data, np.arange(40), 0)
     assert np.flatnonzero(said.prediction < 0).tolist() == [20]
-    assert said.status[20] == "failed: RuntimeError: CUDA error: out of memory"
+    assert said.status[20] == "error: RuntimeError: CUDA error: out of memory"
     assert np.array_equal(said.prediction[rest], without.prediction)
     assert np.array_equal(said.extra["confidence"][rest], without.extra["confidence"])
     assert np.array_equal(data.images[20], faulty)

@@ -28,7 +28,7 @@ def modules(file: str) -> tuple[str, ...]:
 
 def failure(error: Exception) -> str:
     """The status of an image on which an online method failed, in one line."""
-    return " ".join(f"failed: {type(error).__name__}: {error}".split())[:300]
+    return " ".join(f"error: {type(error).__name__}: {error}".split())[:300]
 
 
 def settings(method: Any, kind: str) -> dict[str, Any]:
