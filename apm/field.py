@@ -1173,8 +1173,8 @@ def conclusion(
             f"- Clusters of images in one pass agree with the classes to {nmi['field: teacher + RGB']:.1f} % (NMI), those of raw pixels "
             f"to {nmi['raw pixels']:.1f} %, of the field without a teacher to {nmi['field: RGB alone']:.1f} %, of the teacher to "
             f"{nmi['teacher']:.1f} %.",
-            f"- Interpolated T is T of the interpolated pixels (largest relative difference {crossing.difference:.0e}); halfway, "
-            f"decoded pictures are {shown(paired)} farther from the nearest training image than blended pixels (below 0: nearer).",
+            f"- Interpolated T is T of the interpolated pixels (largest relative difference {crossing.difference:.0e}). Halfway between two "
+            f"images, the distance of the decoded picture to the nearest training image minus that of blended pixels is {shown(paired)}.",
         )
     )
 
