@@ -295,6 +295,8 @@ def test_psnr_and_cosine_by_hand() -> None:
     assert (field.psnr(truth, truth) == field.PSNR_LIMIT).all()
     # one perfect picture among others: the mean stays a mean
     assert field.mean(field.psnr(np.repeat(decoded, 10, axis=0), np.repeat(truth, 10, axis=0))).value < 25
+    with pytest.raises(ValueError, match="1 of 12 values are NaN or infinite, the first at 3"):
+        field.mean(np.where(np.arange(12) == 3, np.inf, 1.0))
     a, b = np.array([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]]), np.array([[4.0, 3.0], [0.0, 2.0], [1.0, 1.0]])
     np.testing.assert_allclose(field.cosines(a, b), [24 / 25, 0.0, 0.0])
 
