@@ -1,7 +1,8 @@
 """The field: one student with shared weights for all images, trained over a dataset (DESIGN's dataset scale; Figures 4 to 6, App. F).
 
-    student = train(images, tokens, colours, FieldConfig(), seed=0, checkpoint=path)
-    look(student, images).features      # every location of every image from one forward pass
+    data = material.prepare(teacher, dataset, config.student)
+    student = train(data, config, seed=0, checkpoint=path)
+    look(student, data.batch([0, 3]).images).features      # every location of an image from one forward pass
     interpolate(student, one, other)    # walks on the trigger column T between two images
 
 The loss is the mean squared error of the feature grid to the teacher's patch tokens, plus that of the decoded RGB to the
@@ -11,7 +12,6 @@ mean colour of each patch. Nothing here sees a label; labels only judge the feat
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import io
 import json
@@ -31,8 +31,9 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors import safe_open
 from torch import Tensor
 
-from apm import figures, methods, model, project, records, stats, teachers
+from apm import datasets, figures, methods, model, project, records, stats, teachers
 from apm.datasets import Dataset
+from apm.material import Batch, Material
 from apm.model import APM, APMConfig, patches
 from apm.progress import progress as progress_bar
 from apm.stats import Interval
@@ -42,9 +43,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Callback = Callable[[int, APM], None]
-RESAMPLES = (
-    2_000  # of the bootstrap: values that differ from image to image cost much more than counts of right and wrong
-)
+RESAMPLES = 2_000  # of the bootstrap: values that differ between images cost much more than counts of right and wrong
+PSNR_LIMIT = 100.0  # dB; 8-bit images that differ in one value of one pixel of a million lie just above
 
 
 @dataclass(frozen=True)
@@ -108,32 +108,6 @@ def settings(
 # ------------------------------------------------------------------------------------------------------------------ data
 
 
-class Material(NamedTuple):
-    """What a field is trained on, or held against: N images of a dataset, as tensors."""
-
-    images: Tensor  # (N, 3, H, W) float32, normalised
-    tokens: Tensor  # (N, h*w, D) the teacher's patch tokens
-    colours: Tensor  # (N, h*w, 3) mean colour of every patch, 0..1
-
-
-def material(teacher: teachers.Teacher, dataset: Dataset, student: APMConfig) -> Material:
-    """Images, teacher tokens and patch colours of a whole dataset on a student's grid, in memory.
-
-    Raises ValueError for a student that is not square or not of the teacher's width, or a tower without tokens.
-    """
-    h, w = student.image_size
-    if h != w:
-        raise ValueError(f"datasets are read at square sizes, found a student of {h} x {w} px: use a square grid")
-    if student.width != teacher.width:
-        raise ValueError(
-            f"the student's width {student.width} must be the width {teacher.width} of teacher {teacher.name}: set width in the profile"
-        )
-    pictures = [dataset.images[i] for i in range(len(dataset))]
-    images = teachers.student_images(pictures, h).to(teacher.device)
-    tokens = teachers.token_grid(teacher, pictures, student.grid).to(teacher.device)
-    return Material(images, tokens, teachers.patch_colours(images, student.patch))
-
-
 def halves(dataset: Dataset, seed: int = 0) -> tuple[Dataset, Dataset]:
     """Two disjoint halves of a dataset, stratified by class: to train on and to hold out. Raises ValueError below two images."""
     if len(dataset) < 2:
@@ -143,17 +117,40 @@ def halves(dataset: Dataset, seed: int = 0) -> tuple[Dataset, Dataset]:
     return first, dataset.subset(rest)
 
 
-def identity(teacher: teachers.Teacher, dataset: Dataset) -> dict[str, Any]:
-    """What the training data are, for the name of a checkpoint: the data's fingerprint, the images chosen, the teacher's hash."""
-    indices = np.ascontiguousarray(dataset.indices, dtype="<i8").tobytes()
-    return {
-        "data": dataset.fingerprint,
-        "indices": hashlib.sha256(indices).hexdigest(),
-        "corruption": [dataset.corruption, dataset.severity],
-        "teacher": teacher.hash,
-        "precision": teacher.precision,
-        "device": teacher.device.type,
-    }
+def part(name: str, samples: int | str = "all") -> Dataset:
+    """A dataset by name, or a stratified part of it with so many images; raises as `apm.datasets.load` and `Dataset.subset` do."""
+    dataset = datasets.load(name)
+    return dataset if samples == "all" else dataset.subset(samples, seed=0)  # type: ignore[arg-type]
+
+
+def positions(dataset: Dataset, n: int | str) -> np.ndarray:
+    """(n,) positions of a stratified choice among a dataset's images; "all", or more than there are: all of them."""
+    if n == "all" or int(n) >= len(dataset):
+        return np.arange(len(dataset))
+    return np.flatnonzero(np.isin(dataset.indices, dataset.subset(int(n), seed=0).indices))
+
+
+def chosen_pair(dataset: Dataset, positions: Sequence[int]) -> Dataset:
+    """The two images of an interpolation, as a Dataset.
+
+    Raises ValueError for anything but two different positions in the dataset and for images of different sizes;
+    `apm.datasets.UnreadableImage` for one that cannot be read.
+    """
+    if len(positions) != 2:
+        raise ValueError(f"pair: expected the positions of two images, found {list(positions)}")
+    found = dataset.subset(positions)
+    _same_size(*found.images)
+    return found
+
+
+def classes_needed(dataset: Dataset) -> Dataset:
+    """The dataset, if its labels can judge features. Raises ValueError for one of a single class, such as images without labels."""
+    if len(np.unique(dataset.labels)) < 2:
+        raise ValueError(
+            f"dataset {dataset.name} has images of one class only: sections 4 to 6 judge the features by classes. Set "
+            "labelled_train and labelled to a dataset with labels"
+        )
+    return dataset
 
 
 # -------------------------------------------------------------------------------------------------------------- training
@@ -172,42 +169,39 @@ class Field:
 
 
 def train(
-    images: Tensor,
-    tokens: Tensor | None,
-    colours: Tensor | None,
+    data: Material,
     config: FieldConfig,
     *,
     seed: int = 0,
     checkpoint: Path | str | None = None,
-    of: Mapping[str, Any] | None = None,
     every: int = 5,
     progress: str = "training the field",
     callback: Callback | None = None,
 ) -> Field:
     """Train one student over all images (dataset-scale training; App. E.1 and F of the paper).
 
-    images: (N, 3, H, W) float, normalised. tokens: (N, h*w, D), or None with loss_grid = 0. colours: (N, h*w, 3) in 0..1, or None
-    with loss_rgb = 0. seed: of the weights and of the order of images. progress: what the progress bar says.
+    data: images, teacher tokens and colours (`apm.material.prepare`), read a batch at a time; with loss_grid = 0 the tokens are not
+    read. seed: of the weights and of the order of images. progress: what the progress bar says.
     checkpoint: a .safetensors file, written whole after every `every` epochs and at the end. If it exists, training goes on
-        from it, and the weights are bit for bit those of a run without a break. of: what the data are (`identity`); by default
-        a hash of the tensors themselves. callback(epoch, model): called after every epoch.
+        from it, and the weights are bit for bit those of a run without a break. callback(epoch, model): called after every epoch.
 
     The biases of both outputs start at the mean over the training set: the RGB head ends in a ReLU, which has no gradient
     below zero, so that a channel which happens to start there would stay black.
 
-    Raises ValueError for wrong shapes, non-finite inputs and a checkpoint of another training (it names what differs);
-    RuntimeError for a loss that is not finite. A checkpoint that cannot be read is said on standard output and made anew.
+    Raises ValueError for another grid or width than the student's, non-finite targets and a checkpoint of another training (it
+    names what differs); RuntimeError for a loss that is not finite. A checkpoint that cannot be read is said on standard output
+    and made anew.
     """
-    _check(images, tokens, colours, config)
+    data = _fitting(data, config)
     path = None if checkpoint is None else Path(checkpoint)
-    made_by = determined_by(config, of or _fingerprints(images, tokens, colours), seed)
+    made_by = determined_by(config, data.identity, seed)
     saved = None if path is None else _read(path, made_by)
-    with _threads(config.threads, images.device):
-        state = _State(images, tokens, colours, config, seed)
+    with _threads(config.threads, data.device):
+        state = _State(data, config, seed)
         if saved is not None:
             state.restore(saved)
         resumed = state.epoch
-        with progress_bar(total=(config.epochs - resumed) * len(images), desc=progress, unit="image") as bar:
+        with progress_bar(total=(config.epochs - resumed) * len(data), desc=progress, unit="image") as bar:
             while state.epoch < config.epochs:
                 state.advance(bar.update)
                 if callback is not None:
@@ -220,41 +214,38 @@ def train(
 class _State:
     """A training between two epochs: all that a checkpoint has to hold."""
 
-    def __init__(
-        self, images: Tensor, tokens: Tensor | None, colours: Tensor | None, config: FieldConfig, seed: int
-    ) -> None:
-        self.config = config
-        self.patches = patches(images, config.student)
-        if tokens is not None and config.unit_tokens:
-            tokens = F.normalize(tokens, dim=-1)
-        self.targets = (tokens if config.loss_grid else None, colours if config.loss_rgb else None)
-        self.scales = [
-            1.0 if t is None or not config.balance else max(float((t - t.mean(dim=0)).square().mean()), 1e-12)
-            for t in self.targets
-        ]
+    def __init__(self, data: Material, config: FieldConfig, seed: int) -> None:
+        self.config, self.data = config, data
+        spreads = (
+            data.spread("tokens", unit=config.unit_tokens) if config.loss_grid else None,
+            data.spread("colours") if config.loss_rgb else None,
+        )
+        self.scales = [1.0 if s is None or not config.balance else max(s.left, 1e-12) for s in spreads]
         self.generator = torch.Generator().manual_seed(seed)  # on the CPU for every device
-        self.model = APM(config.student, self.generator, std=config.init_std).to(images.device)
+        self.model = APM(config.student, self.generator, std=config.init_std).to(data.device)
         last = f"rgb{len(config.student.rgb_hidden)}_bias"
         with torch.no_grad():
-            for name, target in zip(("head_bias", last), self.targets, strict=True):
-                if target is not None:
-                    self.model.weights[name].copy_(target.mean(dim=(0, 1)))
+            for name, spread in zip(("head_bias", last), spreads, strict=True):
+                if spread is not None:
+                    self.model.weights[name].copy_(spread.mean.mean(dim=0))
         self.optimiser = torch.optim.AdamW(
             list(self.model.parameters()), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
+        self.order: list[list[int]] = []  # positions of each batch of an epoch
+        self.loader = data.loader(self.order)
         self.epoch = 0
         self.losses = torch.full((config.epochs, 2), math.nan, dtype=torch.float64)
 
     def advance(self, done: Callable[[int], None]) -> None:
         """One pass over the images in a new order."""
-        config, n = self.config, len(self.patches)
-        per_epoch = math.ceil(n / config.batch)
+        config, n = self.config, len(self.data)
+        self.order[:] = [x.tolist() for x in torch.randperm(n, generator=self.generator).split(config.batch)]
         sums = torch.zeros(2, dtype=torch.float64)
-        for i, chosen in enumerate(torch.randperm(n, generator=self.generator).split(config.batch)):
-            share = (self.epoch * per_epoch + i) / (config.epochs * per_epoch)
+        for i, batch in enumerate(self.loader):
+            share = (self.epoch * len(self.order) + i) / (config.epochs * len(self.order))
             for group in self.optimiser.param_groups:
                 group["lr"] = config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * share))
-            parts = self._losses(chosen.to(self.patches.device))
+            parts = self._losses(batch.to(self.data.device))
             loss = config.loss_grid * parts[0] + config.loss_rgb * parts[1]
             if not bool(loss.isfinite()):
                 raise RuntimeError(
@@ -263,20 +254,24 @@ class _State:
             self.optimiser.zero_grad()
             loss.backward()
             self.optimiser.step()
-            sums += parts.detach().cpu().double() * len(chosen)
-            done(len(chosen))
+            sums += parts.detach().cpu().double() * len(batch.images)
+            done(len(batch.images))
         self.losses[self.epoch] = sums / n
         self.epoch += 1
 
-    def _losses(self, chosen: Tensor) -> Tensor:
+    def _losses(self, batch: Batch) -> Tensor:
         """(2,) L_grid and L_rgb of some images, each divided by its scale; 0 where off."""
-        outputs = _outputs(self.model, self.patches[chosen], rgb=self.targets[1] is not None)
+        config, tokens = self.config, batch.tokens
+        if tokens is not None and config.unit_tokens:
+            tokens = F.normalize(tokens, dim=-1)
+        targets = (tokens if config.loss_grid else None, batch.colours if config.loss_rgb else None)
+        outputs = _outputs(self.model, patches(batch.images, config.student), rgb=targets[1] is not None)
         return torch.stack(
             [
-                torch.zeros((), device=chosen.device)
+                torch.zeros((), device=batch.images.device)
                 if target is None or output is None
-                else (output - target[chosen]).square().mean() / scale
-                for output, target, scale in zip(outputs, self.targets, self.scales, strict=True)
+                else (output - target).square().mean() / scale
+                for output, target, scale in zip(outputs, targets, self.scales, strict=True)
             ]
         )
 
@@ -312,25 +307,20 @@ def _outputs(net: APM, image_patches: Tensor, *, rgb: bool) -> tuple[Tensor, Ten
     return features, net.rgb(percept, features) if rgb else None
 
 
-def _check(images: Tensor, tokens: Tensor | None, colours: Tensor | None, config: FieldConfig) -> None:
-    student = config.student
-    n = len(images)
-    if n == 0:
-        raise ValueError("expected at least one image to train on, found none")
-    shapes: list[tuple[str, Tensor | None, tuple[int, ...], bool]] = [
-        ("images", images, (n, 3, *student.image_size), True),
-        ("tokens", tokens, (n, student.locations, student.width), bool(config.loss_grid)),
-        ("colours", colours, (n, student.locations, 3), bool(config.loss_rgb)),
-    ]
-    for name, value, expected, needed in shapes:
-        if not needed:
-            continue
-        if value is None or tuple(value.shape) != expected:
-            found = None if value is None else tuple(value.shape)
-            raise ValueError(f"{name} must have shape {expected} for this student and loss, found {found}")
-        if not bool(value.isfinite().all()):
-            bad = (~value.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
-            raise ValueError(f"{name} have NaN or infinite values in image(s) {bad[:10]}")
+def _fitting(data: Material, config: FieldConfig) -> Material:
+    """The data without what the losses do not need. Raises ValueError where they do not fit the student."""
+    made, student = data.student, config.student
+    if (made.grid, made.patch) != (student.grid, student.patch):
+        raise ValueError(
+            f"{data.dataset.name} was prepared for a grid {made.grid} of patches of {made.patch} px, this student has "
+            f"{student.grid} of {student.patch} px"
+        )
+    if not config.loss_grid:
+        return data.without_tokens()
+    if data.tokens is None or data.tokens.shape[-1] != student.width:
+        found = "none" if data.tokens is None else f"tokens of width {data.tokens.shape[-1]}"
+        raise ValueError(f"L_grid needs teacher tokens of the student's width {student.width}, found {found}")
+    return data
 
 
 @contextmanager
@@ -348,7 +338,7 @@ def _threads(number: int, device: torch.device) -> Iterator[None]:
 
 
 def determined_by(config: FieldConfig, of: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Everything that determines the weights of a field, as plain data; of: what it is trained on (`identity`)."""
+    """Everything that determines the weights of a field, as plain data; of: what it is trained on (`Material.identity`)."""
     return project.plain(
         {
             "config": asdict(config),
@@ -411,14 +401,6 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 24 else f"{text[:16]}…"
 
 
-def _fingerprints(images: Tensor, tokens: Tensor | None, colours: Tensor | None) -> dict[str, str | None]:
-    """A hash of each tensor's numbers."""
-    return {
-        name: None if value is None else hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
-        for name, value in (("images", images), ("tokens", tokens), ("colours", colours))
-    }
-
-
 @dataclass(frozen=True)
 class Job:
     """One training of several: what it is called, its data and its settings."""
@@ -426,13 +408,13 @@ class Job:
     name: str
     config: FieldConfig
     data: Material
-    of: Mapping[str, Any]  # `identity` of the data
 
 
 def train_all(jobs: Sequence[Job], *, seed: int = 0, folder: Path | str | None = None) -> dict[str, Field]:
-    """Train several fields, on a CPU as many at a time as there are cores, each with its own checkpoint (`checkpoint_path`).
+    """Train several fields, each with its own checkpoint (`checkpoint_path`).
 
-    Each has the weights that it would have alone. Raises ValueError for a name given twice or settings with different numbers of
+    On a CPU, with images in memory, as many at a time as there are cores; images on disk are read by processes of their own, so that one
+    training at a time keeps the cores busy. Each has the weights that it would have alone. Raises ValueError for a name given twice or settings with different numbers of
     threads, and as `train` does.
     """
     if len({job.name for job in jobs}) != len(jobs):
@@ -443,15 +425,17 @@ def train_all(jobs: Sequence[Job], *, seed: int = 0, folder: Path | str | None =
     (each,) = threads
 
     # here and not in the threads: Python's parser, which reads the training's own code, is not made for several at once
-    paths = {job.name: checkpoint_path(job.config, job.of, seed, folder) for job in jobs}
+    paths = {
+        job.name: checkpoint_path(job.config, _fitting(job.data, job.config).identity, seed, folder) for job in jobs
+    }
 
     def one(job: Job) -> Field:
         path = paths[job.name]
-        return train(*job.data, job.config, seed=seed, checkpoint=path, of=job.of, progress=f"field: {job.name}")
+        return train(job.data, job.config, seed=seed, checkpoint=path, progress=f"field: {job.name}")
 
     cores = torch.get_num_threads()
-    on_cpu = all(job.data.images.device.type == "cpu" for job in jobs)
-    workers = max(1, min(cores // each, len(jobs))) if on_cpu else 1
+    together = all(job.data.device.type == "cpu" and job.data.in_memory for job in jobs)
+    workers = max(1, min(cores // each, len(jobs))) if together else 1
     try:
         # every worker starts with the number that `train` sets and restores: some libraries keep one number for all threads,
         # and a training that ends must not change the rounding of one that goes on
@@ -503,9 +487,59 @@ def look(trained: Field, images: Tensor, *, batch: int = 256) -> Look:
     )
 
 
+class Summary(NamedTuple):
+    """One vector per image of a material, (N, D) each, float32: what a field or another source says of a whole image."""
+
+    folded: np.ndarray
+    columns: np.ndarray  # the trigger column T
+
+
+def summaries(trained: Field, data: Material) -> Summary:
+    """Folded feature and trigger column of every image, in batches: no grid of features is kept."""
+    parts = [look(trained, batch.images) for batch in data.batches()]
+    return Summary(np.concatenate([p.folded for p in parts]), np.concatenate([p.columns for p in parts]))
+
+
+def mean_tokens(data: Material) -> np.ndarray:
+    """(N, D) mean over the grid of the teacher's tokens of every image, in batches. Raises ValueError without a teacher."""
+    return np.concatenate([_tokens(batch, data).mean(dim=1).cpu().numpy() for batch in data.batches()])
+
+
+def pixels(data: Material, side: int = 32) -> np.ndarray:
+    """(N, 3 * S * S) the images as they are, in batches; those of more than `side` px are averaged down to side x side."""
+    found = []
+    for batch in data.batches():
+        few = min(side, *batch.images.shape[2:])
+        found.append(F.adaptive_avg_pool2d(batch.images, few).flatten(1).cpu().numpy())
+    return np.concatenate(found)
+
+
+def _tokens(batch: Batch, data: Material) -> Tensor:
+    if batch.tokens is None:
+        raise ValueError(f"there are no teacher tokens of {data.dataset.name}: it was prepared without a teacher")
+    return batch.tokens
+
+
 def as_grid(values: Tensor, student: APMConfig) -> np.ndarray:
     """(N, h*w, C) -> float32 array (N, h, w, C)."""
     return values.unflatten(1, student.grid).float().cpu().numpy()
+
+
+def colours_of(data: Material) -> np.ndarray:
+    """(N, h, w, 3) mean colours of the patches of all images."""
+    return np.asarray(data.colours[data.rows]).reshape(len(data), *data.student.grid, 3)
+
+
+def mean_answer(data: Material) -> tuple[np.ndarray, np.ndarray]:
+    """Feature grid (h, w, D) and image (h, w, 3) that are the means over a material: the answers that ignore the image.
+
+    The grid is the mean of unit tokens, the best single answer in cosine. Without a teacher it has no numbers, D = 0.
+    """
+    grid = data.student.grid
+    image = data.spread("colours").mean.numpy().reshape(*grid, 3)
+    if data.tokens is None:
+        return np.empty((*grid, 0), dtype=np.float32), image
+    return data.spread("tokens", unit=True).mean.numpy().reshape(*grid, -1), image
 
 
 def cosines(features: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -527,10 +561,10 @@ def squared_errors(decoded: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def psnr(decoded: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio (N,) in dB of each image (N, h, w, 3) with values 0..1: -10 log10 of its mean squared error.
 
-    Infinite for an image without any error.
+    At most PSNR_LIMIT: an image without any error has no finite ratio, and a mean over images needs one.
     """
     with np.errstate(divide="ignore"):
-        return -10.0 * np.log10(squared_errors(decoded, truth))
+        return np.minimum(-10.0 * np.log10(squared_errors(decoded, truth)), PSNR_LIMIT)
 
 
 def mean(values: np.ndarray) -> Interval:
@@ -547,68 +581,120 @@ def shown(interval: Interval, digits: int = 3) -> str:
     return f"{interval.value:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
-def colour_share(decoded: np.ndarray, truth: np.ndarray, training: np.ndarray) -> float:
+class Measured(NamedTuple):
+    """How near an answer comes to the truth, one value per image (N,)."""
+
+    cosine: np.ndarray | None  # mean cosine of the feature grid to the teacher's; None without features
+    squared: np.ndarray | None  # mean squared error of the decoded RGB; None without colours
+    psnr: np.ndarray | None  # dB
+    chroma: np.ndarray | None  # mean squared error of the colour: of RGB without its mean over the three channels
+
+
+Source = Field | np.ndarray | None
+NOTHING = Measured(None, None, None, None)
+
+
+def measure(answers: Mapping[str, tuple[Source, Source]], data: Material) -> dict[str, Measured]:
+    """Answers for every image against the teacher's grid and the patch means, in batches: only numbers per image are kept.
+
+    answers: name -> (who gives the features, who gives the colours): a field, one grid (h, w, D) or image (h, w, 3) for all images
+    (a control), or None. Raises ValueError for features where there are no teacher tokens, or colours of a student without RGB
+    head.
+    """
+    parts: dict[str, list[Measured]] = {name: [] for name in answers}
+    for batch in data.batches():
+        truth = as_grid(batch.colours, data.student)
+        looks: dict[int, Look] = {}
+
+        def given(source: Field | np.ndarray, what: str, batch: Batch = batch, looks: dict = looks) -> np.ndarray:
+            if not isinstance(source, Field):
+                return source
+            if id(source) not in looks:
+                looks[id(source)] = look(source, batch.images)
+            found = looks[id(source)]._asdict()[what]
+            if found is None:
+                raise ValueError("a student without an RGB head decodes no colours")
+            return found
+
+        for name, (features, colours) in answers.items():
+            one = NOTHING
+            if features is not None:
+                tokens = as_grid(_tokens(batch, data), data.student)
+                one = one._replace(cosine=cosines(given(features, "features"), tokens).mean(axis=(1, 2)))
+            if colours is not None:
+                rgb = given(colours, "colours")
+                error = np.asarray(rgb, dtype=np.float64) - truth
+                error -= error.mean(axis=-1, keepdims=True)
+                one = one._replace(
+                    squared=squared_errors(rgb, truth),
+                    psnr=psnr(rgb, truth),
+                    chroma=np.square(error).mean(axis=(1, 2, 3)),
+                )
+            parts[name].append(one)
+    return {name: Measured(*(_joined(values) for values in zip(*found, strict=True))) for name, found in parts.items()}
+
+
+def _joined(values: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    found = [v for v in values if v is not None]
+    return np.concatenate(found) if found else None
+
+
+def colour_share(chroma: np.ndarray, of_mean: np.ndarray) -> float:
     """Share in percent of the colour (what is left of RGB without its mean over the three channels) that is decoded.
 
-    decoded, truth: (N, h, w, 3). training: (M, h, w, 3), whose mean image is the answer worth 0 %. The truth itself is worth
-    100 %; the right grey picture without colour is worth about 0 % or less. Raises ValueError for a truth without colour.
+    chroma: (N,) of the answer, of_mean: (N,) of the mean training image (`Measured`), which is worth 0 %. The truth itself is worth
+    100 %; the right grey picture without colour about 0 % or less. NaN for images without colour beyond their mean.
     """
-
-    def chroma(rgb: np.ndarray) -> np.ndarray:
-        rgb = np.asarray(rgb, dtype=np.float64)
-        return rgb - rgb.mean(axis=-1, keepdims=True)
-
-    left = np.square(chroma(np.asarray(training).mean(axis=0)) - chroma(truth)).mean()
-    if not left > 1e-12:
-        raise ValueError("these images have no colour beyond their mean: a share of it is not defined")
-    return 100.0 * float(1.0 - np.square(chroma(decoded) - chroma(truth)).mean() / left)
+    left = float(of_mean.mean())
+    return 100.0 * (1.0 - float(chroma.mean()) / left) if left > 1e-12 else math.nan
 
 
-def quality(
-    rows: Mapping[str, tuple[np.ndarray | None, np.ndarray | None]], held_out: Material, student: APMConfig
-) -> pd.DataFrame:
-    """One row per answer for held-out images: mean cosine to the teacher's grid, MSE and PSNR of the decoded RGB.
+def quality(measured: Mapping[str, Measured]) -> pd.DataFrame:
+    """One row per answer for held-out images (`measure`): cosine to the teacher's grid, MSE and PSNR of the decoded RGB.
 
-    rows: name -> (features (N, h, w, D) or (h, w, D), colours (N, h, w, 3) or (h, w, 3)); None where it has no such output. A
-    single grid or image is the same answer for all images: the control. Intervals: 95 %, bootstrap over images.
+    Intervals: 95 %, bootstrap over images.
     """
-    tokens, truth = as_grid(held_out.tokens, student), as_grid(held_out.colours, student)
-    lines = []
-    for name, (features, colours) in rows.items():
-        line: dict[str, Any] = {"answer": name, "n": len(truth), "cosine to the teacher's grid": ""}
-        if features is not None:
-            line["cosine to the teacher's grid"] = shown(mean(cosines(features, tokens).mean(axis=(1, 2))))
-        line |= {"MSE of the RGB": "", "PSNR (dB)": ""}
-        if colours is not None:
-            line["MSE of the RGB"] = shown(mean(squared_errors(colours, truth)), 4)
-            line["PSNR (dB)"] = shown(mean(psnr(colours, truth)), 1)
-        lines.append(line)
-    return pd.DataFrame(lines)
+    return pd.DataFrame(
+        {
+            "answer": name,
+            "n": len(next(values for values in one if values is not None)),
+            "cosine to the teacher's grid": "" if one.cosine is None else shown(mean(one.cosine)),
+            "MSE of the RGB": "" if one.squared is None else shown(mean(one.squared), 4),
+            "PSNR (dB)": "" if one.psnr is None else shown(mean(one.psnr), 1),
+        }
+        for name, one in measured.items()
+    )
 
 
 def colour_table(
-    rows: Mapping[str, tuple[str, Field, np.ndarray, np.ndarray, np.ndarray]],
+    rows: Mapping[str, tuple[Field, Material, Material]],
     *,
     published: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """RGB decoding of several fields, each on held-out images of its own set, beside a published value.
 
-    rows: name -> (set, field, decoded (N, h, w, 3), truth (N, h, w, 3), training images (M, h, w, 3)). The mean training image is
-    each row's control. published: row, images, mse as text. Intervals: 95 %, bootstrap over images.
+    rows: name -> (field, training data, held-out data). The mean training image is each row's control. published: row, images, mse
+    as text. Intervals: 95 %, bootstrap over images.
     """
     lines: list[dict[str, Any]] = []
-    for name, (images, trained, decoded, truth, training) in rows.items():
-        grey = np.ptp(np.asarray(truth), axis=-1).max() < 1e-3
+    for name, (trained, known, data) in rows.items():
+        ours, control = measure({"field": (None, trained), "mean": (None, mean_answer(known)[1])}, data).values()
+        assert ours.squared is not None
+        assert ours.psnr is not None
+        assert ours.chroma is not None
+        assert control.squared is not None
+        assert control.chroma is not None
+        colour = colour_share(ours.chroma, control.chroma)
         lines.append(
             {
                 "row": name,
-                "held-out images": images,
-                "n": str(len(truth)),
+                "held-out images": data.dataset.name,
+                "n": str(len(data)),
                 "numbers in T": str(trained.config.student.column_width),
-                "MSE": shown(mean(squared_errors(decoded, truth)), 4),
-                "MSE of the mean image": shown(mean(squared_errors(np.asarray(training).mean(axis=0), truth)), 4),
-                "PSNR (dB)": shown(mean(psnr(decoded, truth)), 1),
-                "colour decoded (%)": "grey images" if grey else f"{colour_share(decoded, truth, training):.1f}",
+                "MSE": shown(mean(ours.squared), 4),
+                "MSE of the mean image": shown(mean(control.squared), 4),
+                "PSNR (dB)": shown(mean(ours.psnr), 1),
+                "colour decoded (%)": "grey images" if math.isnan(colour) else f"{colour:.1f}",
             }
         )
     if published is not None:
@@ -750,18 +836,23 @@ def clusters(
     *,
     k: int,
     seed: int = 0,
+    where: np.ndarray | None = None,
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """k-means of images and of locations, and what the clusters agree with.
 
-    kinds: name -> (one vector per image (N, D) or None, one per location (N, h, w, D')). labels: (N,). foreground: (N, h, w) bool. Images
-    get as many clusters as there are classes, locations k. Columns: features; purity, NMI with class of the images' clusters;
-    NMI of the locations' clusters with foreground, place, class (percent). Also returns the locations' clusters (N, h, w).
+    kinds: name -> (one vector per image (N, D) or None, one per location of n images (n, h, w, D')). labels: (N,). where: (n,)
+    positions of those n among the N, default all. foreground: (n, h, w) bool. Images get as many clusters as there are classes,
+    locations k. Columns: features; purity, NMI with class of the images' clusters; NMI of the locations' clusters with
+    foreground, place, class (percent, one decimal). Also returns the locations' clusters (n, h, w).
     """
     n, h, w = foreground.shape
+    own = labels if where is None else labels[where]
     place = np.tile(np.arange(h * w), n)
     lines, maps = [], {}
     for name, (whole, grid) in kinds.items():
-        images = None if whole is None else cluster(np.asarray(whole).reshape(n, -1), len(np.unique(labels)), seed)
+        images = (
+            None if whole is None else cluster(np.asarray(whole).reshape(len(labels), -1), len(np.unique(labels)), seed)
+        )
         rows = cluster(np.asarray(grid).reshape(n * h * w, -1), k, seed)
         maps[name] = rows.reshape(n, h, w)
         lines.append(
@@ -771,10 +862,10 @@ def clusters(
                 "images: NMI with class": None if images is None else shared(images, labels),
                 "locations: NMI with foreground": shared(rows, foreground.ravel().astype(int)),
                 "locations: NMI with place": shared(rows, place),
-                "locations: NMI with class": shared(rows, np.repeat(labels, h * w)),
+                "locations: NMI with class": shared(rows, np.repeat(own, h * w)),
             }
         )
-    return pd.DataFrame(lines), maps
+    return pd.DataFrame(lines).round(1), maps
 
 
 def embed(rows: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -815,16 +906,20 @@ def interpolate(trained: Field, one: np.ndarray, other: np.ndarray, steps: int =
     Raises ValueError for images of different sizes, fewer than 2 steps, or a student without RGB head.
     """
     one, other = np.asarray(one), np.asarray(other)
-    if one.shape != other.shape:
-        sizes = [" x ".join(map(str, x.shape[:2])) for x in (one, other)]
-        raise ValueError(
-            f"the two images must have the same size (height x width), found {sizes[0]} and {sizes[1]} px: "
-            "resize or crop one of them, or choose another pair"
-        )
+    _same_size(one, other)
     if steps < 2:
         raise ValueError(f"an interpolation needs at least 2 steps, its two ends, found {steps}")
     pixels = teachers.student_images([one, other], trained.config.student.image_size[0])
     return _walks(trained, pixels[:1], pixels[1:], steps)[0]
+
+
+def _same_size(one: np.ndarray, other: np.ndarray) -> None:
+    if np.shape(one) != np.shape(other):
+        sizes = [" x ".join(map(str, np.shape(x)[:2])) for x in (one, other)]
+        raise ValueError(
+            f"the two images must have the same size (height x width), found {sizes[0]} and {sizes[1]} px: "
+            "resize or crop one of them, or choose another pair"
+        )
 
 
 def _walks(trained: Field, ones: Tensor, others: Tensor, steps: int) -> list[Walk]:
@@ -895,32 +990,41 @@ class Crossing(NamedTuple):
     difference: float  # the largest of the walks' differences
 
 
-def cross(trained: Field, images: Tensor, which: np.ndarray, training: np.ndarray, *, steps: int = 9) -> Crossing:
+def cross(trained: Field, data: Material, which: np.ndarray, known: Material, *, steps: int = 9) -> Crossing:
     """Are the pictures between two images nearer to real images when T is interpolated than when pixels are?
 
-    images: (N, 3, H, W) held-out. which: (P, 2) positions (`pairs`). training: (M, h, w, 3) patch-mean training images. A distance is
-    the root mean squared difference (RGB in 0..1) to the nearest training image.
+    data: held-out images. which: (P, 2) positions among them (`pairs`). known: training images, as patch means. A distance is the
+    root mean squared difference (RGB in 0..1) to the nearest training image. The training images are read a block at a time.
     """
-    walks = _walks(trained, images[which[:, 0]], images[which[:, 1]], steps)
-    known = np.asarray(training, dtype=np.float64).reshape(len(training), -1)
+    decoded, blend, differences = [], [], []
+    for start in range(0, len(which), 32):
+        some = which[start : start + 32]
+        ends = data.batch(some.T.ravel()).images
+        for walk in _walks(trained, ends[: len(some)], ends[len(some) :], steps):
+            decoded.append(walk.decoded)
+            blend.append(walk.blend)
+            differences.append(walk.difference)
 
     def distances(pictures: list[np.ndarray]) -> np.ndarray:
-        asked = np.stack(pictures).astype(np.float64).reshape(-1, known.shape[1])
-        squared = np.square(asked).sum(1)[:, None] - 2 * asked @ known.T + np.square(known).sum(1)
-        return np.sqrt(np.maximum(squared.min(axis=1), 0) / known.shape[1]).reshape(len(pictures), -1)
+        asked = np.stack(pictures).astype(np.float64).reshape(len(pictures) * steps, -1)
+        nearest = np.full(len(asked), np.inf)
+        for start in range(0, len(known), 1024):
+            block = known.colours[known.rows[start : start + 1024]].astype(np.float64).reshape(-1, asked.shape[1])
+            squared = np.square(asked).sum(1)[:, None] - 2 * asked @ block.T + np.square(block).sum(1)
+            nearest = np.minimum(nearest, squared.min(axis=1))
+        return np.sqrt(np.maximum(nearest, 0) / asked.shape[1]).reshape(len(pictures), -1)
 
     def contrast(pictures: list[np.ndarray]) -> np.ndarray:
         deviation = np.stack(pictures).astype(np.float64).std(axis=(2, 3, 4))  # (P, S)
         return deviation / deviation[:, [0, -1]].mean(axis=1, keepdims=True)
 
-    decoded, blend = [walk.decoded for walk in walks], [walk.blend for walk in walks]
     return Crossing(
-        walks[0].shares,
+        np.linspace(0, 1, steps, dtype=np.float32),
         distances(decoded),
         distances(blend),
         contrast(decoded),
         contrast(blend),
-        max(walk.difference for walk in walks),
+        max(differences),
     )
 
 
@@ -1026,48 +1130,110 @@ def picture_table(
     if shown_errors is not None:
         bar = figure.colorbar(shown_errors, ax=grid, fraction=0.03, pad=0.01)
         bar.ax.tick_params(labelsize="small")
+        bar.set_label("error: 1 - cosine", fontsize="small")
     return figure, f"{rows} image{'s' if rows > 1 else ''}, one per row."
+
+
+def conclusion(
+    measured: Mapping[str, Measured], judged: pd.DataFrame, grouped: pd.DataFrame, crossing: Crossing, k: int
+) -> str:
+    """What the numbers say, each claim beside its controls, as Markdown.
+
+    measured: with rows "field: teacher + RGB" and "control: mean of the training images". judged, grouped: the tables of `judge` and
+    `clusters`. Two accuracies are apart where their intervals do not overlap.
+    """
+    ours, control = (measured[name] for name in ("field: teacher + RGB", "control: mean of the training images"))
+    assert ours.cosine is not None
+    assert control.cosine is not None
+    rows = judged.set_index("features")
+    field_row = rows.loc["field: teacher + RGB, folded"]
+
+    def against(name: str, label: str) -> str:
+        other = rows.loc[name]
+        low, high = (field_row["knn_low"] - other["knn_high"], field_row["knn_high"] - other["knn_low"])
+        relation = "above" if low > 0 else "below" if high < 0 else "not apart from"
+        return f"{relation} {label} ({other['knn']:.1f})"
+
+    classes = ", ".join(
+        (
+            against("raw pixels", "raw pixels"),
+            against("field: RGB alone, folded", "the field without a teacher"),
+            against("student before training, folded", "the student before training"),
+            against("teacher: image feature", "its teacher"),
+        )
+    )
+    nmi = grouped.set_index("features")["images: NMI with class"]
+    middle = len(crossing.shares) // 2
+    paired = mean((crossing.decoded - crossing.blend)[:, middle])
+    return "\n".join(
+        (
+            f"- On images it was not trained on, the field's grid has cosine {ours.cosine.mean():.3f} to the teacher's, the mean grid, "
+            f"the same for every image, {control.cosine.mean():.3f}: the field goes {way(ours, control):.0f} % of the way between the two.",
+            f"- The class of unseen images in its folded feature ({k}-NN, {field_row['knn']:.1f} %): {classes}.",
+            f"- Clusters of images in one pass agree with the classes to {nmi['field: teacher + RGB']:.1f} % (NMI), those of raw pixels "
+            f"to {nmi['raw pixels']:.1f} %, of the field without a teacher to {nmi['field: RGB alone']:.1f} %, of the teacher to "
+            f"{nmi['teacher']:.1f} %.",
+            f"- Interpolated T is T of the interpolated pixels (largest relative difference {crossing.difference:.0e}). Halfway between two "
+            f"images, the distance of the decoded picture to the nearest training image minus that of blended pixels is {shown(paired)}.",
+        )
+    )
+
+
+def way(ours: Measured, control: Measured) -> float:
+    """How much of the way from a control's cosine to the teacher (1) an answer goes, in percent."""
+    assert ours.cosine is not None
+    assert control.cosine is not None
+    return 100.0 * float((ours.cosine - control.cosine).mean() / (1.0 - control.cosine.mean()))
 
 
 def cluster_pictures(maps: np.ndarray) -> np.ndarray:
     """Cluster maps (N, h, w) as colours (N, h, w, 3): one colour per cluster, the same in all images."""
+    return np.asarray(np.array(_palette(int(maps.max()) + 1))[maps])
+
+
+def _palette(n: int) -> list[tuple[float, float, float]]:
+    """n colours: seaborn's colour-blind-safe ten, then the same lighter, then darker, and so on from the start."""
     import seaborn as sns
 
-    palette = np.array(sns.color_palette("husl", int(maps.max()) + 1))
-    return np.asarray(palette[maps])
+    base = np.array(sns.color_palette("colorblind", 10))
+    shades = [base, 0.5 + 0.5 * base, 0.5 * base]
+    return [(float(r), float(g), float(b)) for r, g, b in (shades[i // 10 % 3][i % 10] for i in range(n))]
 
 
 def scatters(points: Mapping[str, np.ndarray], labels: np.ndarray, classnames: Sequence[str]) -> tuple[Figure, str]:
     """Embedded features (n, 2) of the same images side by side, coloured by class. Raises ValueError for no panel."""
     import matplotlib.pyplot as plt
-    import seaborn as sns
+    from matplotlib import patheffects
 
     figures.style()
     if not points:
         raise ValueError("expected at least one kind of features, found none")
-    palette = sns.color_palette("husl", len(classnames))
+    palette = _palette(len(classnames))
     figure, grid = plt.subplots(
-        1, len(points), figsize=(figures.WIDTH, figures.WIDTH / len(points) + 0.9), squeeze=False, layout="constrained"
+        1, len(points), figsize=(figures.WIDTH, figures.WIDTH / len(points) + 0.3), squeeze=False, layout="constrained"
     )
+    halo = [patheffects.withStroke(linewidth=2.5, foreground="white")]
+    there = np.unique(labels)
     for axes, (title, rows) in zip(grid[0], points.items(), strict=True):
-        for c, name in enumerate(classnames):
-            axes.scatter(*rows[labels == c].T, s=6, color=palette[c], label=name, linewidths=0)
+        for c in there:
+            own = rows[labels == c]
+            axes.scatter(*own.T, s=7, color=palette[c], linewidths=0)
+            if len(there) <= 20:  # the name at the point nearest to the middle of its class
+                middle = own[np.square(own - np.median(own, axis=0)).sum(axis=1).argmin()]
+                axes.text(
+                    *middle,
+                    classnames[c],
+                    ha="center",
+                    va="center",
+                    fontsize="x-small",
+                    weight="bold",
+                    color=0.6 * np.array(palette[c]),
+                    path_effects=halo,
+                )
         axes.set(title=title, xticks=[], yticks=[])
         axes.set_box_aspect(1)
         for spine in axes.spines.values():
             spine.set(visible=True, color="0.8", linewidth=0.8)
-    handles, names = grid[0, 0].get_legend_handles_labels()
-    if len(names) <= 20:
-        figure.legend(
-            handles,
-            names,
-            loc="outside lower center",
-            ncols=min(10, len(names)),
-            markerscale=2.5,
-            fontsize="small",
-            columnspacing=1.0,
-            handletextpad=0.1,
-        )
     n = len(labels)
     return figure, f"t-SNE of the features of {n} held-out images, coloured by class; the classes were not given to it."
 
@@ -1141,11 +1307,11 @@ def animation(walk: Walk, *, fit: np.ndarray | None = None, side: int = 128, mil
     import matplotlib
 
     font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 12)
-    gap, top, bottom = 10, 22, 18
+    gap, top, bottom = 10, 38, 18
     rows = (
-        ("T interpolated, RGB", walk.decoded),
-        ("T interpolated, features", figures.grid_rgb(walk.features, fit=fit)),
-        ("pixels interpolated", walk.blend),
+        ("T interpolated,\nRGB", walk.decoded),
+        ("T interpolated,\nfeatures", figures.grid_rgb(walk.features, fit=fit)),
+        ("pixels\ninterpolated", walk.blend),
     )
     frames = []
     for step, share in enumerate(walk.shares):
@@ -1153,7 +1319,7 @@ def animation(walk: Walk, *, fit: np.ndarray | None = None, side: int = 128, mil
         draw = ImageDraw.Draw(frame)
         for place, (title, pictures) in enumerate(rows):
             left = gap + place * (side + gap)
-            draw.text((left + side / 2, top / 2), title, fill="black", font=font, anchor="mm")
+            draw.text((left + side / 2, top / 2), title, fill="black", font=font, anchor="mm", align="center")
             picture = Image.fromarray(np.rint(255 * np.clip(pictures[step], 0, 1)).astype(np.uint8))
             frame.paste(picture.resize((side, side), Image.Resampling.NEAREST), (left, top))
         length = 3 * side + 2 * gap

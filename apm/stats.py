@@ -143,10 +143,15 @@ def bootstrap_mean(
     When all values are equal the interval has no width: the bootstrap sees no variation. With none of n images different, up
     to about 3/n of all images may be.
 
-    Raises ValueError for fewer than `minimum` images in a stratum, or arrays of different lengths.
+    Raises ValueError for fewer than `minimum` images in a stratum, values that are NaN or infinite, or arrays of different lengths.
     """
     values = np.asarray(values, dtype=np.float64)
     n = len(values)
+    if not np.isfinite(values).all():
+        bad = np.flatnonzero(~np.isfinite(values))
+        raise ValueError(
+            f"{len(bad)} of {n} values are NaN or infinite, the first at {bad[0]}: a mean needs finite ones"
+        )
     samples = np.arange(n) if samples is None else np.asarray(samples)
     conditions = np.zeros(n, dtype=np.int64) if conditions is None else np.asarray(conditions)
     strata = np.zeros(n, dtype=np.int64) if strata is None else np.asarray(strata)

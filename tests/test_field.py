@@ -1,5 +1,6 @@
 """The field: training that can be killed and goes on bit for bit, numbers by hand, and walks on the trigger column."""
 
+import hashlib
 import io
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from apm import datasets, field, teachers
+from apm import datasets, field, material, teachers
 from apm.field import FieldConfig
 from apm.model import APMConfig
 
@@ -22,16 +23,32 @@ STUDENT = APMConfig(grid=(4, 4), patch=2, hidden=(32, 16), width=8, rgb_hidden=(
 CONFIG = FieldConfig(STUDENT, epochs=6, batch=8, learning_rate=5e-3)
 
 
-def problem(n: int = 24) -> field.Material:
+def problem(n: int = 24) -> material.Material:
     """Grey images, each a mixture of two pictures; the tokens follow the mixture too."""
     g = torch.Generator().manual_seed(0)
     ends, share = torch.rand(2, 1, 4, 4, generator=g), torch.linspace(0, 1, n)[torch.randperm(n, generator=g)]
     coarse = (ends[0] + share[:, None, None, None] * (ends[1] - ends[0])).expand(n, 3, 4, 4)
     pixels = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    images = teachers.student_images([np.uint8(255 * p.permute(1, 2, 0)) for p in pixels], 8)
-    colours = teachers.patch_colours(images, 2)
+    images = np.uint8(255 * pixels.permute(0, 2, 3, 1).numpy())
     tokens = torch.randn(2, 1, 8, generator=g).expand(-1, 16, -1)
-    return field.Material(images, tokens[0] + share[:, None, None] * tokens[1], colours)
+    return made(images, (tokens[0] + share[:, None, None] * tokens[1]).numpy())
+
+
+def made(images: np.ndarray, tokens: np.ndarray | None) -> material.Material:
+    """A material of arrays: what `material.prepare` reads from files."""
+    n = len(images)
+    data = datasets.Dataset(
+        "bars",
+        images,
+        np.arange(n) % 2,
+        ("a", "b"),
+        ("a {}",),
+        datasets.fingerprint(images, np.arange(n), ()),
+        np.arange(n),
+    )
+    colours = teachers.patch_colours(teachers.student_images(images, 8), 2).numpy()
+    of = {"data": data.fingerprint, "tokens": None if tokens is None else hashlib.sha256(tokens.tobytes()).hexdigest()}
+    return material.Material(data, tokens, colours, np.arange(n), STUDENT, of, {})
 
 
 def same_weights(one: field.Field, other: field.Field) -> bool:
@@ -43,7 +60,7 @@ def same_weights(one: field.Field, other: field.Field) -> bool:
 
 def test_both_losses_fall_below_those_of_the_mean_answer() -> None:
     student = replace(STUDENT, hidden=(64, 32), rgb_hidden=(32,))
-    trained = field.train(*problem(48), replace(CONFIG, epochs=100, student=student))
+    trained = field.train(problem(48), replace(CONFIG, epochs=100, student=student))
     assert trained.losses.shape == (100, 2)
     assert (trained.losses[-1] < 0.5).all()
     assert (trained.losses[-1] < 0.5 * trained.losses[0]).all()
@@ -52,12 +69,12 @@ def test_both_losses_fall_below_those_of_the_mean_answer() -> None:
 
 def test_the_unit_of_a_balanced_loss_is_what_the_mean_answer_leaves() -> None:
     data = problem()
-    tokens = torch.nn.functional.normalize(data.tokens, dim=-1)
-    plain = field.train(*data, replace(CONFIG, epochs=1, batch=24, balance=False)).losses[0]
-    balanced = field.train(*data, replace(CONFIG, epochs=1, batch=24)).losses[
+    tokens = torch.nn.functional.normalize(torch.from_numpy(data.tokens), dim=-1)
+    plain = field.train(data, replace(CONFIG, epochs=1, batch=24, balance=False)).losses[0]
+    balanced = field.train(data, replace(CONFIG, epochs=1, batch=24)).losses[
         0
     ]  # one batch: the losses before any update
-    for i, target in enumerate((tokens, data.colours)):
+    for i, target in enumerate((tokens, torch.from_numpy(data.colours))):
         left = float((target - target.mean(dim=0)).square().mean())
         assert plain[i] / balanced[i] == pytest.approx(left, rel=1e-5)
 
@@ -65,11 +82,14 @@ def test_the_unit_of_a_balanced_loss_is_what_the_mean_answer_leaves() -> None:
 def test_a_loss_without_weight_is_not_needed_and_not_trained() -> None:
     data = problem()
     config = replace(CONFIG, loss_grid=0.0, epochs=2)
-    alone = field.train(data.images, None, data.colours, config)
+    alone = field.train(data.without_tokens(), config)
     assert (alone.losses[:, 0] == 0).all()
     assert (alone.losses[:, 1] > 0).all()
-    with pytest.raises(ValueError, match=r"tokens must have shape \(24, 16, 8\).*found None"):
-        field.train(data.images, None, data.colours, CONFIG)
+    assert same_weights(alone, field.train(data, config))
+    with pytest.raises(ValueError, match=r"L_grid needs teacher tokens of the student's width 8, found none"):
+        field.train(data.without_tokens(), CONFIG)
+    with pytest.raises(ValueError, match=r"prepared for a grid \(4, 4\) of patches of 2 px, this student has \(2, 2\)"):
+        field.train(data, replace(CONFIG, student=replace(STUDENT, grid=(2, 2))))
 
 
 class Killed(Exception):
@@ -87,17 +107,17 @@ def stop_after(epoch: int) -> field.Callback:
 @pytest.mark.parametrize("stop", [1, 3, 5])
 def test_a_stopped_run_goes_on_to_bit_identical_weights(tmp_path: Path, stop: int) -> None:
     data, path = problem(), tmp_path / "field.safetensors"
-    straight = field.train(*data, CONFIG, seed=3)
+    straight = field.train(data, CONFIG, seed=3)
     with pytest.raises(Killed):
-        field.train(*data, CONFIG, seed=3, checkpoint=path, every=2, callback=stop_after(stop))
-    resumed = field.train(*data, CONFIG, seed=3, checkpoint=path, every=2)
+        field.train(data, CONFIG, seed=3, checkpoint=path, every=2, callback=stop_after(stop))
+    resumed = field.train(data, CONFIG, seed=3, checkpoint=path, every=2)
     assert resumed.resumed == stop // 2 * 2 - (2 if stop % 2 == 0 else 0)
     assert same_weights(resumed, straight)
     np.testing.assert_array_equal(resumed.losses, straight.losses)
-    again = field.train(*data, CONFIG, seed=3, checkpoint=path)
+    again = field.train(data, CONFIG, seed=3, checkpoint=path)
     assert again.resumed == CONFIG.epochs
     assert same_weights(again, straight)
-    assert not same_weights(straight, field.train(*data, CONFIG, seed=4))
+    assert not same_weights(straight, field.train(data, CONFIG, seed=4))
 
 
 def test_a_run_killed_by_the_system_goes_on(tmp_path: Path) -> None:
@@ -105,7 +125,7 @@ def test_a_run_killed_by_the_system_goes_on(tmp_path: Path) -> None:
     script = (
         "import os, signal\nfrom apm import field\nfrom test_field import CONFIG, problem\n"
         "def kill(epoch, model):\n    if epoch == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"field.train(*problem(), CONFIG, checkpoint={str(path)!r}, every=3, callback=kill)\n"
+        f"field.train(problem(), CONFIG, checkpoint={str(path)!r}, every=3, callback=kill)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{script}"],
@@ -115,14 +135,14 @@ def test_a_run_killed_by_the_system_goes_on(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    resumed = field.train(*problem(), CONFIG, checkpoint=path)
+    resumed = field.train(problem(), CONFIG, checkpoint=path)
     assert resumed.resumed == 3
-    assert same_weights(resumed, field.train(*problem(), CONFIG))
+    assert same_weights(resumed, field.train(problem(), CONFIG))
 
 
 def test_a_checkpoint_is_plain_tensors_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    field.train(*problem(), CONFIG, checkpoint=path)
+    field.train(problem(), CONFIG, checkpoint=path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
     tensors = load_file(path)
     assert int(tensors["epoch"]) == CONFIG.epochs
@@ -131,16 +151,16 @@ def test_a_checkpoint_is_plain_tensors_and_leaves_nothing_else(tmp_path: Path) -
 
 def test_a_checkpoint_of_another_training_is_an_error_that_says_what_differs(tmp_path: Path) -> None:
     data, path = problem(), tmp_path / "field.safetensors"
-    field.train(*data, CONFIG, checkpoint=path)
+    field.train(data, CONFIG, checkpoint=path)
     with pytest.raises(
         ValueError, match=r"field\.safetensors is of another training: config\.batch: expected 4, found 8.*delete"
     ):
-        field.train(*data, replace(CONFIG, batch=4), checkpoint=path)
+        field.train(data, replace(CONFIG, batch=4), checkpoint=path)
     with pytest.raises(ValueError, match="seed: expected 1, found 0"):
-        field.train(*data, CONFIG, seed=1, checkpoint=path)
-    other = data._replace(colours=data.colours.flip(0))
-    with pytest.raises(ValueError, match=r"of\.colours"):
-        field.train(*other, CONFIG, checkpoint=path)
+        field.train(data, CONFIG, seed=1, checkpoint=path)
+    other = made(data.dataset.images[::-1].copy(), data.tokens)
+    with pytest.raises(ValueError, match=r"of\.data"):
+        field.train(other, CONFIG, checkpoint=path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", "cut"])
@@ -148,10 +168,10 @@ def test_a_damaged_checkpoint_is_said_and_made_again(
     tmp_path: Path, content: bytes | str, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     data, path = problem(), tmp_path / "field.safetensors"
-    straight = field.train(*data, CONFIG, checkpoint=path)
+    straight = field.train(data, CONFIG, checkpoint=path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if isinstance(content, str) else content)
-    again = field.train(*data, CONFIG, checkpoint=path)
+    again = field.train(data, CONFIG, checkpoint=path)
     assert again.resumed == 0
     assert same_weights(again, straight)
     assert "field.safetensors cannot be read" in capsys.readouterr().out
@@ -173,10 +193,9 @@ def test_the_name_of_a_checkpoint_changes_with_all_that_determines_it(tmp_path: 
 
 
 def test_fields_trained_side_by_side_are_those_trained_alone(tmp_path: Path) -> None:
-    data, of = problem(), {"data": "bars"}
+    data = problem()
     jobs = [
-        field.Job(str(width), replace(CONFIG, student=replace(STUDENT, hidden=(width, 16))), data, of)
-        for width in (16, 24)
+        field.Job(str(width), replace(CONFIG, student=replace(STUDENT, hidden=(width, 16))), data) for width in (16, 24)
     ]
     before = torch.get_num_threads()
     torch.set_num_threads(2)  # two at a time
@@ -188,7 +207,7 @@ def test_fields_trained_side_by_side_are_those_trained_alone(tmp_path: Path) -> 
     assert list(together) == ["16", "24"]
     assert len(list(tmp_path.iterdir())) == 2
     for job in jobs:
-        assert same_weights(together[job.name], field.train(*data, job.config, seed=1))
+        assert same_weights(together[job.name], field.train(data, job.config, seed=1))
     with pytest.raises(ValueError, match=r"one number of threads, found \[1, 2\]"):
         field.train_all([jobs[0], replace(jobs[1], config=replace(CONFIG, threads=2))])
     with pytest.raises(ValueError, match="every name once"):
@@ -206,14 +225,12 @@ def test_bad_settings_and_data_are_clear_errors() -> None:
         with pytest.raises(ValueError, match=message):
             replace(CONFIG, **changes)
     data = problem()
-    bad = data.tokens.clone()
-    bad[2, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"tokens have NaN or infinite values in image\(s\) \[2\]"):
-        field.train(data.images, bad, data.colours, CONFIG)
-    with pytest.raises(ValueError, match=r"images must have shape \(24, 3, 8, 8\)"):
-        field.train(data.images[..., :4], data.tokens, data.colours, CONFIG)
+    bad = data.tokens.copy()
+    bad[2, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"tokens of bars have NaN or infinite values in image\(s\) \[2\]"):
+        field.train(made(data.dataset.images, bad), CONFIG)
     with pytest.raises(RuntimeError, match=r"loss is (nan|inf) in epoch .* lower the learning rate"):
-        field.train(*data, replace(CONFIG, learning_rate=1e30, balance=False))
+        field.train(data, replace(CONFIG, learning_rate=1e30, balance=False))
 
 
 def test_settings_come_from_plain_values_and_unknown_ones_are_named() -> None:
@@ -238,14 +255,34 @@ def test_halves_are_disjoint_and_complete() -> None:
 
 def test_a_look_is_one_pass_in_any_batches() -> None:
     data = problem()
-    trained = field.train(*data, CONFIG)
-    seen, small = field.look(trained, data.images), field.look(trained, data.images, batch=5)
+    images = data.batch(range(24)).images
+    trained = field.train(data, CONFIG)
+    seen, small = field.look(trained, images), field.look(trained, images, batch=5)
     net = trained.model
-    np.testing.assert_allclose(seen.features, net.grid(data.images).numpy(), atol=1e-6)
-    np.testing.assert_allclose(seen.folded, net(data.images).numpy(), atol=1e-6)
+    np.testing.assert_allclose(seen.features, net.grid(images).numpy(), atol=1e-6)
+    np.testing.assert_allclose(seen.folded, net(images).numpy(), atol=1e-6)
     np.testing.assert_allclose(seen.features, small.features, atol=1e-6)
     assert seen.colours.shape == (24, 4, 4, 3)
     assert 0 <= seen.colours.min() <= seen.colours.max() <= 1
+
+
+def test_what_is_kept_of_a_material_in_batches_is_what_all_at_once_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = problem()
+    batch = data.batch(range(24))
+    trained = field.train(data, CONFIG)
+    whole = field.look(trained, batch.images)
+    monkeypatch.setattr(material.Material.batches, "__defaults__", (5,))
+    kept = field.summaries(trained, data)
+    np.testing.assert_allclose(kept.folded, whole.folded, atol=1e-6)
+    np.testing.assert_allclose(kept.columns, whole.columns, atol=1e-6)
+    np.testing.assert_allclose(field.mean_tokens(data), data.tokens.mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(field.pixels(data), batch.images.flatten(1).numpy(), atol=1e-6)
+    assert field.pixels(data, side=4).shape == (24, 48)
+    one = field.measure({"x": (trained, trained)}, data)["x"]
+    truth = field.as_grid(batch.colours, STUDENT)
+    tokens = field.as_grid(batch.tokens, STUDENT)
+    np.testing.assert_allclose(one.cosine, field.cosines(whole.features, tokens).mean(axis=(1, 2)), atol=1e-5)
+    np.testing.assert_allclose(one.psnr, field.psnr(whole.colours, truth), atol=1e-3)
 
 
 def test_psnr_and_cosine_by_hand() -> None:
@@ -255,36 +292,47 @@ def test_psnr_and_cosine_by_hand() -> None:
     decoded[1] = 0.1  # MSE 0.01: 20 dB
     np.testing.assert_allclose(field.squared_errors(decoded, truth), [0.02, 0.01])
     np.testing.assert_allclose(field.psnr(decoded, truth), [-10 * np.log10(0.02), 20.0])
-    assert np.isinf(field.psnr(truth, truth)).all()
+    assert (field.psnr(truth, truth) == field.PSNR_LIMIT).all()
+    # one perfect picture among others: the mean stays a mean
+    assert field.mean(field.psnr(np.repeat(decoded, 10, axis=0), np.repeat(truth, 10, axis=0))).value < 25
+    with pytest.raises(ValueError, match="1 of 12 values are NaN or infinite, the first at 3"):
+        field.mean(np.where(np.arange(12) == 3, np.inf, 1.0))
     a, b = np.array([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]]), np.array([[4.0, 3.0], [0.0, 2.0], [1.0, 1.0]])
     np.testing.assert_allclose(field.cosines(a, b), [24 / 25, 0.0, 0.0])
 
 
 def test_share_of_colour_by_hand() -> None:
-    truth = np.zeros((1, 1, 2, 3))
-    truth[0, 0, 0, 0] = 0.6  # red; its grey is 0.2
-    grey = np.broadcast_to(truth.mean(axis=-1, keepdims=True), truth.shape)
-    training = np.full((3, 1, 2, 3), 0.5)  # grey throughout: the mean answer has no colour
-    assert field.colour_share(truth, truth, training) == pytest.approx(100)
-    assert field.colour_share(grey, truth, training) == pytest.approx(0)
-    assert field.colour_share((truth + grey) / 2, truth, training) == pytest.approx(75)
-    with pytest.raises(ValueError, match="no colour"):
-        field.colour_share(grey, grey, training)
+    red = np.zeros((2, 8, 8, 3), dtype=np.uint8)
+    red[0, :2, :2, 0], red[1, 2:4, :2, 1] = 153, 153
+    data = made(red, None)
+    truth = field.colours_of(data)
+    grey = np.broadcast_to(truth[0].mean(axis=-1, keepdims=True), truth[0].shape)
+    flat = np.full((4, 4, 3), 0.5)  # grey throughout: an answer without colour
+    found = field.measure(
+        {"own": (None, truth[0]), "grey": (None, grey), "half": (None, (truth[0] + grey) / 2), "flat": (None, flat)},
+        data,
+    )
+    share = {name: field.colour_share(one.chroma[:1], found["flat"].chroma[:1]) for name, one in found.items()}
+    assert share["own"] == pytest.approx(100)
+    assert share["grey"] == pytest.approx(0, abs=1e-6)
+    assert share["half"] == pytest.approx(75)
+    assert np.isnan(field.colour_share(np.zeros(3), np.full(3, 1e-16)))
 
 
 def test_a_single_grid_is_the_same_answer_for_all_images() -> None:
     data = problem()
-    mean_grid = field.as_grid(data.tokens.mean(dim=0, keepdim=True), STUDENT)[0]
-    rows = {
-        "truth": (field.as_grid(data.tokens, STUDENT), field.as_grid(data.colours, STUDENT) * 0.9),
-        "mean": (mean_grid, None),
-    }
-    table = field.quality(rows, data, STUDENT).set_index("answer")
-    assert table.loc["truth", "cosine to the teacher's grid"] == "1.000 [1.000, 1.000]"
-    expected = field.cosines(np.stack([mean_grid] * 24), field.as_grid(data.tokens, STUDENT)).mean()
+    mean_grid, mean_image = field.mean_answer(data)
+    tokens = data.tokens.reshape(24, 4, 4, 8)
+    np.testing.assert_allclose(mean_grid, field.unit(tokens).mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(mean_image, field.colours_of(data).mean(axis=0), atol=1e-6)
+    measured = field.measure({"mean": (mean_grid, None), "image": (None, mean_image)}, data)
+    table = field.quality(measured).set_index("answer")
+    expected = field.cosines(np.stack([mean_grid] * 24), tokens).mean()
     assert table.loc["mean", "cosine to the teacher's grid"].startswith(f"{expected:.3f} [")
     assert table.loc["mean", "PSNR (dB)"] == ""
-    assert float(table.loc["truth", "PSNR (dB)"].split()[0]) > 20
+    own = field.squared_errors(mean_image, field.colours_of(data)).mean()
+    assert table.loc["image", "MSE of the RGB"].startswith(f"{own:.4f} [")
+    assert field.way(measured["mean"]._replace(cosine=np.ones(24)), measured["mean"]) == pytest.approx(100)
 
 
 # --------------------------------------------------------------------------------------------------- what the features hold
@@ -341,6 +389,11 @@ def test_clusters_find_what_is_there() -> None:
     assert field.cluster_pictures(maps["a"]).shape == (16, 4, 4, 3)
     with pytest.raises(ValueError, match=r"2\.\.16"):
         field.cluster(whole, 17)
+    few = np.array([1, 3, 9, 12])
+    part, maps = field.clusters({"a": (whole, grid[few])}, labels, front[few], k=2, where=few)
+    assert part.loc[0, "images: purity"] == 100  # of all images
+    assert maps["a"].shape == (4, 4, 4)
+    assert (part.iloc[0, 1:].astype(float) * 10 % 1).max() == pytest.approx(0, abs=1e-6)  # one decimal
 
 
 # --------------------------------------------------------------------------------------------------------- interpolation
@@ -353,7 +406,8 @@ def pictures(n: int = 2, side: int = 8) -> list[np.ndarray]:
 @pytest.mark.parametrize("kernels", [1, 3])
 def test_interpolated_columns_are_the_columns_of_interpolated_pixels(kernels: int) -> None:
     config = replace(CONFIG, student=replace(STUDENT, kernels=kernels, position_width=16))
-    trained = field.train(*problem(), config)
+    data = problem()
+    trained = field.train(replace(data, student=config.student), config)
     one, other = pictures()
     walk = field.interpolate(trained, one, other, steps=5)
     assert walk.difference < 1e-5
@@ -374,6 +428,44 @@ def test_a_pair_of_different_sizes_is_a_clear_error() -> None:
         field.interpolate(trained, pictures()[0], pictures(side=16)[0])
     with pytest.raises(ValueError, match="at least 2 steps"):
         field.interpolate(trained, *pictures(), steps=1)
+
+
+def test_the_pair_and_the_labels_are_checked_before_anything_is_trained() -> None:
+    data = datasets.load("digits-test").subset(range(20))
+    assert field.chosen_pair(data, [3, 14]).indices.tolist() == data.indices[[3, 14]].tolist()
+    for pair, message in (([3, 20], r"0\.\.19"), ([3, 3], "given twice"), ([3], "positions of two images")):
+        with pytest.raises(ValueError, match=message):
+            field.chosen_pair(data, pair)
+    sizes = replace(data, images=[*pictures(), pictures(side=16)[0], *pictures(17)])
+    with pytest.raises(ValueError, match=r"same size \(height x width\), found 8 x 8 and 16 x 16"):
+        field.chosen_pair(sizes, [0, 2])
+    assert field.classes_needed(data) is data
+    with pytest.raises(ValueError, match=r"one class only: sections 4 to 6.*labelled_train"):
+        field.classes_needed(replace(data, labels=np.zeros(20, dtype=np.int64)))
+
+
+def test_the_conclusion_names_the_controls_beside_each_claim() -> None:
+    def accuracies(name: str, value: float) -> dict[str, object]:
+        return {"features": name, "knn": value, "knn_low": value - 1, "knn_high": value + 1}
+
+    names = ("raw pixels", "field: RGB alone, folded", "student before training, folded", "teacher: image feature")
+    judged = pd.DataFrame(
+        [accuracies("field: teacher + RGB, folded", 90.0), *map(accuracies, names, (91.0, 80.0, 85.0, 95.0))]
+    )
+    groups = ("field: teacher + RGB", "raw pixels", "field: RGB alone", "teacher")
+    grouped = pd.DataFrame({"features": groups, "images: NMI with class": (70.0, 60.0, 50.0, 80.0)})
+    measured = {
+        "field: teacher + RGB": field.NOTHING._replace(cosine=np.full(20, 0.9)),
+        "control: mean of the training images": field.NOTHING._replace(cosine=np.full(20, 0.6)),
+    }
+    data = problem()
+    crossing = field.cross(field.train(data, CONFIG), data, np.arange(24).reshape(12, 2), data, steps=3)
+    text = field.conclusion(measured, judged, grouped, crossing, 5)
+    assert "75 % of the way" in text
+    assert "5-NN, 90.0 %" in text
+    assert "not apart from raw pixels (91.0), above the field without a teacher (80.0)" in text
+    assert "below its teacher (95.0)" in text
+    assert "70.0 % (NMI), those of raw pixels to 60.0 %, of the field without a teacher to 50.0 %" in text
 
 
 def test_the_control_before_training_stands_on_the_device_that_is_asked_for() -> None:
@@ -403,10 +495,10 @@ def test_pairs_are_of_different_classes_and_use_an_image_once() -> None:
 
 def test_distances_along_a_walk_by_hand() -> None:
     data = problem()
-    trained = field.train(*data, CONFIG)
-    known = field.as_grid(data.colours, STUDENT)
+    trained = field.train(data, CONFIG)
+    known = field.colours_of(data)
     which = np.array([[2 * i, 2 * i + 1] for i in range(12)])
-    crossing = field.cross(trained, data.images, which, known, steps=3)
+    crossing = field.cross(trained, data, which, data, steps=3)
     assert crossing.decoded.shape == crossing.blend_contrast.shape == (12, 3)
     np.testing.assert_allclose(crossing.blend[:, [0, 2]], 0, atol=1e-5)  # the ends are training images
     half = (known[0] + known[1]) / 2
@@ -422,14 +514,14 @@ def test_distances_along_a_walk_by_hand() -> None:
 
 
 def test_the_animation_is_the_walk_there_and_back_with_the_same_bytes_each_time(tmp_path: Path) -> None:
-    walk = field.interpolate(field.train(*problem(), CONFIG), *pictures(), steps=4)
+    walk = field.interpolate(field.train(problem(), CONFIG), *pictures(), steps=4)
     gif = field.animation(walk, side=64)
     assert gif == field.animation(walk, side=64)
     with Image.open(io.BytesIO(gif)) as opened:
         assert opened.n_frames == 6  # 4 there, 2 back
         assert opened.info["loop"] == 0
         opened.seek(3)
-        panel = np.asarray(opened.convert("RGB"))[22 : 22 + 64, 10 : 10 + 64] / 255
+        panel = np.asarray(opened.convert("RGB"))[38 : 38 + 64, 10 : 10 + 64] / 255
     np.testing.assert_allclose(panel[8::16, 8::16], walk.decoded[3], atol=0.12)  # 256 colours in all
     shown = field.save_animation(gif, "walk", tmp_path, "There and back.")
     assert (tmp_path / "walk.gif").read_bytes() == gif
@@ -444,18 +536,21 @@ def test_the_animation_is_the_walk_there_and_back_with_the_same_bytes_each_time(
 
 def test_figures_say_what_they_show() -> None:
     data = problem()
-    trained = {"a": field.train(*data, CONFIG), "b": field.train(*data, replace(CONFIG, loss_grid=0.0))}
+    trained = {"a": field.train(data, CONFIG), "b": field.train(data, replace(CONFIG, loss_grid=0.0))}
     figure, caption = field.training_curves(trained)
     assert [axes.get_title() for axes in figure.axes] == ["L_grid", "L_rgb"]
     assert "mean over the training images" in caption
     with pytest.raises(ValueError, match="one unit"):
-        field.training_curves({**trained, "c": field.train(*data, replace(CONFIG, balance=False))})
+        field.training_curves({**trained, "c": field.train(data, replace(CONFIG, balance=False))})
     with pytest.raises(ValueError, match="one length"):
         field.picture_table({"a": pictures(2), "b": pictures(3)})
     figure, _ = field.picture_table({"a": pictures(2), "e": [np.zeros((4, 4))] * 2}, errors=["e"])
     assert len(figure.axes) == 5  # four pictures and the colour bar
+    assert figure.axes[-1].get_ylabel() == "error: 1 - cosine"
     walk = field.interpolate(trained["a"], *pictures(), steps=3)
     figure, caption = field.walk_strip(walk, tuple(pictures()))
     assert "in 3 steps" in caption
     figure, caption = field.scatters({"x": np.zeros((6, 2))}, np.array([0, 0, 1, 1, 2, 2]), ["a", "b", "c"])
     assert "6 held-out images" in caption
+    assert {text.get_text() for text in figure.axes[0].texts} == {"a", "b", "c"}
+    assert len(set(field._palette(30))) == 30

@@ -39,7 +39,7 @@ class Named:
 def test_every_value_of_every_profile_is_one_that_the_code_knows(profile: str, notebook: str) -> None:
     values = profiles.load(profile, notebook)
     known = set(datasets.names()) | {"none"}
-    for name in ("dataset", "train_dataset", "coloured", "taught"):
+    for name in ("dataset", "train_dataset", "labelled", "labelled_train", "coloured", "taught"):
         assert values.get(name) is None or values[name] in known, name
     assert set(values.get("datasets", [])) <= known
     assert set(values.get("counterparts", {})) <= set(values.get("datasets", []))
