@@ -125,8 +125,8 @@ class APM:
 
     @property
     def online(self) -> bool:
-        """Whether state is carried from image to image: by the released protocol, not by the corrected one."""
-        return self.config.protocol == "as_released"
+        """Whether state is carried from image to image: by the released protocol's optimiser, not by the corrected one."""
+        return self.config.carried
 
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """One new student per image; random weights from the seed and the image's pixels.

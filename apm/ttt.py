@@ -46,7 +46,7 @@ from apm.model import (
 
 Callback = Callable[[int, slice, Mapping[str, Tensor]], None]
 AUGMENTATIONS = ("none", "crop-flip")
-PROTOCOLS = ("corrected", "as_released")
+PROTOCOLS = ("corrected", "accumulated", "carried", "as_released")
 PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 
 
@@ -69,9 +69,9 @@ class TTTConfig:
     loss_grid: float = 0.0  # weight of L_grid: every column against the teacher's token at its place
     loss_rgb: float = 0.0  # weight of L_rgb: decoded RGB against the mean colour of the patch
     augmentation: str = "none"  # "crop-flip": every update sees another view of the image, predictions the image itself
-    protocol: str = (
-        "corrected"  # "as_released": gradients add up over an image's updates; Adam and schedule never reset
-    )
+    # the released script's two departures, apart and together. "accumulated": gradients add up over an image's updates; "carried":
+    # Adam and schedule are never reset; "as_released": both
+    protocol: str = "corrected"
     # "float32"; "tf32": float32 with a GPU's rounded matrix products; "bfloat16": autocast, weights and Adam stay float32; "float64"
     precision: str = "float32"
     lockstep: int = 32  # images trained side by side; changes speed and memory only
@@ -97,6 +97,11 @@ class TTTConfig:
             raise ValueError(f"the loss weights (cls, grid, rgb) must be >= 0 and not all zero, found {losses}")
         if self.loss_rgb and not self.student.rgb_head:
             raise ValueError("loss_rgb > 0 needs a student with rgb_head=True")
+
+    @property
+    def carried(self) -> bool:
+        """Whether what one image leaves behind (Adam's moments, the learning rate) reaches the next: then their order matters."""
+        return self.protocol in ("carried", "as_released")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -184,7 +189,7 @@ def adapt(
 
     With config.protocol "as_released" images are trained one after the other in the given order, and what one leaves behind
     reaches the next: weights are drawn anew, but Adam's moments and the learning rate's schedule run on, and gradients are
-    zeroed once per image instead of before every update (the released script; see `TTTConfig`).
+    zeroed once per image instead of before every update (the released script). "carried" and "accumulated" do one of the two.
 
     Raises ValueError for wrong shapes, non-finite inputs, missing targets, and tf32 without a GPU.
     """
@@ -223,12 +228,12 @@ def adapt(
             else:
                 losses[part, k], outputs[part, k] = students.update(views)
         last = {name: value.detach().clone() for name, value in students.weights.items()} if keep_parameters else {}
-        if students.graphs or config.protocol == "as_released":
+        if students.graphs or config.carried:
             reused[part.stop - part.start] = students
         return last
 
     with _on_device(config, device):
-        if config.protocol == "as_released":
+        if config.carried:
             kept = [train(slice(i, i + 1)) for i in range(n)]
         else:
             count = math.ceil(n / config.lockstep)
@@ -286,7 +291,7 @@ class _Students:
     """The students of one part in training: their weights, what they read, Adam and its learning rate.
 
     By the corrected protocol `start` makes all of it new. By the released one Adam's moments and the learning rate's schedule
-    run on, and gradients are zeroed in `start` only.
+    run on ("carried"), and gradients are zeroed in `start` only ("accumulated").
 
     On a GPU an update is hundreds of kernels that each take microseconds, so starting them takes longer than running them. There
     the update is captured once as a CUDA graph, and replayed for every later update of every part of this size.
@@ -296,8 +301,8 @@ class _Students:
 
     def __init__(self, config: TTTConfig, text_features: Tensor | None, device: torch.device) -> None:
         self.config, self.text_features, self.device = config, text_features, device
-        self.carried = config.protocol == "as_released"
-        self.graphs = _captures(device) and not self.carried and config.augmentation == "none"
+        self.accumulates = config.protocol in ("accumulated", "as_released")
+        self.graphs = _captures(device) and config.protocol == "corrected" and config.augmentation == "none"
         self.replay: Callable[[], tuple[Tensor, Tensor]] | None = None
         self.weights: dict[str, Tensor] = {}
         self.inputs: dict[str, Tensor] = {}
@@ -320,7 +325,7 @@ class _Students:
                 for there, new in ((self.weights, weights), (self.inputs, inputs)):
                     for name, value in new.items():
                         there[name].copy_(value)
-        if not self.carried:
+        if not self.config.carried:
             self.updates = 0
             for state in self.optimiser.state.values():
                 for value in state.values():
@@ -362,7 +367,7 @@ class _Students:
         if views is not None:
             x = patches(views.draw(), trained_student(self.config))
             loss, _ = objective(self.weights, config=self.config, **{**self.inputs, "x": x})
-        if not self.carried:
+        if not self.accumulates:
             self.optimiser.zero_grad()
         loss.sum().backward()  # no parameter is shared between images: each gets the gradient of its own loss
         self.optimiser.step()

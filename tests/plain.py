@@ -118,10 +118,11 @@ def adapt_one(image, target, config, weights, tokens=None, colours=None):
     return torch.stack(losses), torch.stack(features)
 
 
-def adapt_as_released(images, targets, config, weights):
+def adapt_as_released(images, targets, config, weights, accumulate=True):
     """The released script's loop over a sequence of images: losses (N, K + 1) and folded features (N, K + 1, D).
 
-    One network, one Adam, one schedule for all images; gradients zeroed once per image; weights overwritten for each.
+    One network, one Adam, one schedule for all images; gradients zeroed once per image (accumulate=False: before every update);
+    weights overwritten for each.
     """
     first = {k: v[0] for k, v in weights.items()}
     student = PlainStudent(config.student, first)
@@ -140,6 +141,8 @@ def adapt_as_released(images, targets, config, weights):
             losses.append(loss.detach())
             features.append(folded.detach())
             if k < config.iterations:
+                if not accumulate:
+                    optimiser.zero_grad()
                 loss.backward()  # adds to the gradients that are there
                 optimiser.step()
                 schedule.step()

@@ -242,7 +242,7 @@ def test_stacked_weights_of_the_wrong_count_are_refused() -> None:
         ({"precision": "float8"}, "unknown precision 'float8'. Known: float32, tf32, bfloat16, float64"),
         ({"loss_cls": 0.0}, "not all zero"),
         ({"augmentation": "mixup"}, "unknown augmentation 'mixup'. Known: none, crop-flip"),
-        ({"protocol": "released"}, "unknown protocol 'released'. Known: corrected, as_released"),
+        ({"protocol": "released"}, "unknown protocol 'released'. Known: corrected, accumulated, carried, as_released"),
         ({"loss_rgb": 1.0, "student": dataclasses.replace(STUDENT, rgb_head=False)}, "rgb_head=True"),
     ],
 )
@@ -285,7 +285,28 @@ def test_the_released_protocol_is_the_plain_loop_that_never_resets() -> None:
     torch.testing.assert_close(result.features, features, rtol=1e-9, atol=1e-12)
     assert all(torch.equal(value, problem(3)[name]) for name, value in data.items())  # what was passed stays as it was
     alone = adapt(data["images"][2:], data["targets"][2:], config, generator=4)
+    assert config.carried
     assert not torch.allclose(alone.losses, result.losses[2:])  # what came before an image matters
+
+
+def test_the_two_departures_of_the_released_protocol_can_be_made_one_at_a_time() -> None:
+    data = problem(3)
+    config = variant("attention", iterations=8, decay_every=5, normalise_target=False)
+    weights = initial_parameters(data["images"], config, 4)
+    images, targets = data["images"], data["targets"]
+    carried = dataclasses.replace(config, protocol="carried")
+    losses, features = plain.adapt_as_released(images, targets, carried, weights, accumulate=False)
+    result = adapt(images, targets, carried, generator=4)
+    torch.testing.assert_close(result.losses, losses, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(result.features, features, rtol=1e-9, atol=1e-12)
+    accumulated = dataclasses.replace(config, protocol="accumulated")
+    result = adapt(images, targets, accumulated, generator=4)
+    for k in range(3):  # each image by itself
+        own = {name: value[k : k + 1] for name, value in weights.items()}
+        losses, features = plain.adapt_as_released(images[k : k + 1], targets[k : k + 1], accumulated, own)
+        torch.testing.assert_close(result.losses[k : k + 1], losses, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(result.features[k : k + 1], features, rtol=1e-9, atol=1e-12)
+    assert (carried.carried, accumulated.carried) == (True, False)
 
 
 def test_the_released_protocol_leaves_no_learning_rate_to_later_images() -> None:

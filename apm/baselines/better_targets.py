@@ -67,7 +67,7 @@ class BetterTargets:
     @property
     def online(self) -> bool:
         """Whether state is carried from image to image: by the released protocol, not by the corrected one."""
-        return self.config.protocol == "as_released"
+        return self.config.carried
 
     def settings(self) -> dict[str, Any]:
         """Teacher, prompts, views, and every setting of the student and its training that can change a number."""
