@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,18 @@ OPEN_CLIP_COLUMNS = {
 
 
 def load_sets(
-    names: Sequence[str], samples: int | str = "all", *, root: str | None = None, partial: bool = False
+    names: Sequence[str],
+    samples: int | str = "all",
+    *,
+    ensemble: str | None = None,
+    root: str | None = None,
+    partial: bool = False,
 ) -> list[Dataset]:
     """The datasets of these names; of each a stratified choice of `samples` images, or all where it has no more.
 
-    samples: a count, or "all". partial: take published sets of which a part is missing.
-    Raises ValueError for no names, a name given twice, another `samples`, and as `apm.datasets.load` does.
+    samples: a count, or "all". ensemble: name of the prompts of all of them, such as "imagenet-7" (`apm.prompts.names`); None: each
+    set's own. partial: take published sets of which a part is missing.
+    Raises ValueError for no names, a name given twice, another `samples`, unknown prompts, and as `apm.datasets.load` does.
     """
     if not names or len(set(names)) != len(names):
         raise ValueError(f"expected names of datasets, each once, found {list(names)}")
@@ -44,6 +51,8 @@ def load_sets(
             f'samples must be "all" or at least {stats.MINIMUM_SAMPLES} images (for an interval), found {samples!r}'
         )
     loaded = [datasets.load(name, root=root, partial=partial) for name in names]
+    if ensemble is not None:
+        loaded = [replace(d, templates=prompts.templates(ensemble)) for d in loaded]
     return [d if samples == "all" or int(samples) >= len(d) else d.subset(int(samples), seed=0) for d in loaded]
 
 
@@ -76,7 +85,7 @@ def corrupted_sets(
                     "(CIFAR: torchvision's files, not folders of images by class), or set corruption_set: null to make the corrupted "
                     "images here"
                 )
-            made.append(part)
+            made.append(replace(part, templates=data.templates))
     return made
 
 

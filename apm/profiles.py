@@ -17,7 +17,7 @@ from apm.project import root, unknown
 
 # Parameters that a profile may leave to the notebook: their defaults hold at any scale. All others it must give, as their
 # defaults are those of `mini`.
-OPTIONAL = ("profile", "seed", "on_error", "precision", "feature_dtype")
+OPTIONAL = ("profile", "seed", "on_error", "precision", "feature_dtype", "ensemble")
 
 
 def names() -> list[str]:

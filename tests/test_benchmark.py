@@ -360,3 +360,13 @@ def test_a_conclusion_has_the_difference_with_its_interval_and_the_published_ste
         benchmark.conclusion(rows.assign(path=None), "one set")
     with pytest.raises(ValueError, match="one method, found APM, other"):
         benchmark.conclusion(pd.concat([rows, rows.assign(method="other")]), "one set")
+
+
+def test_one_ensemble_can_stand_for_every_sets_own_prompts() -> None:
+    own, chosen = (benchmark.load_sets(["digits-test"], 20, ensemble=name)[0] for name in (None, "imagenet-7"))
+    assert own.templates != chosen.templates
+    assert len(chosen.templates) == 7
+    assert np.array_equal(own.indices, chosen.indices)
+    assert "7 templates (imagenet-7)" in benchmark.prompts_note([chosen])
+    with pytest.raises(ValueError, match="unknown.*'imagenet-8'"):
+        benchmark.load_sets(["digits-test"], 20, ensemble="imagenet-8")
