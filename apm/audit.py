@@ -26,8 +26,8 @@ from apm.datasets import Dataset, UnreadableImage
 from apm.model import APM, APMConfig, OnlineFold
 from apm.project import unknown
 from apm.teachers import Teacher
+from apm.text import FAILS, HOLDS, UNTESTED
 
-HOLDS, FAILS, UNTESTED = "holds", "does not hold", "cannot be tested in this profile"
 ROUNDING = 0.1  # points: a mean of numbers printed with one decimal, itself printed with one
 UNTRAINED_PART = 1024  # images at a time: 2.5 GB of pixels at paper scale
 MARGIN = 1.0  # points: what "competitive" allows, and the least step of a claim whose published size is not known

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from apm import audit, profiles, records, tables
+from apm import profiles, records, tables, text
 from apm.project import root
 from apm.tables import Shown
 
@@ -206,7 +206,7 @@ COMPARISONS = (  # heading, table of the methods, whose means are over all sets
     ("cross-dataset", "03_methods"),
 )
 GAIN = "final - teacher (points)"
-SYMBOLS = {audit.HOLDS: "\N{CHECK MARK}", audit.FAILS: "\N{MULTIPLICATION SIGN}", audit.UNTESTED: "?"}
+SYMBOLS = {text.HOLDS: "\N{CHECK MARK}", text.FAILS: "\N{MULTIPLICATION SIGN}", text.UNTESTED: "?"}
 
 
 def headline(folder: Path, profile: str) -> Shown:

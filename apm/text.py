@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+HOLDS, FAILS, UNTESTED = "holds", "does not hold", "cannot be tested in this profile"  # verdicts of the claims audit
+
 
 def markdown(text: str) -> str:
     """Plain text so that Markdown shows it as it is: file and set names keep their underscores, "<" is no tag."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from open_clip.transform import PreprocessCfg
 from torch import nn
 
 from apm import baselines, methods, records, teachers
@@ -35,6 +36,7 @@ class Colour:
 
     name, width, hash, precision, image_size = "colour", 2, "0" * 64, "fp32", 8
     device, logit_scale = torch.device("cpu"), 2.0
+    preprocess_config = PreprocessCfg(size=8)
 
     def __init__(self, *layers: nn.Module, text=((1.0, 0.0), (0.0, 1.0))) -> None:
         self.model = nn.Module()
@@ -472,7 +474,7 @@ def test_any_error_on_one_image_leaves_the_stream_as_if_it_were_not_there(
     assert np.array_equal(said.prediction[rest], without.prediction)
     assert np.array_equal(said.extra["confidence"][rest], without.extra["confidence"])
     assert np.array_equal(data.images[20], faulty)
-    frame = records.run(method, data, folder=tmp_path)  # and records keep it so
+    frame = records.run(method, data, folder=tmp_path, on_error="record")  # and records keep it so
     assert (frame["status"] != "ok").tolist() == [i == 20 for i in range(40)]
 
 

@@ -368,5 +368,5 @@ def test_one_ensemble_can_stand_for_every_sets_own_prompts() -> None:
     assert len(chosen.templates) == 7
     assert np.array_equal(own.indices, chosen.indices)
     assert "7 templates (imagenet-7)" in benchmark.prompts_note([chosen])
-    with pytest.raises(ValueError, match="unknown.*'imagenet-8'"):
+    with pytest.raises(ValueError, match=r"unknown.*'imagenet-8'"):
         benchmark.load_sets(["digits-test"], 20, ensemble="imagenet-8")

@@ -448,8 +448,8 @@ def test_further_teachers_run_the_benchmark_again(tmp_path, monkeypatch: pytest.
     found = benchmark.further_teachers(lines, [noise(12)], "a photo of a {}.", **options)
     assert list(found) == ["L", "H"]
     assert asked == [
-        ("ViT-L-14", {"device": "cpu", "pretrained": "openai"}),
-        ("H", {"device": "cpu", "precision": "bf16"}),
+        ("ViT-L-14", {"device": "cpu", "pretrained": "openai", "precision": "fp32", "feature_dtype": "float32"}),
+        ("H", {"device": "cpu", "precision": "bf16", "feature_dtype": "float32"}),
     ]
     assert list(dict.fromkeys(found["L"]["method"])) == ["zero-shot, one prompt", "zero-shot", "APM"]
     with pytest.raises(ValueError, match=r"expected \{teacher: NAME"):
