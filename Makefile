@@ -23,6 +23,8 @@ UV := $(shell sed -n 's/^\(uv==[0-9.]*\).*/\1/p' requirements.lock)
 NBVAL ?= 00_quickstart 01_natural_shifts 02_corruptions 03_cross_dataset 04_compute 06_islands 07_field 08_claims_audit
 
 export JUPYTER_PREFER_ENV_PATH := 1
+# threads that wait sleep: those that spin slow a shared machine down several times, and gain next to nothing on an idle one
+export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PROFILES := $(patsubst profiles/%/common.yaml,%,$(wildcard profiles/*/common.yaml))
