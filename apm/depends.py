@@ -102,8 +102,8 @@ def weights(root: Path, profile: str, notebook: Path) -> list[Path]:
     """Local checkpoints that the YAML files of a notebook name, there or not: values of `pretrained` that are paths."""
     text = "\n".join(file.read_text(encoding="utf-8") for file in settings_files(root, profile, notebook))
     named = re.findall(r"""\bpretrained:[ ]*(?:"([^"\n]*)"|'([^'\n]*)'|([^\s,}#][^,}#\n]*))""", text)
-    paths = {root / name.strip() for name in map("".join, named) if "/" in name or Path(name.strip()).suffix in WEIGHTS}
-    return sorted(paths)
+    files = (name.strip().partition("=")[2] or name.strip() for name in map("".join, named))  # FILE or TAG=FILE
+    return sorted({root / name for name in files if "/" in name or Path(name).suffix in WEIGHTS})
 
 
 def notebooks(root: Path, profile: str) -> list[Path]:

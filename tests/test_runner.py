@@ -298,10 +298,11 @@ def test_checkpoints_are_found_wherever_a_profile_names_them(package: Path) -> N
     folder = package / "profiles" / "mini"
     (folder / "common.yaml").write_text("teacher: a\npretrained: cache/a.safetensors   # comment\n")
     (folder / "01_a.yaml").write_text(
-        'further: [{teacher: b, pretrained: "/w w/b.pt", name: B}, {pretrained: openai}]\npretrained: null\n'
+        'further: [{teacher: b, pretrained: "/w w/b.pt", name: B}, {pretrained: openai}, {pretrained: openai=/w/c.pt}]\n'
+        "pretrained: null\n"
     )
     found = depends.weights(package, "mini", package / "notebooks" / "01_a.ipynb")
-    assert set(found) == {Path("/w w/b.pt"), package / "cache" / "a.safetensors"}
+    assert set(found) == {Path("/w w/b.pt"), Path("/w/c.pt"), package / "cache" / "a.safetensors"}
 
 
 # ----------------------------------------------------------------------------------------------------- the true Makefile
