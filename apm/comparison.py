@@ -354,6 +354,12 @@ def compact(compared: pd.DataFrame, *, milliseconds: bool = False) -> pd.DataFra
     return shown
 
 
+def split(shown: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A `compact` table in two that fit a page: accuracies and differences; calibration and cost."""
+    cut = list(shown).index("ECE")
+    return shown.iloc[:, :cut], pd.concat([shown[["method", "state", "n"]], shown.iloc[:, cut:]], axis=1)
+
+
 def by_set(rows: pd.DataFrame, order: Sequence[str], *, by: str = "set") -> pd.DataFrame:
     """Accuracy in percent per method (down) and set (across); the number of images per set stands in the last column."""
     right = rows.assign(right=100.0 * (rows["prediction"] == rows["label"]))

@@ -326,7 +326,11 @@ def test_compact_leaves_the_single_prompt_to_the_published_steps(every: pd.DataF
 def test_compact_shows_failures_and_leaves_times_out_unless_asked(every: pd.DataFrame) -> None:
     made = comparison.table(every, {"teacher": "zero-shot"})
     assert "ms per image" not in comparison.compact(made)
-    assert "ms per image" in comparison.compact(made, milliseconds=True)
+    whole = comparison.compact(made, milliseconds=True)
+    assert "ms per image" in whole
+    accuracies, costs = comparison.split(whole)
+    assert [*accuracies, *costs][len(accuracies.columns) :][:4] == ["method", "state", "n", "ECE"]
+    assert set(accuracies) | set(costs) == set(whole)
     assert "failed" not in comparison.compact(made)
     every.loc[every.index[-1], "prediction"] = -1
     assert comparison.compact(comparison.table(every, {"teacher": "zero-shot"}))["failed"].tolist() == [0, 1]
