@@ -514,6 +514,12 @@ def compact(table: pd.DataFrame, published: Mapping[str, str] | None = None) -> 
     return shown
 
 
+def split(shown: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A `compact` table in two that fit a page: what every variant is and reaches; how it compares."""
+    cut = list(shown).index("final - teacher")
+    return shown.iloc[:, :cut], pd.concat([shown[["part", "variant", "final"]], shown.iloc[:, cut:]], axis=1)
+
+
 def _count(parameters: int) -> str:
     return f"{parameters / 1e6:.3g} M" if parameters >= 1e6 else f"{parameters / 1e3:.3g} k"
 

@@ -138,6 +138,9 @@ def test_every_number_of_the_summary_is_recomputed_from_the_records(rows: pd.Dat
     with pytest.raises(ValueError, match=r"unknown base variant 'bse'.*Did you mean 'base'"):
         ablations.summary(rows, "bse")
     shown = ablations.compact(table.reset_index(), {"slow": "12.3"})
+    reached, compared = ablations.split(shown)
+    assert list(compared)[:4] == ["part", "variant", "final", "final - teacher"]
+    assert [*reached, *list(compared)[3:]] == list(shown)
     assert shown.set_index("variant").loc["slow", "published"] == "12.3"
     assert shown.set_index("variant").loc["base", "published"] == ""
 
