@@ -905,7 +905,7 @@ def _semantics(folder: Path | str) -> list[Claim]:
     own = "student: own image and another, same weights"
     swapped = cell(folder, "06_alike", {"compared": own}, "CKA")
     photographs = read(folder, "06_photographs")
-    another = photographs.set_index("photograph")["another T"].astype(float)
+    another = photographs.set_index("photograph")["another T, student"].astype(float)
     different = another[another < 0.9]
     named = ", ".join(f"{name} {value:.2f}" for name, value in different.items()) or "none"
     shown = f"CKA {swapped.text()}; photographs below 0.9, single images: {len(different)} of {len(another)} ({named})"
