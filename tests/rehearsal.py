@@ -156,7 +156,7 @@ def small_values(values: dict[str, Any], notebook: str, teachers: Mapping[str, M
 def small_method(line: dict[str, Any]) -> dict[str, Any]:
     """A line of `baselines` with fewer images, views and epochs."""
     small = {**line, "samples": 10}
-    if line["method"] in ("zero", "mta", "apm-views", "tent", "tpt"):
+    if line["method"] in ("zero", "mta", "apm-views", "tent", "tpt") or "views" in line:
         small["views"] = VIEWS
     if line["method"] == "coop":
         small |= {"shots": 1, "epochs": 1}
