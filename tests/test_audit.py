@@ -540,7 +540,7 @@ def test_every_claim_of_the_abstract_finds_its_figure_in_the_committed_results()
     better = next(c for c in claims if c.claim == "Better than its teacher on corruptions (Table 2)")
     assert better.figure.startswith(f"{step.text()}; resolves")
     assert better.verdict == (audit.HOLDS if step.low - 0.05 > 0 else audit.FAILS)
-    assert "published step 8.2" in better.needs
+    assert "published step 5.5" in better.needs
     assert audit.text(RESULTS)
     counted = audit.counting(RESULTS)
     assert len(counted) == 3
@@ -560,7 +560,7 @@ def test_the_result_is_said_in_words() -> None:
     lines = audit.result(RESULTS, live(), abstract, said)
     assert lines[0].startswith("final equals the teacher within 15.0 points on the audit's own 20 images")  # 3 of 20
     assert "corruptions (Table 2)" in lines[2]
-    assert "the published step of 8.2 lies outside the interval" in lines[2]
+    assert "the published step of 5.5 lies outside the interval" in lines[2]
     assert lines[-2] == f"claims of the abstract: {audit.counts(abstract)}"
 
 
