@@ -292,6 +292,16 @@ def loss_curve(losses: np.ndarray, *, target: float | None = None) -> tuple[Figu
 # ------------------------------------------------------------------------------------------------------------------ images
 
 
+def _principal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Singular values and right singular vectors. LAPACK's quick driver gives up on some nearly flat grids; the slow one does not."""
+    try:
+        return np.linalg.svd(rows, full_matrices=False)[1:]
+    except np.linalg.LinAlgError:
+        from scipy.linalg import svd
+
+        return svd(rows, full_matrices=False, lapack_driver="gesvd")[1:]
+
+
 def grid_rgb(features: np.ndarray, *, fit: np.ndarray | None = None) -> np.ndarray:
     """Feature grids as colour: the first three principal components, each stretched from its 1st to 99th percentile to 0..1.
 
@@ -311,7 +321,7 @@ def grid_rgb(features: np.ndarray, *, fit: np.ndarray | None = None) -> np.ndarr
         raise ValueError("features hold NaN or infinite values: they cannot be shown as colours")
     rows = base.reshape(-1, base.shape[-1])
     centre = rows.mean(axis=0)
-    _, singular, components = np.linalg.svd(rows - centre, full_matrices=False)
+    singular, components = _principal(rows - centre)
     components = components[:3]
     largest = np.abs(components).argmax(axis=1)
     components = components * np.sign(components[np.arange(len(components)), largest])[:, None]
