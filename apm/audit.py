@@ -270,21 +270,10 @@ def readable(dataset: Dataset, on_error: str = "raise") -> Dataset:
         raise unknown("on_error", on_error, ("raise", "record"))
     if on_error == "raise":
         return dataset
-    positions = _readable(dataset, np.arange(len(dataset)))
+    positions, _ = methods.readable(dataset, np.arange(len(dataset)))
     if not len(positions):
         raise ValueError(f"none of the {len(dataset)} images of {dataset.name} can be read")
     return dataset.subset(positions) if len(positions) < len(dataset) else dataset
-
-
-def _readable(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
-    def opens(position: int) -> bool:
-        try:
-            dataset.images[position]
-        except UnreadableImage:
-            return False
-        return True
-
-    return np.array([p for p in positions if opens(int(p))], dtype=np.int64)
 
 
 def trained_here(name: str, pretrained: str | Path | None) -> bool:
@@ -348,7 +337,7 @@ def untrained(
         except UnreadableImage:
             if on_error != "record":
                 raise
-        good = _readable(dataset, part)
+        good, _ = methods.readable(dataset, part)
         every = np.full(len(part), -1, dtype=np.int64)
         if len(good):
             every[np.isin(part, good)] = said(good, seed)
