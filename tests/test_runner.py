@@ -311,7 +311,19 @@ def test_checkpoints_are_found_wherever_a_profile_names_them(package: Path) -> N
 @pytest.fixture
 def clone(package: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The project with our Makefile and apm, notebooks of one cell, and an environment that is this one."""
-    outside = ("APM_ROOT", "APM_RESULTS", "APM_CACHE", "DATA", "PARTIAL", "MAKEFLAGS", "PROFILE", "ONLY", "ENV")
+    outside = (
+        "APM_ROOT",
+        "APM_RESULTS",
+        "APM_CACHE",
+        "DATA",
+        "PARTIAL",
+        "MAKEFLAGS",
+        "MFLAGS",
+        "MAKELEVEL",
+        "PROFILE",
+        "ONLY",
+        "ENV",
+    )
     for name in outside:
         monkeypatch.delenv(name, raising=False)
     for name in ("Makefile", "requirements.lock", "environment.yml", "pyproject.toml"):
