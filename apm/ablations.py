@@ -145,7 +145,9 @@ class OneSampleStudent:
 
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """One new network per image; random weights from the seed and the image's pixels."""
-        images = teachers.student_images([dataset.images[int(i)] for i in positions], self.size).to(self.teacher.device)
+        pictures = [dataset.images[int(i)] for i in positions]
+        mode = self.teacher.preprocess_config.resize_mode
+        images = teachers.student_images(pictures, self.size, resize_mode=mode).to(self.teacher.device)
         targets = teachers.features_at(self.teacher, dataset, positions).to(images)
         if self.config.normalise_target:
             targets = nn.functional.normalize(targets, dim=-1)
@@ -718,9 +720,10 @@ def along_sequence(rows: pd.DataFrame, variants: Sequence[str]) -> tuple[Any, st
     rows: records of `run`, in the order in which the images were met. Returns figure and caption.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figures.style()
-    figure, axes = plt.subplots(figsize=(7.5, 3.4))
+    figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
     palette = plt.rcParams["axes.prop_cycle"].by_key()["color"]
     for number, variant in enumerate(variants):
         if variant not in set(rows["variant"]):
@@ -733,8 +736,9 @@ def along_sequence(rows: pd.DataFrame, variants: Sequence[str]) -> tuple[Any, st
     axes.set_yscale("log")
     axes.set_xlabel("image, in the order in which they come")
     axes.set_ylabel("loss after the last iteration\ndivided by the first")
-    axes.legend(frameon=True)
-    figure.tight_layout()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # above the axes: lines may be anywhere inside
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     seeds = rows["seed"].nunique()
     return figure, f"How far the loss of each image falls, along the sequence of images; one line per seed ({seeds})."
 

@@ -369,7 +369,7 @@ def compute(
     return pa.concat_tables(tables, promote_options="default").unify_dictionaries().combine_chunks()
 
 
-# Mistakes in code, and what the machine lacks: no property of an image.
+# Mistakes in code, and what the machine lacks: no property of an image, so no method records one as an image's failure.
 STOPS = (
     *(TypeError, AttributeError, NameError, ImportError, AssertionError, NotImplementedError),
     *(OSError, MemoryError),

@@ -1126,7 +1126,7 @@ def mini_checkpoint(cache: str | Path | None = None, config: TrainConfig | None 
 
 def accuracy(teacher: Teacher, dataset: Dataset, cache: str | Path | None = None) -> float:
     """Zero-shot top-1 accuracy (0..1) with the dataset's own class names and templates; an unreadable image counts as wrong."""
-    image_features = torch.from_numpy(np.array(features(teacher, dataset, cache)))
+    image_features = torch.from_numpy(np.array(features(teacher, dataset, cache))).float()
     scores = F.normalize(image_features, dim=-1) @ teacher.text_features(dataset.classnames, dataset.templates).cpu().T
     finite = scores.isfinite().all(dim=-1).numpy()
     return float((finite & (scores.argmax(dim=-1).numpy() == dataset.labels)).mean())

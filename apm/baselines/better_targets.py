@@ -73,7 +73,8 @@ class BetterTargets:
         """Teacher, prompts, views, and every setting of the student and its training that can change a number."""
         config = asdict(self.config)
         del config["lockstep"]  # how many images train side by side changes speed and memory only
-        return {**settings(self, "apm-views"), "config": config}
+        # the random weights are drawn by the device's generator
+        return {**settings(self, "apm-views"), "config": config, "device": self.teacher.device.type}
 
     def prepare(self, dataset: Dataset) -> None:
         """With one view: encode the dataset into the cache, before many processes ask for it."""
@@ -99,7 +100,9 @@ class BetterTargets:
         if h != w:
             raise ValueError(f"datasets are read at square sizes, found a student of {h} x {w} px: use a square grid")
         pictures = [dataset.images[int(i)] for i in positions]
-        images = teachers.student_images(pictures, h).to(teacher.device)
+        images = teachers.student_images(pictures, h, resize_mode=teacher.preprocess_config.resize_mode).to(
+            teacher.device
+        )
         options: dict[str, Any] = {}
         if config.loss_grid or student.column == "tokens":
             options["tokens"] = teachers.token_grid(teacher, pictures, student.grid)

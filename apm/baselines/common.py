@@ -16,9 +16,6 @@ from apm.methods import Predictions
 from apm.project import plain
 from apm.teachers import Teacher
 
-# Mistakes in code, which are no property of an image: what `apm.records` stops at whatever the method
-MISTAKES = (TypeError, AttributeError, NameError, ImportError, AssertionError, NotImplementedError)
-
 
 def modules(file: str) -> tuple[str, ...]:
     """The code that determines the predictions of the method in apm/baselines/FILE.py: that file, what methods share, and what

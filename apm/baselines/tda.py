@@ -23,11 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apm import teachers
-from apm.baselines.common import MISTAKES, classifier, failure, modules, outcome, settings
+from apm.baselines.common import classifier, failure, modules, outcome, settings
 from apm.baselines.registry import register
 from apm.baselines.views import confident, encoded, kept
 from apm.datasets import Dataset
 from apm.methods import Predictions
+from apm.records import STOPS
 from apm.teachers import Teacher
 
 
@@ -131,7 +132,7 @@ class TDA:
             try:
                 features, saved[row] = self._features(dataset, int(positions[row]), seed, stored)
                 feature, logits, probabilities = self._seen(F.normalize(features.to(text), dim=-1), text, scale)
-            except MISTAKES:
+            except STOPS:
                 raise
             except Exception as error:  # before the caches are touched
                 status[row], first = failure(error), first or error
