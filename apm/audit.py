@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 
-from apm import compute, corruptions, methods, published, stats, tables, teachers, ttt
+from apm import compute, corruptions, field, methods, published, stats, tables, teachers, ttt
 from apm.datasets import Dataset, UnreadableImage
 from apm.model import APM, APMConfig, OnlineFold
 from apm.project import unknown
@@ -148,16 +148,20 @@ def around(claim: str, needs: str, number: Cell, limit: float, *, unit: str = ""
 def step(claim: str, needs: str, number: Cell, expected: float, *, size: float | None = None) -> Claim:
     """A paired difference that should be positive (expected > 0) or negative, by a published step.
 
-    Holds when its interval lies on that side of 0. Otherwise it does not hold, unless the interval is too wide to show a step of
-    that size (`Cell.resolution` larger than it): then it cannot be tested. size: the step's size where only its direction is
-    published.
+    Holds when its interval lies on that side of 0. Does not hold when the interval excludes a step of that size, which it does
+    wherever it lies on the other side; it reaches at least as far as `Cell.resolution`, since no image that differs is no proof
+    that none would. Between the two it cannot be tested. size: the step's size where only its direction is published.
     """
     size = abs(expected) if size is None else size
     low, high = number.bounds
-    toward = low - number.rounding if expected > 0 else -high - number.rounding
-    verdict = HOLDS if toward > 0 else UNTESTED if number.resolution > size else FAILS
-    finest = f"resolves {number.resolution:.1f} points, step tested {size:.1f}"
-    return Claim(claim, needs, f"{number.text()}; {finest}", verdict, number.source)
+    near, far = (low, high) if expected > 0 else (-high, -low)
+    toward = number.value if expected > 0 else -number.value
+    far += number.rounding
+    if high - low <= 2 * number.rounding:
+        far = max(far, toward + number.resolution)
+    verdict = HOLDS if near - number.rounding > 0 else FAILS if far < size else UNTESTED
+    tested = f"step tested {'+' if expected > 0 else '-'}{size:.1f}"
+    return Claim(claim, needs, f"{number.text()}; {tested}", verdict, number.source)
 
 
 def within(claim: str, needs: str, number: Cell, margin: float = MARGIN) -> Claim:
@@ -775,11 +779,11 @@ def _learning(live: Live) -> list[Claim]:
         ),
         decided(
             "Without pre-training on the data set that it is tested on",
-            "neither student nor teacher has seen the data set: the teacher was trained elsewhere",
+            "neither student nor teacher has seen images of the data set; what a teacher made elsewhere has seen is not recorded with its weights",
             "the teacher was trained on the training half of this profile's data"
             if live.teacher_trained_here
-            else "the teacher's weights were made elsewhere; the student starts at random",
-            None if live.teacher_trained_here else True,
+            else "the student starts at random; what the teacher has seen is not known here",
+            None,
             "checked here",
         ),
         above(
@@ -963,6 +967,14 @@ def _field(folder: Path | str) -> list[Claim]:
     blend, gap = (
         number("07_crossing", row, "halfway - ends") for row in ("pixels interpolated", "decoded - pixels, paired")
     )
+    progress = read(folder, "07_training").astype({"epochs": int, field.FELL: float})
+    short = field.cut_short(progress)
+    unfinished = (
+        f"; the training was cut short (its loss still fell by more than {field.SHORT:g} % over the last fifth)"
+        if short
+        else ""
+    )
+    away = blend.low - blend.rounding > 0
     joint, without, mean = (
         number("07_field", row, "PSNR (dB)")
         for row in ("field: teacher + RGB", "field: RGB alone", "control: mean of the training images")
@@ -972,29 +984,31 @@ def _field(folder: Path | str) -> list[Claim]:
         decided(
             "Trained over a dataset it clusters semantics in a single forward pass",
             "clusters of held-out images agree better with the classes than those of raw pixels and of a field without a teacher (normalised mutual information, %)",
-            f"{ours:.1f}; raw pixels {pixels:.1f}, field without teacher {alone:.1f}, teacher {teacher:.1f}",
-            ours > max(pixels, alone),
+            f"{ours:.1f}; raw pixels {pixels:.1f}, field without teacher {alone:.1f}, teacher {teacher:.1f}{unfinished}",
+            ours > max(pixels, alone) or (None if short else False),
             "07_clusters.csv",
         ),
         decided(
             "Its features carry the class of images it never saw",
             f"{nearest} accuracy of the folded feature above that of raw pixels, of a field without a teacher and of an untrained student, intervals apart; not above one of them: does not hold",
-            f"{folded.text()} %; {'; '.join(f'{name} {c.text()}' for name, c in controls.items())}",
-            True if clear else False if behind else None,
+            f"{folded.text()} %; {'; '.join(f'{name} {c.text()}' for name, c in controls.items())}{unfinished}",
+            True if clear else False if behind and not short else None,
             folded.source,
         ),
         decided(
-            "One set of weights interpolates and perceives",
-            f"pictures decoded by the field with a teacher are closer than the mean image (PSNR) and the {nearest} accuracy of its folded feature is above an untrained student's, intervals apart",
+            "One set of weights decodes pictures and perceives",
+            f"pictures decoded by the field with a teacher are closer than the mean image (PSNR) and the {nearest} accuracy of its folded feature is above an untrained student's, intervals apart; whether it interpolates is the next row",
             f"{joint.text()} dB (mean image {mean.text()}, field without teacher {without.text()}); {folded.text()} % (untrained {untrained.text()}, field without teacher {controls['field without teacher'].text()})",
             joint.low > mean.high and folded.low > untrained.high,
             joint.source,
         ),
         decided(
             "The input percept is a field: images between two images look like images",
-            "halfway, decoded images move away from the nearest real image less than blends of pixels do (paired difference below 0)",
-            f"{gap.text()}, {100 * abs(gap.value / blend.value):.0f} % of the {blend.value:.3f} that blends move away",
-            True if gap.high + gap.rounding < 0 else None if gap.high - gap.rounding < 0 else False,
+            "halfway, decoded images move away from the nearest real image less than blends of pixels do (paired difference below 0); cannot be tested where blends do not move away",
+            f"{gap.text()}, {100 * abs(gap.value / blend.value):.0f} % of the {blend.value:.3f} that blends move away"
+            if away
+            else f"{gap.text()}; blends move {blend.text()}: on these images the distance says nothing of likeness",
+            None if not away or gap.high - gap.rounding < 0 <= gap.high + gap.rounding else gap.high < 0,
             gap.source,
         ),
     ]

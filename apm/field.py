@@ -1057,6 +1057,34 @@ def crossing_table(crossing: Crossing) -> pd.DataFrame:
     )
 
 
+def training_table(trained: Mapping[str, Field]) -> pd.DataFrame:
+    """Losses of the last epoch, and how much the whole loss fell over the last fifth of the epochs.
+
+    Columns: field, epochs, L_grid, L_rgb (in the loss's units; NaN for a loss without weight), `FELL` (percent; NaN for
+    fewer than two epochs). The learning rate ends at zero, so a loss ends flat wherever it is: a large fall says that the training
+    was cut short, a small one does not prove that more epochs would bring nothing.
+    """
+    rows = []
+    for name, one in trained.items():
+        weights = np.array([one.config.loss_grid, one.config.loss_rgb])
+        whole = np.where(weights > 0, one.losses * weights, 0.0).sum(axis=1)
+        before = len(whole) - 1 - max(1, len(whole) // 5)
+        grid, rgb = (float(one.losses[-1, i]) if weights[i] else float("nan") for i in (0, 1))
+        fell = 100.0 * float(1 - whole[-1] / whole[before]) if before >= 0 else float("nan")
+        rows.append({"field": name, "epochs": len(whole), "L_grid": grid, "L_rgb": rgb, FELL: fell})
+    return pd.DataFrame(rows)
+
+
+FELL = "fell over the last fifth (%)"
+SHORT = 5.0  # percent: a training whose loss fell by more was cut short
+
+
+def cut_short(progress: pd.DataFrame, name: str = "teacher + RGB") -> bool:
+    """Whether a training of `training_table` still fell by more than `SHORT` over its last fifth, or was too short to tell."""
+    fell = float(progress.set_index("field").loc[name, FELL])
+    return not fell <= SHORT
+
+
 # --------------------------------------------------------------------------------------------------------------- figures
 
 
@@ -1066,6 +1094,7 @@ def training_curves(trained: Mapping[str, Field]) -> tuple[Figure, str]:
     Raises ValueError for no field, or fields of which only some are balanced: their losses have different units.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figures.style()
     balanced = {one.config.balance for one in trained.values()}
@@ -1085,6 +1114,7 @@ def training_curves(trained: Mapping[str, Field]) -> tuple[Figure, str]:
         if balanced == {True}:
             axes.axhline(1.0, color="0.3", linestyle=":", linewidth=1.2, label="the mean answer")
         axes.set(title=title, xlabel="epoch", yscale="log")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     found = {label: line for axes in grid[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=3, fontsize="small")
     grid[0, 0].set_ylabel("loss / loss of the mean answer" if balanced == {True} else "mean squared error")
@@ -1135,12 +1165,17 @@ def picture_table(
 
 
 def conclusion(
-    measured: Mapping[str, Measured], judged: pd.DataFrame, grouped: pd.DataFrame, crossing: Crossing, k: int
+    measured: Mapping[str, Measured],
+    judged: pd.DataFrame,
+    grouped: pd.DataFrame,
+    crossing: Crossing,
+    k: int,
+    progress: pd.DataFrame,
 ) -> str:
     """What the numbers say, each claim beside its controls, as Markdown.
 
     measured: with rows "field: teacher + RGB" and "control: mean of the training images". judged, grouped: the tables of `judge` and
-    `clusters`. Two accuracies are apart where their intervals do not overlap.
+    `clusters`. Two accuracies are apart where their intervals do not overlap. progress: `training_table`.
     """
     ours, control = (measured[name] for name in ("field: teacher + RGB", "control: mean of the training images"))
     assert ours.cosine is not None
@@ -1165,8 +1200,15 @@ def conclusion(
     nmi = grouped.set_index("features")["images: NMI with class"]
     middle = len(crossing.shares) // 2
     paired = mean((crossing.decoded - crossing.blend)[:, middle])
+    fell = float(progress.set_index("field").loc["teacher + RGB", FELL])
     return "\n".join(
         (
+            f"- The training of {int(progress['epochs'].iloc[0])} epochs was "
+            + (
+                f"cut short: its loss fell by {fell:.1f} % over the last fifth."
+                if cut_short(progress)
+                else f"at its end: its loss fell by {fell:.1f} % over the last fifth."
+            ),
             f"- On images it was not trained on, the field's grid has cosine {ours.cosine.mean():.3f} to the teacher's, the mean grid, "
             f"the same for every image, {control.cosine.mean():.3f}: the field goes {way(ours, control):.0f} % of the way between the two.",
             f"- The class of unseen images in its folded feature ({k}-NN, {field_row['knn']:.1f} %): {classes}.",
@@ -1216,12 +1258,14 @@ def scatters(points: Mapping[str, np.ndarray], labels: np.ndarray, classnames: S
     there = np.unique(labels)
     for axes, (title, rows) in zip(grid[0], points.items(), strict=True):
         for c in there:
-            own = rows[labels == c]
-            axes.scatter(*own.T, s=7, color=palette[c], linewidths=0)
-            if len(there) <= 20:  # the name at the point nearest to the middle of its class
-                middle = own[np.square(own - np.median(own, axis=0)).sum(axis=1).argmin()]
+            axes.scatter(*rows[labels == c].T, s=7, color=palette[c], linewidths=0)
+        if len(there) <= 20:  # the name at the point nearest to the middle of its class
+            owns = [rows[labels == c] for c in there]
+            middles = [own[np.square(own - np.median(own, axis=0)).sum(axis=1).argmin()] for own in owns]
+            places = _apart(np.array(middles), [len(classnames[c]) for c in there], np.ptp(rows, axis=0), len(points))
+            for c, place in zip(there, places, strict=True):
                 axes.text(
-                    *middle,
+                    *place,
                     classnames[c],
                     ha="center",
                     va="center",
@@ -1236,6 +1280,28 @@ def scatters(points: Mapping[str, np.ndarray], labels: np.ndarray, classnames: S
             spine.set(visible=True, color="0.8", linewidth=0.8)
     n = len(labels)
     return figure, f"t-SNE of the features of {n} held-out images, coloured by class; the classes were not given to it."
+
+
+def _apart(places: np.ndarray, letters: Sequence[int], extent: np.ndarray, panels: int) -> np.ndarray:
+    """Places (n, 2) of names moved up and down until none overlaps another. extent: (2,) of the points; letters: of each name."""
+    inches = figures.WIDTH / panels  # of a panel; a small bold letter takes about 0.07 x 0.14 of them
+    size = np.stack([0.07 * np.asarray(letters), np.full(len(letters), 0.14)], axis=1) / inches
+    extent = np.where(extent > 0, extent, 1.0)  # points that all lie on one line
+    moved = places / extent
+    for _ in range(200):
+        still = True
+        for i in range(len(moved)):
+            for j in range(i):
+                dx, dy = moved[i] - moved[j]
+                if abs(dx) < (size[i, 0] + size[j, 0]) / 2 and abs(dy) < size[i, 1]:
+                    push = 0.5 * (size[i, 1] - abs(dy)) + 1e-3
+                    up = 1.0 if dy >= 0 else -1.0
+                    moved[i, 1] += up * push
+                    moved[j, 1] -= up * push
+                    still = False
+        if still:
+            break
+    return np.asarray(moved * extent)
 
 
 def walk_strip(walk: Walk, ends: tuple[np.ndarray, np.ndarray], *, fit: np.ndarray | None = None) -> tuple[Figure, str]:

@@ -325,18 +325,23 @@ def paper_map(found: list[Section]) -> Shown:
 
 
 def times(folder: Path, notebooks: list[str]) -> pd.DataFrame:
-    """How long the last run of each notebook took, in seconds, and their sum: columns notebook, seconds.
+    """How long the last and the longest run of each notebook took, in seconds, and their sums.
 
     From records/times.json, which `apm.run` keeps; notebooks without an entry are left out, and without the file the table is
     one row that says so.
     """
     path = folder / "records" / "times.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    rows = [{"notebook": name, "seconds": f"{known[name]:.0f}"} for name in notebooks if name in known]
-    if not rows:
-        return pd.DataFrame([{"notebook": "not measured in this folder", "seconds": ""}])
-    total = sum(known[name] for name in notebooks if name in known)
-    return pd.DataFrame([*rows, {"notebook": "together", "seconds": f"{total:.0f}"}])
+    measured = [name for name in notebooks if name in known]
+    columns = {"longest": "longest run (s)", "last": "last run (s)"}
+    if not measured:
+        return pd.DataFrame([{"notebook": "not measured in this folder", **dict.fromkeys(columns.values(), "")}])
+    lines = {name: known[name] for name in measured}
+    lines["together"] = {which: sum(known[name][which] for name in measured) for which in columns}
+    return pd.DataFrame(
+        {"notebook": name, **{title: f"{line[which]:.0f}" for which, title in columns.items()}}
+        for name, line in lines.items()
+    )
 
 
 def emphasis(row: pd.Series) -> bool | tuple[str, ...]:

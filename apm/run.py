@@ -118,14 +118,17 @@ def export_html(executed: Path, target: Path) -> Path:
 
 
 def note_time(folder: Path, name: str, seconds: float) -> Path:
-    """Keep how long a notebook's last run took, for the report: seconds by notebook in records/times.json.
+    """Keep how long a notebook's runs took, for the report: {notebook: {last, longest}}, seconds, in records/times.json.
 
-    It stands with the records, outside version control: a time belongs to a machine.
+    It stands with the records, outside version control: a time belongs to a machine. The longest run since the records were
+    cleared is the one that computed them; later ones read what is there.
     """
     path = folder / "records" / "times.json"
     with locked(path.with_name(".times.lock.tmp")):  # under make -j notebooks end side by side
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return atomic_write(path, json.dumps({**known, name: round(seconds, 1)}, indent=1, sort_keys=True) + "\n")
+        last = round(seconds, 1)
+        known[name] = {"last": last, "longest": max(last, known.get(name, {}).get("longest", last))}
+        return atomic_write(path, json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
 def _terminal() -> str:

@@ -372,9 +372,15 @@ def footer(records: pd.DataFrame, *, rules: Sequence[str] = stats.RULES, notes: 
     per_condition = sorted(set(records.groupby([*CONDITION, "method"], sort=False, observed=True)["sample"].nunique()))
     n = str(per_condition[0]) if len(per_condition) == 1 else f"{per_condition[0]} to {per_condition[-1]}"
     parts = [f"n = {n} images" + (" per condition" if len(records.groupby(list(CONDITION))) > 1 else "")]
-    seeds = sorted(set(records["seed"]))
-    if len(seeds) > 1:
-        parts[0] += f", seeds {', '.join(str(seed) for seed in seeds)}"
+    seeds = {
+        str(method): ", ".join(map(str, sorted(set(own))))
+        for method, own in records.groupby("method", sort=False)["seed"]
+    }
+    if len(set(seeds.values())) == 1:
+        (same,) = set(seeds.values())
+        parts[0] += f", seeds {same}" if "," in same else ""
+    else:  # an online method runs over several orders, others once
+        parts[0] += "".join(f"; {method}: seeds {own}" for method, own in seeds.items() if "," in own)
     parts[0] += "."
     failed = records[records["prediction"] < 0]
     if len(failed):

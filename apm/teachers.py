@@ -599,6 +599,7 @@ def _check_weights(name: str, pretrained: str | None, file: str | None, cache: s
             f"teacher {name}: {file!r} is neither a file nor a tag of this model. Known tags: {', '.join(tags) or 'none'}{made}"
         )
     if pretrained is None:
+        _check_activation(name, tags, Path(str(file)))
         return str(file)
     tag = open_clip.get_pretrained_cfg(name, pretrained)
     quick = bool(open_clip.factory.get_model_config(name).get("quick_gelu", False))
@@ -612,6 +613,32 @@ def _check_weights(name: str, pretrained: str | None, file: str | None, cache: s
         return file
     _check_reachable(name, pretrained, tag, cache)
     return pretrained
+
+
+def _check_activation(name: str, tags: Sequence[str], file: Path) -> None:
+    """Weights in a file do not say their activation: the open_clip_config.json beside them does, else the user has to.
+
+    Raises ValueError where the configuration beside the file has another activation than the model; warns where the tags of the
+    model have both, as those of ViT-B-16 do.
+    """
+    quick = bool(open_clip.factory.get_model_config(name).get("quick_gelu", False))
+    other = name.removesuffix("-quickgelu") if quick else f"{name}-quickgelu"
+    beside = file.with_name("open_clip_config.json")
+    if beside.is_file():
+        said = json.loads(beside.read_text(encoding="utf-8")).get("model_cfg", {})
+        if bool(said.get("quick_gelu", False)) != quick:
+            raise ValueError(
+                f"{beside} says that its weights were trained {'without' if quick else 'with'} QuickGELU; they give wrong features "
+                f"in {name}: use {other if other in open_clip.list_models() else 'a model configuration that says so'}"
+            )
+        return
+    differ = [t for t in tags if bool((open_clip.get_pretrained_cfg(name, t) or {}).get("quick_gelu", False)) != quick]
+    if differ and len(differ) < len(tags) and other in open_clip.list_models():
+        warnings.warn(
+            f"teacher {name}: the file {file} does not say whether its weights were trained with QuickGELU. {name} is "
+            f"{'with' if quick else 'without'} it; weights of {', '.join(differ)} need {other}. If the weights are of a tag, say TAG={file}",
+            stacklevel=2,
+        )
 
 
 def _check_reachable(name: str, pretrained: str, tag: dict[str, Any], cache: str | Path | None) -> None:

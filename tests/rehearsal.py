@@ -45,7 +45,7 @@ VIEWS = 10
 OVERRIDES: dict[str, dict[str, Any]] = {
     "00_quickstart": {"photo_student": SMALL, "training": {"iterations": 60}},
     "01_natural_shifts": {},
-    "02_corruptions": {"samples": 10, "curve_samples": 10},
+    "02_corruptions": {"samples": 10, "curve_samples": 10, "table10": {"samples": 10}},
     "03_cross_dataset": {},
     "04_compute": {
         "timed_towers": ["ViT-B-16"],
@@ -243,6 +243,7 @@ def missing(results: Path, profile: Path) -> list[str]:
     filled("01_natural_shifts", [*shifts["datasets"], "Average", "OOD Average"])
     filled("02_corruptions", list(second)[2:])
     filled("03_cross_dataset", [*cross["datasets"], "Average"])
+    need("02_table10", "source", ["published, CIFAR-10-C", "ours, cifar10"], list(read("02_table10").get("source", [])))
     levels = read("02_severities")
     if len(levels) != 15 * 5 + 1:
         lacking.append(f"02_severities: expected 76 conditions, found {len(levels)}")

@@ -251,6 +251,9 @@ def test_every_number_of_the_table_by_hand(every: pd.DataFrame) -> None:
     assert mine["passes"] == 64
     assert mine["milliseconds"] == pytest.approx(7.0)  # its own and those that another method's views saved it
     assert reference["milliseconds"] == pytest.approx(2.5)  # a teacher pass, which was read from the cache
+    disturbed = every.assign(milliseconds=every["milliseconds"].where(every["sample"] > 3, 5000.0))
+    again = comparison.table(disturbed, {"teacher": "zero-shot"}, pass_milliseconds=0.5).set_index("method")
+    assert again["milliseconds"].equals(made["milliseconds"])
     # two bins: 8 of 12 right at 0.65, 12 of 12 at 0.95
     assert mine["ECE"] == pytest.approx(100 * (12 * abs(8 / 12 - 0.65) + 12 * abs(1 - 0.95)) / 24)
     assert reference["ECE"] == pytest.approx(100 * abs(0.7 - 0.9))

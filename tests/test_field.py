@@ -460,7 +460,9 @@ def test_the_conclusion_names_the_controls_beside_each_claim() -> None:
     }
     data = problem()
     crossing = field.cross(field.train(data, CONFIG), data, np.arange(24).reshape(12, 2), data, steps=3)
-    text = field.conclusion(measured, judged, grouped, crossing, 5)
+    progress = pd.DataFrame({"field": ["teacher + RGB"], "epochs": [9], field.FELL: [5.5]})
+    text = field.conclusion(measured, judged, grouped, crossing, 5, progress)
+    assert "9 epochs was cut short: its loss fell by 5.5 %" in text
     assert "75 % of the way" in text
     assert "5-NN, 90.0 %" in text
     assert "not apart from raw pixels (91.0), above the field without a teacher (80.0)" in text
@@ -532,6 +534,30 @@ def test_the_animation_is_the_walk_there_and_back_with_the_same_bytes_each_time(
 
 
 # --------------------------------------------------------------------------------------------------------------- figures
+
+
+def test_a_training_says_how_much_its_loss_still_fell() -> None:
+    def trained(losses: list[list[float]], **changes: float) -> field.Field:
+        one = field.untrained(replace(CONFIG, **changes))
+        return replace(one, losses=np.array(losses))
+
+    slow = [[1.0 - 0.01 * i, 0.5] for i in range(10)]  # the last fifth of ten: from the eighth epoch to the tenth
+    table = field.training_table({
+        "teacher + RGB": trained(slow), "no grid": trained([[9.0, 1.0], [9.0, 0.9]], loss_grid=0.0), "one": trained([[1.0, 1.0]]),
+    }).set_index("field")  # fmt: skip
+    assert table[field.FELL].tolist()[:2] == pytest.approx([100 * (1 - 1.41 / 1.43), 10.0])
+    assert table["L_grid"].tolist() == pytest.approx([0.91, np.nan, 1.0], nan_ok=True)
+    verdicts = [field.cut_short(table.reset_index(), name) for name in table.index]
+    assert verdicts == [False, True, True]  # after one epoch nothing is known
+
+
+def test_names_in_a_scatter_do_not_overlap() -> None:
+    places = np.array([[0.0, 0.0], [0.05, 0.01], [0.02, -0.01], [9.0, 9.0]])
+    moved = field._apart(places, [5, 5, 5, 5], np.array([10.0, 10.0]), 3)
+    assert np.array_equal(moved[3], places[3])
+    gaps = np.diff(np.sort(moved[:3, 1]))
+    assert (gaps > 0.4).all()
+    assert np.array_equal(moved[:, 0], places[:, 0])
 
 
 def test_figures_say_what_they_show() -> None:

@@ -226,7 +226,11 @@ def test_times_are_those_that_the_runner_noted(folder: Path) -> None:
     run.note_time(folder, "01_a", 61.4)
     table = report.times(folder, ["01_a", "02_b", "03_c"])
     assert table["notebook"].tolist() == ["01_a", "02_b", "together"]
-    assert table["seconds"].tolist() == ["61", "2", "64"]
+    assert table["last run (s)"].tolist() == ["61", "2", "64"]
+    run.note_time(folder, "01_a", 3.0)  # from the records
+    table = report.times(folder, ["01_a", "02_b", "03_c"])
+    assert table["last run (s)"].tolist() == ["3", "2", "5"]
+    assert table["longest run (s)"].tolist() == ["61", "2", "64"]
 
 
 def test_verdicts_come_from_the_audit_and_ask_for_it_where_it_is_missing(folder: Path) -> None:

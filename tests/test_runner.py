@@ -200,7 +200,9 @@ def test_times_of_notebooks_that_end_together_are_all_kept(tmp_path: Path, monke
         end.start()
     for end in ends:
         end.join()
-    assert json.loads((tmp_path / "records" / "times.json").read_text()) == {f"0{i}_a": float(i) for i in range(5)}
+    assert json.loads((tmp_path / "records" / "times.json").read_text()) == {
+        f"0{i}_a": {"last": float(i), "longest": float(i)} for i in range(5)
+    }
 
 
 def test_an_image_is_left_as_it_is_where_text_loses_the_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -285,7 +285,11 @@ def test_footer_says_only_what_applies(two):
     assert "any" not in text
     assert "n = 20 images." in text
     assert "Prompts: one template." in text
-    assert "seeds 0, 1" in footer(pd.concat([two, two.assign(seed=1)]))
+    assert "images per condition, seeds 0, 1." in footer(pd.concat([two, two.assign(seed=1)]))
+    name = str(two["method"].iloc[0])
+    ordered = pd.concat([two, two.assign(method="TDA"), two.assign(method="TDA", seed=1)])
+    assert "images per condition; TDA: seeds 0, 1. " in footer(ordered)
+    assert f"{name}: seeds" not in footer(ordered)
 
 
 # ----------------------------------------------------------------------------------------------------------- save, show

@@ -1,6 +1,7 @@
 import copy
 import json
 import time
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -255,6 +256,35 @@ def test_a_file_with_its_tag_is_read_as_the_tag_wants_its_images_and_refused_in_
         assert teachers._preprocessing("ViT-L-14", None, file) == {}
     (tmp_path / "open_clip_config.json").write_text('{"preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "size": 99}}')
     assert teachers._preprocessing("ViT-L-14", None, file) == {"mean": [0.1, 0.2, 0.3]}
+
+
+def test_the_activation_of_weights_in_a_file_is_asked_for_or_read_beside_it(tmp_path):
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(b"")
+    with pytest.warns(
+        UserWarning, match=r"does not say whether.*QuickGELU.*weights of openai, .* need ViT-B-16-quickgelu"
+    ):
+        assert teachers._check_weights("ViT-B-16", None, str(file), None) == str(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no tag of these models has the other activation
+        for name in ("ViT-B-16-quickgelu", "ViT-L-14-336-quickgelu"):
+            assert teachers._check_weights(name, None, str(file), None) == str(file)
+    beside = tmp_path / "open_clip_config.json"
+    beside.write_text('{"model_cfg": {"quick_gelu": true}}')
+    with pytest.raises(
+        ValueError, match="trained with QuickGELU; they give wrong features in ViT-B-16: use ViT-B-16-quickgelu"
+    ):
+        teachers._check_weights("ViT-B-16", None, str(file), None)
+    beside.write_text('{"model_cfg": {}}')
+    assert teachers._check_weights("ViT-B-16", None, str(file), None) == str(file)
+    with pytest.raises(ValueError, match=r"trained without QuickGELU.*use ViT-B-16$"):
+        teachers._check_weights("ViT-B-16-quickgelu", None, str(file), None)
+
+
+def test_zero_shot_accuracy_of_features_stored_in_half_precision(tiny_config, checkpoint, tiny, some_digits, tmp_path):
+    half = teachers.load(str(tiny_config), pretrained=checkpoint, feature_dtype="float16")
+    found, exact = (teachers.accuracy(one, some_digits, tmp_path) for one in (half, tiny))
+    assert abs(found - exact) <= 2 / len(some_digits)  # half a unit of float16 decides at most a near tie
 
 
 def test_openais_own_archives_are_named_with_what_to_do(tmp_path):
