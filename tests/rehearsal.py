@@ -243,7 +243,9 @@ def missing(results: Path, profile: Path) -> list[str]:
     filled("01_natural_shifts", [*shifts["datasets"], "Average", "OOD Average"])
     filled("02_corruptions", list(second)[2:])
     filled("03_cross_dataset", [*cross["datasets"], "Average"])
-    need("02_table10", "source", ["published, CIFAR-10-C", "ours, cifar10-c"], list(read("02_table10").get("source", [])))
+    need(
+        "02_table10", "source", ["published, CIFAR-10-C", "ours, cifar10-c"], list(read("02_table10").get("source", []))
+    )
     levels = read("02_severities")
     if len(levels) != 15 * 5 + 1:
         lacking.append(f"02_severities: expected 76 conditions, found {len(levels)}")
