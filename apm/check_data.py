@@ -50,6 +50,8 @@ def needs(profile: str) -> dict[str, frozenset[Condition]]:
             kinds, levels = corruptions.selection(values["corruptions"], values["severities"])
             curves = SEVERITIES if values.get("curve_samples") else ()
             found[values["corruption_set"]].update((kind, level) for kind in kinds for level in {*levels, *curves})
+        if values.get("table10"):
+            found[values["table10"]["corruption_set"]].update(USUAL)
     return {name: frozenset(conditions) for name, conditions in found.items()}
 
 

@@ -883,7 +883,7 @@ def own_profile(tmp_path, monkeypatch, **values):
     folder.mkdir(parents=True)
     paper = ROOT / "profiles" / "paper"
     shutil.copy(paper / "common.yaml", folder)
-    own = {**yaml.safe_load((paper / "02_corruptions.yaml").read_text()), "baselines": [], **values}
+    own = {**yaml.safe_load((paper / "02_corruptions.yaml").read_text()), "baselines": [], "table10": None, **values}
     (folder / "02_corruptions.yaml").write_text(yaml.safe_dump(own))
     monkeypatch.setenv("APM_ROOT", str(tmp_path))
 
@@ -897,6 +897,7 @@ def test_what_a_profile_needs_is_read_from_its_files(tmp_path, monkeypatch):
         paper
     )  # in lists, methods, lines
     assert len(paper["imagenet-c"]) == 75  # all five severities: its curves read them
+    assert paper["cifar10-c"] == check_data.USUAL  # Table 10
     assert {also for names in check_data.ALSO.values() for also in names} <= set(SETS)
     own_profile(tmp_path, monkeypatch, dataset="cifar10", corruption_set="cifar10-c", severities=[3], curve_samples=0)
     assert check_data.needs("mine") == {
