@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from apm import project, stats
+from apm import project, stats, text
 from apm.tables import RULE_LABELS, condition_label
 
 if TYPE_CHECKING:
@@ -55,27 +55,40 @@ def style() -> None:
     )
 
 
-def save(figure: Figure, name: str, folder: Path | str, caption: str = "") -> dict[str, Path]:
-    """Write <name>.png (150 dpi), <name>.pdf and, with a caption, <name>.txt; the same figure gives the same bytes.
+def save(what: Figure | bytes, name: str, folder: Path | str) -> dict[str, Path]:
+    """Write a figure as <name>.png (150 dpi) and <name>.pdf, the bytes of an animation as <name>.gif; equal ones give equal bytes.
 
     Each file is replaced as a whole. Returns the paths by suffix. Raises ValueError for a name that is no plain file name;
     OSError for a folder that cannot be written.
     """
     if not name or name != Path(name).name:
         raise ValueError(f"expected a plain file name for a figure, found {name!r}")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     contents: dict[str, bytes] = {}
-    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, dpi=DPI, bbox_inches="tight", metadata=metadata)
-        contents[suffix] = buffer.getvalue()
-    if caption:
-        contents["txt"] = (caption.strip() + "\n").encode()
-    paths = {suffix: folder / f"{name}.{suffix}" for suffix in contents}
+    if isinstance(what, bytes):
+        contents["gif"] = what
+    else:
+        for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+            buffer = io.BytesIO()
+            what.savefig(buffer, format=suffix, dpi=DPI, bbox_inches="tight", metadata=metadata)
+            contents[suffix] = buffer.getvalue()
+    paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in contents}
     for suffix, content in contents.items():
         project.atomic_write(paths[suffix], content)
     return paths
+
+
+def display(what: Figure | bytes, caption: str, notes: str = "") -> None:
+    """Show a figure or an animation with its caption below it; a figure is closed, left open it would come after its cell's text."""
+    import matplotlib.pyplot as plt
+    from IPython.display import Image
+    from IPython.display import display as shown
+
+    if isinstance(what, bytes):
+        shown(Image(what, format="gif", alt=caption))
+    else:
+        shown(what)
+        plt.close(what)
+    text.say(f"{caption} {notes}")
 
 
 def series(n: int) -> list[tuple[str, str]]:

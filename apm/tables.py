@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import numbers
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from apm import project, stats
+from apm import numbers, project, stats
+from apm.numbers import Number
 from apm.records import provenance
 from apm.stats import Interval
 
@@ -39,7 +39,6 @@ HEADERS = {
 }
 _KEY = {"teacher": "teacher", "final": "final", "minimum loss": "minimum_loss", "any": "any"}
 _NO_INTERVAL: dict[str, Any] = {"resamples": 1, "minimum": 1}
-_P_VALUES = ("p", HEADERS["p"])
 
 
 # ------------------------------------------------------------------------------------------------------------ tidy numbers
@@ -169,7 +168,7 @@ def wide(
     for name in {*order, *(column for part in means.values() for column in part)}:
         if name not in present:
             raise project.unknown(f"value of column {columns}", str(name), [str(p) for p in present])
-    lines: dict[tuple[str, str], dict[str, str]] = {}
+    lines: dict[tuple[str, str], dict[str, Number | None]] = {}
     for label, rule, part in _lines(records, rules):
         line = {str(name): _cell(part[part[columns] == name], rule, columns, intervals == "all") for name in order}
         for heading, members in means.items():
@@ -177,7 +176,7 @@ def wide(
             complete = set(chosen[columns]) == set(
                 members
             )  # a mean over fewer conditions than the heading says is none
-            line[heading] = _cell(chosen, rule, columns, intervals != "none") if complete else ""
+            line[heading] = _cell(chosen, rule, columns, intervals != "none") if complete else None
         lines[label] = line
     table = pd.DataFrame.from_dict(lines, orient="index")
     table.index = pd.MultiIndex.from_tuples(list(lines), names=["method", "counting rule"])
@@ -222,9 +221,9 @@ def _is_teacher(part: pd.DataFrame) -> bool:
     return bool((part["prediction"] == part["teacher_prediction"].fillna(-1)).all())
 
 
-def _cell(part: pd.DataFrame, rule: str, conditions: str, interval: bool) -> str:
+def _cell(part: pd.DataFrame, rule: str, conditions: str, interval: bool) -> Number | None:
     if part.empty:
-        return ""
+        return None
     options = _NO_INTERVAL if not interval else {}
     several = len(part[conditions].unique()) > 1 or part.duplicated(["dataset", "sample"]).any()
     if rule == DIFFERENCE:
@@ -234,29 +233,21 @@ def _cell(part: pd.DataFrame, rule: str, conditions: str, interval: bool) -> str
     else:
         right = stats.correct(part, rule)
         value = None if right is None else stats.accuracy(right)
-    return "" if value is None else percent(value, interval=interval)
+    if value is None:
+        return None
+    if not interval:  # made without resamples: its bounds say nothing
+        value = Interval(value.value, np.nan, np.nan, value.n)
+    return percent(value, kind="difference" if rule == DIFFERENCE else "accuracy")
 
 
-def percent(value: Interval | Sequence[float] | float, *, interval: bool = True) -> str:
-    """ "60.5" or "60.5 [57.3, 63.6]" from an estimate in percent with or without its interval; "" for an empty one."""
-    if isinstance(value, numbers.Real):
-        return "" if np.isnan(float(value)) else _one_decimal(float(value))
-    estimate, low, high = (float(x) for x in list(value)[:3])  # type: ignore[arg-type]
-    if np.isnan(estimate):
-        return ""
-    if not interval or np.isnan(low):
-        return _one_decimal(estimate)
-    return f"{_one_decimal(estimate)} [{_one_decimal(low)}, {_one_decimal(high)}]"
-
-
-def _one_decimal(value: float) -> str:
-    text = f"{value:.1f}"
-    return "0.0" if text == "-0.0" else text
-
-
-def p_value(p: float) -> str:
-    """ "0.031", "< 0.001", or "" for an empty one."""
-    return "" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+def percent(
+    value: Interval | Sequence[float] | float, *, interval: bool = True, kind: str = "accuracy", unit: str = "%"
+) -> Number:
+    """A `Number` of an estimate in percent or points, shown with or without its interval; empty for an empty one."""
+    if not isinstance(value, Sequence):
+        return Number(float(value), unit=unit, kind=kind)
+    estimate, low, high, *n = value
+    return Number(float(estimate), float(low), float(high), int(n[0]) if n else None, unit, kind, brief=not interval)
 
 
 def compact(table: pd.DataFrame) -> pd.DataFrame:
@@ -281,7 +272,7 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
             shown[header] = [percent(cell) for cell in cells]
         if key == "difference" and table["agreement"].notna().any():
             shown["agreement"] = [percent(value) for value in table["agreement"]]
-            shown[HEADERS["p"]] = [p_value(p) for p in table["p"]]
+            shown[HEADERS["p"]] = [Number(p, unit="", kind="p") for p in table["p"]]
     return shown
 
 
@@ -344,7 +335,11 @@ def beside_published(
                 {
                     "row": theirs if name is None else name,
                     "column": my_column,
-                    "ours": "" if _empty(value) else value if isinstance(value, str) else percent(float(value)),
+                    "ours": ""
+                    if numbers.is_empty(value)
+                    else value
+                    if isinstance(value, str)
+                    else percent(float(value)),
                     "published": printed,
                     "unit": unit,
                     "source": source,
@@ -357,10 +352,6 @@ def _printed(published: pd.DataFrame) -> Iterable[tuple[str, str, str, str, str]
     """Published cells as printed where they are plain numbers."""
     for line in published.itertuples(index=False):
         yield line.row, line.column, "" if np.isnan(line.value) else line.text, line.unit, line.source
-
-
-def _empty(value: Any) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
 
 
 # ------------------------------------------------------------------------------------------------------------ footnotes
@@ -420,7 +411,7 @@ def save(table: pd.DataFrame, name: str, folder: Path | str, caption: str, foote
     folder = Path(folder)
     flat = _flat(table)
     texts = {
-        "csv": flat.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
+        "csv": _shown(flat).to_csv(index=False, lineterminator="\n"),
         "md": _markdown(flat, caption, footer),
         "tex": _latex(flat, name, caption, footer),
     }
@@ -469,34 +460,9 @@ def _unescaped(cell: str) -> str:
 
 def _shown(flat: pd.DataFrame) -> pd.DataFrame:
     """All cells as text."""
-    cells = [
-        [_text(value, column, _small(flat.iloc[:, i])) for value in flat.iloc[:, i]] for i, column in enumerate(flat)
-    ]
+    columns = [flat.iloc[:, i] for i in range(flat.shape[1])]
+    cells = [[numbers.text(value, small=numbers.is_small(column)) for value in column] for column in columns]
     return pd.DataFrame(dict(enumerate(cells)), index=flat.index).set_axis(flat.columns, axis=1)
-
-
-def _small(values: pd.Series) -> bool:
-    """Whether a column holds a number that one decimal would show as 0.0."""
-    plain = (value for value in values if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral))
-    return any(0.0 < abs(float(value)) < 0.05 for value in plain)
-
-
-def _text(value: Any, column: str, small: bool) -> str:
-    if _empty(value):
-        return ""
-    if isinstance(value, (bool, np.bool_, str)):
-        return str(value)
-    if isinstance(value, numbers.Integral):
-        return str(int(value))
-    if isinstance(value, numbers.Real):
-        if column in _P_VALUES:
-            return p_value(float(value))
-        return _three_digits(float(value)) if small else _one_decimal(float(value))
-    return str(value)
-
-
-def _three_digits(value: float) -> str:
-    return _one_decimal(value) if value == 0.0 or abs(value) >= 100.0 else f"{value:#.3g}"
 
 
 def _numeric_looking(text: pd.Series) -> bool:
@@ -636,6 +602,19 @@ def show(
         )
     buffer.write("</figure>")
     return Shown(buffer.getvalue(), _markdown(flat, caption, footer))
+
+
+def display(
+    table: pd.DataFrame,
+    caption: str,
+    footer: str = "",
+    *,
+    bold: Callable[[pd.Series], bool | Collection[str]] | None = None,
+) -> None:
+    """Show a table below a cell, as `show` makes it."""
+    from IPython.display import display as shown
+
+    shown(show(table, caption, footer, bold=bold))
 
 
 def _plain(marked: bool | np.bool_ | Collection[str]) -> bool | Collection[str]:
