@@ -6,6 +6,7 @@ formatted cell, a caption or a footer back.
 
     results/<profile>/manifest.json            every table and figure: name, kind, caption, notes, notebook, order
     results/<profile>/numbers/<notebook>.csv   tidy: table, row, column, value, low, high, n, unit, kind, decimals, text
+    results/<profile>/numbers/machine.json     the machine that made them
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import io
 import json
 import math
 import numbers
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +169,7 @@ def _tidy_cell(cell: Any, kind: str, small: bool) -> tuple[Any, ...]:
     """value, low, high, n, unit, kind, decimals, text."""
     none = (math.nan, math.nan, math.nan, pd.NA, "")
     if isinstance(cell, (str, bool, np.bool_)):
-        return (*none, kind if kind == "verdict" else "word", 0, text(cell))
+        return (*none, kind if kind in ("verdict", "cost") else "word", 0, text(cell))
     if isinstance(cell, Number):
         places = 3 if cell.kind == "p" else 0 if cell.kind == "count" else decimals(cell.value, small=small)
         n = pd.NA if cell.n is None else cell.n
@@ -175,6 +177,11 @@ def _tidy_cell(cell: Any, kind: str, small: bool) -> tuple[Any, ...]:
     places = 0 if isinstance(cell, numbers.Integral) else decimals(float(cell), small=small)
     kind = "count" if kind == "measure" and isinstance(cell, numbers.Integral) else kind
     return (float(cell), math.nan, math.nan, pd.NA, "", kind, places, "")
+
+
+def numbers_of(folder: Path, notebook: str) -> Path:
+    """Where a notebook's tidy rows are in a results folder."""
+    return folder / "numbers" / f"{notebook}.csv"
 
 
 def write(rows: pd.DataFrame, path: Path | str, head: str = "") -> Path:
@@ -205,14 +212,17 @@ def parse(text: str, source: str) -> pd.DataFrame:
 def read(folder: Path | str, notebook: str | None = None) -> pd.DataFrame:
     """The tidy rows of a results folder, or of one notebook of it, in the order of the manifest.
 
-    Raises FileNotFoundError for a folder without manifest; ValueError for a notebook that it does not list, or whose run did not end.
+    Raises FileNotFoundError for a folder without manifest or numbers; ValueError for a notebook that it does not list.
     """
     folder = Path(folder)
     made = manifest(folder)["notebooks"]
     if notebook is not None and notebook not in made:
         raise project.unknown("notebook of this results folder", notebook, sorted(made))
-    paths = [folder / "numbers" / f"{name}.csv" for name in (sorted(made) if notebook is None else [notebook])]
-    parts = [parse(path.read_text(encoding="utf-8"), str(path)) for path in paths if path.is_file()]
+    wanted = made if notebook is None else [notebook]
+    paths = [numbers_of(folder, name) for name in wanted if any(e["kind"] == "table" for e in made[name]["entries"])]
+    if gone := [path for path in paths if not path.is_file()]:
+        raise FileNotFoundError(f"{gone[0]} does not exist, it is not kept in the repository: run `make reproduce`")
+    parts = [parse(path.read_text(encoding="utf-8"), str(path)) for path in paths]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
 
 
@@ -240,6 +250,19 @@ def find(rows: pd.DataFrame, table: str, row: str, column: str) -> Number:
 
 
 # -------------------------------------------------------------------------------------------------------------- manifest
+
+
+def machine() -> dict[str, str]:
+    """What of this machine can change a number's last digits: processor, instruction set, torch. No part of any key."""
+    import torch
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {"cpu": model, "capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__, **gpu}
 
 
 def manifest(folder: Path | str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ class Publisher:
         self.notebook = notebook
         self.entries: list[dict[str, Any]] = []
         self.rows: list[pd.DataFrame] = []
+        machine = json.dumps(numbers.machine(), indent=1, sort_keys=True)
+        project.atomic_write(self.folder / "numbers" / "machine.json", machine + "\n")
 
     def __call__(
         self,
@@ -49,21 +52,28 @@ class Publisher:
         Raises ValueError for a name that was published already or belongs to another notebook, an empty table, rows or columns
         that stand twice; OSError for a folder that cannot be written.
         """
+        from IPython.display import display
+
         if name.split("_")[0] != self.notebook.split("_")[0]:
             raise ValueError(f"{name!r} does not begin with the number of its notebook {self.notebook}")
         if name in {entry["name"] for entry in self.entries}:
             raise ValueError(f"{name!r} was published already: give each table and figure a name of its own")
         note = notes if isinstance(notes, str) else " ".join(part for part in notes if part)
         if isinstance(what, pd.DataFrame):
-            kind, paths = "table", tables.save(what, name, self.folder / "tables", caption, note)
+            shown = tables.show(tables.upright(what) if upright else what, caption, note, bold=bold)
+            kind, paths = (
+                "table",
+                tables.save(what, name, self.folder / "tables", caption, note, page=shown._repr_html_()),
+            )
             self.rows.append(numbers.tidy(what, name, kinds=kinds))
-            numbers.write(pd.concat(self.rows, ignore_index=True), self.folder / "numbers" / f"{self.notebook}.csv")
+            numbers.write(pd.concat(self.rows, ignore_index=True), numbers.numbers_of(self.folder, self.notebook))
         else:
             kind, paths = "figure", figures.save(what, name, self.folder / "figures")
         files = [path.relative_to(self.folder).as_posix() for path in paths.values()]
-        self.entries.append({"name": name, "kind": kind, "caption": caption, "notes": note, "files": files})
+        entry = {"name": name, "kind": kind, "caption": caption, "notes": note, "files": files}
+        self.entries.append(entry | ({"rows": len(what)} if isinstance(what, pd.DataFrame) else {}))
         numbers.note(self.folder, self.notebook, self.entries, complete=False)
         if isinstance(what, pd.DataFrame):
-            tables.display(tables.upright(what) if upright else what, caption, note, bold=bold)
+            display(shown)
         else:
             figures.display(what, caption, note)

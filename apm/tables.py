@@ -397,8 +397,10 @@ def footer(records: pd.DataFrame, *, rules: Sequence[str] = stats.RULES, notes: 
 # ------------------------------------------------------------------------------------------------------- saving and showing
 
 
-def save(table: pd.DataFrame, name: str, folder: Path | str, caption: str, footer: str = "") -> dict[str, Path]:
-    """Write <name>.csv (numbers as they are), <name>.md and <name>.tex (as read, with caption and footer) into a folder.
+def save(
+    table: pd.DataFrame, name: str, folder: Path | str, caption: str, footer: str = "", page: str = ""
+) -> dict[str, Path]:
+    """Write <name>.csv (cells as read), <name>.md and <name>.tex (with caption and footer) into a folder, <name>.html from `page`.
 
     Numbers are shown with one decimal, a column with a number too small for that with three significant digits, p-values with
     three decimals. Each file is replaced as a whole, and the same table gives the same bytes. Returns the paths by suffix. Raises ValueError for an empty table or a name that is no plain file name; OSError for a folder
@@ -415,7 +417,7 @@ def save(table: pd.DataFrame, name: str, folder: Path | str, caption: str, foote
         "md": _markdown(flat, caption, footer),
         "tex": _latex(flat, name, caption, footer),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    texts |= {"html": page + "\n"} if page else {}
     paths = {suffix: folder / f"{name}.{suffix}" for suffix in texts}
     for suffix, text in texts.items():
         project.atomic_write(paths[suffix], text)
