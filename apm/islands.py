@@ -263,20 +263,15 @@ class Clusters:
     silhouette: float  # mean silhouette of that division, -1 to 1
 
 
-@_one_thread
 def clusters(grid: np.ndarray, counts: Sequence[int] = CLUSTER_COUNTS, *, seed: int = 0) -> Clusters:
     """k-means groups of one grid's features (h, w, D), with the number of groups of highest mean silhouette (Rousseeuw 1987).
 
     counts: numbers of groups to choose from, at least 2. The silhouette compares divisions and cannot say that there is none:
     features that change smoothly over the grid are divided as well, so compare with the controls. The same seed gives the same
-    groups.
+    groups on one thread (`measure` takes one).
 
     Raises ValueError for another shape, no possible number of groups, or fewer different features than the smallest number.
     """
-    return _clusters(grid, counts, seed)
-
-
-def _clusters(grid: np.ndarray, counts: Sequence[int], seed: int) -> Clusters:
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
 
@@ -425,7 +420,7 @@ def measure(
 def _each(grids: np.ndarray, counts: Sequence[int], seed: int) -> list[Clusters]:
     """The division of each grid; one serves all where they are the same, as the positional code's are."""
     same = all(np.array_equal(grids[0], grid) for grid in grids)
-    divided = [_clusters(grid, counts, seed) for grid in (grids[:1] if same else grids)]
+    divided = [clusters(grid, counts, seed=seed) for grid in (grids[:1] if same else grids)]
     return divided * len(grids) if same else divided
 
 
