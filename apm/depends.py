@@ -131,8 +131,8 @@ def outputs(results: Path, notebook: str) -> list[Path]:
     except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: the next run makes it anew
         files = []
     numbers = results / "numbers" / f"{notebook}.csv"
-    page = [results / "report.html"] if notebook.startswith("99_") else []
-    return [*([numbers] if numbers.is_file() else []), *page, *(results / file for file in files)]
+    page = results / "report.html" if notebook.startswith("99_") else numbers
+    return [*(path for path in dict.fromkeys((numbers, page)) if path.is_file()), *(results / file for file in files)]
 
 
 def state(root: Path, profile: str, notebook: Path) -> str:
@@ -147,6 +147,7 @@ def state(root: Path, profile: str, notebook: Path) -> str:
     paths = inputs(root, profile, notebook)
     if reads_results(notebook.stem):
         before = [other.stem for other in notebooks(root, profile) if other.stem[:2] < notebook.stem[:2]]
+        total.update(" ".join(before).encode() + b"\0")
         paths += [path for other in before for path in outputs(results, other) if path.is_file()]
     for path in paths:
         total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
