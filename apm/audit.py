@@ -23,7 +23,6 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from scipy.stats import norm
 
 from apm import numbers, project, published, stats
 from apm.numbers import NoSuchNumber, Number
@@ -82,7 +81,7 @@ def load(path: Path | str | None = None) -> list[Claim]:
     path = project.root() / "data" / "claims.yaml" if path is None else Path(path)
     claims: list[Claim] = []
     for line in yaml.safe_load(path.read_text(encoding="utf-8")):
-        given = {
+        given: dict[str, Any] = {
             name: tuple(value) if name in ("estimate", "published", "limit") and isinstance(value, list) else value
             for name, value in line.items()
         }
@@ -136,12 +135,10 @@ def judge(number: Number, rule: str, limit: float, margin: float | None = None) 
 
 
 def p_value(number: Number, limit: float) -> float:
-    """Two-sided p of the number being the limit, from the width of its interval; NaN for a number without one."""
-    half = (number.high - number.low) / 2
-    if math.isnan(half) or half <= 0:
+    """Two-sided p of the number being the limit, from its interval; NaN for a number without one."""
+    if math.isnan(number.low):
         return math.nan
-    distance = (number.low + number.high) / 2 - limit
-    return float(2 * norm.sf(abs(distance) * norm.ppf(0.5 + stats.CONFIDENCE / 2) / half))
+    return stats.p_value(stats.Interval(number.value, number.low, number.high, number.n or 0), limit)
 
 
 # ------------------------------------------------------------------------------------------------------------------ audit

@@ -190,7 +190,8 @@ def untrained(
         return every
 
     right = np.concatenate([said(part, seed) == dataset.labels[part] for seed in seeds for part in parts])
-    return stats.bootstrap_mean(right, np.tile(positions, len(seeds)))
+    runs = np.repeat(np.asarray(seeds), len(positions))
+    return stats.mean(right, np.tile(positions, len(seeds)), seeds=runs)
 
 
 def timed(config: APMConfig, device: torch.device | str = "cpu") -> dict[str, compute.Timing]:
