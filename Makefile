@@ -91,6 +91,15 @@ endif
 .PHONY: reproduce
 reproduce: $(foreach n,$(or $(ONLY),$(NOTEBOOKS)),.make/$(PROFILE)/$(n).done) ## environment, every notebook of the profile, report
 	@echo "up to date: $(RESULTS)/$(PROFILE)/notebooks, tables, figures; the page to read: $(RESULTS)/$(PROFILE)/report.html"
+	@$(if $(ONLY),,$(PYTHON) -m apm.verify --profile $(PROFILE) --line)
+
+.PHONY: verify
+verify: $(ENVIRONMENT) ## every number of PROFILE's results against the expected ones in data/expected
+	@$(PYTHON) -m apm.verify --profile $(PROFILE)
+
+.PHONY: accept
+accept: $(ENVIRONMENT) ## make the present numbers of PROFILE the expected ones, and show what changes
+	@$(PYTHON) -m apm.verify --profile $(PROFILE) --accept
 
 .PHONY: report
 report: .make/$(PROFILE)/99_report.done ## the report page, and what it needs
@@ -105,13 +114,14 @@ lab: $(ENVIRONMENT) ## JupyterLab on the notebooks
 # ------------------------------------------------------------------------------------------------- tests and checks
 
 .PHONY: test
-test: $(ENVIRONMENT) ## unit and property tests, then the executed notebooks under nbval
+test: $(ENVIRONMENT) ## unit and property tests, the executed notebooks under nbval, then their numbers against the expected ones
 	@# one process per core with one thread each: threads that wait for each other's cores cost more than they bring
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests -n auto --dist loadfile
 	@# under nbval: in a results folder of their own, with the records that exist
 	results=$$(mktemp -d); trap 'rm -rf "$$results"' EXIT; mkdir -p $$results/mini; \
 	[ ! -d results/mini/records ] || ln -s "$$PWD/results/mini/records" $$results/mini/records; \
-	APM_RESULTS=$$results $(PYTHON) -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider $(NBVAL:%=results/mini/notebooks/%.ipynb)
+	APM_RESULTS=$$results $(PYTHON) -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider $(NBVAL:%=results/mini/notebooks/%.ipynb); \
+	APM_RESULTS=$$results $(PYTHON) -m apm.verify --made
 
 .PHONY: lint
 lint: $(ENVIRONMENT) ## ruff: lint and format, notebooks included

@@ -80,10 +80,15 @@ def inputs(root: Path, profile: str, notebook: Path) -> list[Path]:
     modules = closure(imported(code(notebook)) | set(ALWAYS), root / "apm")
     published = sorted((root / "data" / "published").glob("*.csv")) if root / "apm" / "published.py" in modules else []
     lock = root / "requirements.lock"
-    shown = notebooks(root, profile) if notebook.stem.startswith("99_") else []  # it shows their titles and questions
+    page = [
+        root / "notebooks" / "index.yaml",
+        root / "apm" / "report.html.j2",
+        root / "data" / "expected" / f"{profile}.csv",
+    ]
+    page = [path for path in page if path.is_file()] if notebook.stem.startswith("99_") else []
     return [
         notebook,
-        *(other for other in shown if other != notebook),
+        *page,
         *settings_files(root, profile, notebook),
         *modules,
         *published,
@@ -119,10 +124,15 @@ def reads_results(notebook: str) -> bool:
 
 
 def outputs(results: Path, notebook: str) -> list[Path]:
-    """Tables and figures in a results folder that bear a notebook's number."""
-    number = notebook.split("_")[0]
-    found = (path for part in ("tables", "figures") for path in (results / part).glob(f"{number}_*"))
-    return sorted(path for path in found if path.is_file())
+    """The files in a results folder that its manifest says a notebook made: numbers, tables, figures; the report its page."""
+    try:
+        made = json.loads((results / "manifest.json").read_text(encoding="utf-8"))["notebooks"][notebook]
+        files = [*(file for entry in made["entries"] for file in entry["files"]), *made.get("earlier", ())]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: the next run makes it anew
+        files = []
+    numbers = results / "numbers" / f"{notebook}.csv"
+    page = results / "report.html" if notebook.startswith("99_") else numbers
+    return [*(path for path in dict.fromkeys((numbers, page)) if path.is_file()), *(results / file for file in files)]
 
 
 def state(root: Path, profile: str, notebook: Path) -> str:
@@ -137,7 +147,8 @@ def state(root: Path, profile: str, notebook: Path) -> str:
     paths = inputs(root, profile, notebook)
     if reads_results(notebook.stem):
         before = [other.stem for other in notebooks(root, profile) if other.stem[:2] < notebook.stem[:2]]
-        paths += [path for other in before for path in outputs(results, other)]
+        total.update(" ".join(before).encode() + b"\0")
+        paths += [path for other in before for path in outputs(results, other) if path.is_file()]
     for path in paths:
         total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()

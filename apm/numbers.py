@@ -294,7 +294,12 @@ def note(folder: Path | str, notebook: str, entries: list[dict[str, Any]], *, co
             found = manifest(folder)
         except (FileNotFoundError, ValueError):
             found = {"version": VERSION, "notebooks": {}}
-        found["notebooks"][notebook] = {"complete": complete, "entries": entries}
+        had = found["notebooks"].get(notebook, {"entries": []})
+        now = {file for entry in entries for file in entry["files"]}
+        left = {file for entry in had["entries"] for file in entry["files"]} | set(had.get("earlier", ()))
+        # what an earlier run made and this one has not, yet; forgotten when the run has ended and they are removed
+        earlier = {"earlier": sorted(left - now)} if left - now and not complete else {}
+        found["notebooks"][notebook] = {"complete": complete, "entries": entries, **earlier}
         found["notebooks"] = dict(sorted(found["notebooks"].items()))
         body = json.dumps(found, indent=1, ensure_ascii=False, sort_keys=False)
         project.atomic_write(folder / MANIFEST, body + "\n")

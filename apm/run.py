@@ -86,37 +86,6 @@ def _portable(value: Any) -> Any:
     return portable(value) if isinstance(value, str) else value
 
 
-def export_html(executed: Path, target: Path) -> Path:
-    """The executed notebook as one HTML page without code cells and without anything loaded from elsewhere.
-
-    target: in the profile's results folder, beside `notebooks/`, which the page's links to notebooks then lead to.
-    """
-    from nbconvert import HTMLExporter
-    from traitlets.config import Config
-
-    settings: Any = Config()
-    settings.HTMLExporter.exclude_input = True
-    settings.HTMLExporter.exclude_input_prompt = True
-    settings.HTMLExporter.exclude_output_prompt = True
-    settings.HTMLExporter.mathjax_url = ""
-    settings.HTMLExporter.require_js_url = ""
-    settings.HTMLExporter.jquery_url = ""
-    settings.HTMLExporter.embed_images = True
-    page, _ = HTMLExporter(config=settings).from_filename(str(executed))
-    page = re.sub(
-        r"<title>.*?</title>",
-        f"<title>APM, done again: profile {target.parent.name}</title>",
-        page,
-        count=1,
-        flags=re.S,
-    )
-    # formula and diagram scripts of nbconvert's template, which this page does not use; their addresses are empty or elsewhere
-    page = re.sub(r"<script\b[^>]*\bsrc=[^>]*>.*?</script>", "", page, flags=re.S)
-    page = re.sub(r"<script type=\"(?:module|text/x-mathjax-config)\">.*?</script>", "", page, flags=re.S)
-    page = re.sub(r'href="(\d\d_\w+\.ipynb)"', r'href="notebooks/\1"', page)
-    return atomic_write(target, page)
-
-
 def note_time(folder: Path, name: str, seconds: float) -> Path:
     """Keep how long a notebook's runs took, for the report: {notebook: {last, longest}}, seconds, in records/times.json.
 
@@ -160,12 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     options.stamp.touch()
                     continue
                 print(f"{name}: running with profile {options.profile} ...", flush=True)
-                before = _signatures(depends.outputs(results, name))
+                before = depends.outputs(results, name)
                 executed = run(name, options.profile)
-                made = [executed, *_remove_left_over(results, name, before)]
-                if name.startswith("99_"):
-                    made.append(export_html(executed, results / "report.html"))
-                    print(f"{name}: wrote {_shown(made[-1])}")
+                made = [executed, *_completed(results, name, before)]
                 note_time(results, name, time.monotonic() - start)
                 if options.stamp:
                     left = [path.relative_to(results).as_posix() for path in made]
@@ -196,21 +162,24 @@ def _alone(name: str, profile: str) -> AbstractContextManager[None]:
     return locked(results_dir(profile) / "notebooks" / f".{name}.lock.tmp", say)
 
 
-def _signatures(paths: list[Path]) -> dict[Path, tuple[int, int]]:
-    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
+def _completed(results: Path, name: str, before: list[Path]) -> list[Path]:
+    """Note in the manifest that a notebook ran to its end, and remove what only an earlier run of it published.
 
+    Only files that the manifest named are removed: others in the folder are somebody's own. Returns what the run published.
+    """
+    from apm import numbers
 
-def _remove_left_over(results: Path, name: str, before: dict[Path, tuple[int, int]]) -> list[Path]:
-    """Delete the notebook's tables and figures that the run did not write: they are of earlier settings, and the report would
-    show them. Returns those that it wrote. Does nothing where another notebook has the same number."""
+    if not (results / numbers.MANIFEST).is_file():
+        return depends.outputs(results, name)
+    entries = numbers.manifest(results)["notebooks"].get(name, {"entries": []})["entries"]
+    earlier = {*before, *depends.outputs(results, name)}
+    numbers.note(results, name, entries, complete=True)
     made = depends.outputs(results, name)
-    if sum(other.split("_")[0] == name.split("_")[0] for other in profiles.notebooks()) > 1:
-        return []
-    stale = [path for path, signature in _signatures(made).items() if before.get(path) == signature]
-    for path in stale:
-        path.unlink()
-        print(f"{name}: removed {_shown(path)}, which these settings do not make")
-    return [path for path in made if path not in stale]
+    for path in sorted(earlier - set(made)):
+        if path.is_file() and path.resolve().is_relative_to(results.resolve()):
+            path.unlink()
+            print(f"{name}: removed {_shown(path)}, which these settings do not make")
+    return made
 
 
 def _failure(error: Exception) -> str:

@@ -11,10 +11,22 @@ Counting rules. A student of test-time training is drawn to its teacher's featur
 An image on which a method failed (prediction -1) counts as wrong under every rule, and stays in n; under "any" its
 predictions before the failure count.
 
-Intervals. One proportion: Wilson's score interval (Wilson 1927; recommended by Brown, Cai & DasGupta 2001, Statistical
-Science 16), which keeps its width where accuracy is 0 or 100 %. Differences and means: percentile bootstrap over images (Efron & Tibshirani 1993,
-ch. 13). Over several conditions the copies of one image (its 15 corruptions, its seeds) are not independent, so whole images
-are drawn, with all their copies: the cluster bootstrap (Davison & Hinkley 1997, sec. 3.8). Pairs: McNemar's exact test.
+Intervals, all in closed form. One proportion of independent images: Wilson's score interval (Wilson 1927; recommended by Brown, Cai &
+DasGupta 2001, Statistical Science 16), which keeps its width where accuracy is 0 or 100 %. A paired difference of two accuracies on
+independent images: Bonett & Price (2012, J. Educ. Behav. Stat. 37): one is added to the images gained and one to those lost, so
+that the interval has a width where no image differs. The value reported is the plain difference.
+
+Over several conditions the copies of one image (its 15 corruptions, its seeds) are not independent. Variances are those between images
+(linearised, "sandwich"; Cameron & Miller 2015, J. Human Resources 50), with t quantiles (Satterthwaite 1946). A proportion then has
+Wilson's interval for as many images as its variance is worth (Korn & Graubard 1998), strata combined by the squares of their half
+widths (Zou & Donner 2008, "MOVER"). A difference gets one block of rows gained and one lost, as large as those seen (`_block`): Bonett &
+Price for clusters, whose coverage tests/coverage.py shows.
+
+Seeds are not images. Where rows hold several, the variance between seeds is added to that between images (two-way, Cameron, Gelbach &
+Miller 2011, without their subtraction of the cells: it errs to the wide side), with degrees of freedom after Satterthwaite: with
+three seeds that differ much, close to 2. With one seed an interval is about images only, and `Interval.seeds` says so.
+
+Pairs: McNemar's exact test. Several tests: Holm (1979).
 """
 
 from __future__ import annotations
@@ -25,21 +37,30 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
+from scipy.stats import t as student
 
 RULES = ("teacher", "final", "minimum loss", "any")
-RESAMPLES = 10_000
 CALIBRATION_BINS = 15  # as in Guo et al. 2017
 CONFIDENCE = 0.95
-MINIMUM_SAMPLES = 10  # below, the percentile bootstrap and its resamples say little: ask for more images
+MINIMUM_SAMPLES = 10  # below, an interval says little: ask for more images
 
 
-class Interval(NamedTuple):
-    """An estimate with its 95 % interval, in percent (or percentage points), and the number of images behind it."""
-
+class _Estimate(NamedTuple):
     value: float
     low: float
     high: float
     n: int
+
+
+class Interval(_Estimate):
+    """An estimate with its 95 % interval, in percent (or percentage points), and the number of images behind it.
+
+    Beside the four numbers, attributes: df, degrees of freedom of the interval's t quantile (infinite: normal; None: not known), and
+    seeds, how many training runs the interval is about: with 1 it says nothing about another seed.
+    """
+
+    df: float | None = None
+    seeds: int = 1
 
 
 # ---------------------------------------------------------------------------------------------------------- counting rules
@@ -121,30 +142,61 @@ def accuracy(right: np.ndarray, *, minimum: int = MINIMUM_SAMPLES) -> Interval:
     return Interval(100.0 * float(right.mean()), 100.0 * float(test.low), 100.0 * float(test.high), len(right))
 
 
-def bootstrap_mean(
+def mean(
     values: np.ndarray,
     samples: np.ndarray | None = None,
     *,
     conditions: np.ndarray | None = None,
     strata: np.ndarray | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    seeds: np.ndarray | None = None,
     minimum: int = MINIMUM_SAMPLES,
+    resamples: int | None = None,
 ) -> Interval:
-    """Mean of values, in percent, with the percentile bootstrap interval over images.
+    """Mean of values, in percent, with its 95 % interval over images, and over seeds where there are several.
 
-    values: (n,) bool or numbers per row, such as correct or not, or a difference of two such.
-    samples: (n,) image of each row; rows with one image are drawn together. Default: every row its own image.
+    values: (n,) per row. Their type says what they are: bool, right or not (score interval, within 0..100); whole numbers -1, 0
+    and 1, a difference of two such (pseudo-counts: never without width); other numbers, in any unit (t interval).
+    samples: (n,) image of each row; rows of one image are not independent. Default: every row its own image.
     conditions: (n,) such as the corruption: the mean is the mean of the conditions' means, each with the same weight.
-    strata: (n,) such as the dataset: image 3 of one is not image 3 of another, and each keeps its number of images.
+    strata: (n,) such as the dataset: image 3 of one is not image 3 of another. Their variances add.
+    seeds: (n,) of the training run. With several, the interval is about other seeds too; with one, or None, about images only.
+    resamples: not used; intervals are in closed form.
 
-    Images with equal rows of values are interchangeable, so instead of drawing n images the number of times that each
-    distinct row is drawn is taken from a multinomial: the same distribution, at a cost that does not grow with n.
-    When all values are equal the interval has no width: the bootstrap sees no variation. With none of n images different, up
-    to about 3/n of all images may be.
-
-    Raises ValueError for fewer than `minimum` images in a stratum, values that are NaN or infinite, or arrays of different lengths.
+    Raises ValueError for fewer than `minimum` images in a stratum or in a condition, values that are NaN or infinite, or arrays of
+    different lengths.
     """
+    values = np.asarray(values)
+    if values.dtype == bool:
+        kind = "share"
+    elif np.issubdtype(values.dtype, np.integer) and (np.abs(values) <= 1).all():
+        kind = "difference"
+    else:
+        kind = "number"
+    groups = {"samples": samples, "conditions": conditions, "strata": strata, "seeds": seeds}
+    return _interval(_spread(values, groups, minimum), kind)
+
+
+bootstrap_mean = mean  # the name that callers know it by
+
+
+class _Spread(NamedTuple):
+    """A mean of conditions' means, and how its parts vary: what every interval is made of. As fractions, not in percent."""
+
+    value: float
+    independent: bool  # every image has one row
+    images: int
+    seeds: int
+    weight: np.ndarray  # (strata,) share of a stratum in the mean
+    mean: np.ndarray  # (strata,)
+    size: np.ndarray  # (strata,) images
+    variance: np.ndarray  # (strata,) of a stratum's part of the mean, over images
+    over_seeds: float  # variance of the mean over seeds; 0 with one seed
+    heaviest: float  # largest weight of one image
+    block: float  # share of its rows in which an image that differs from 0 differs, between 0 and 1; 1 where none does
+
+
+def _spread(values: np.ndarray, groups: dict[str, np.ndarray | None], minimum: int) -> _Spread:
+    """Linearised (sandwich) variances of a mean of conditions' means, over images and over seeds."""
     values = np.asarray(values, dtype=np.float64)
     n = len(values)
     if not np.isfinite(values).all():
@@ -152,63 +204,112 @@ def bootstrap_mean(
         raise ValueError(
             f"{len(bad)} of {n} values are NaN or infinite, the first at {bad[0]}: a mean needs finite ones"
         )
-    samples = np.arange(n) if samples is None else np.asarray(samples)
-    conditions = np.zeros(n, dtype=np.int64) if conditions is None else np.asarray(conditions)
-    strata = np.zeros(n, dtype=np.int64) if strata is None else np.asarray(strata)
-    for name, array in (("samples", samples), ("conditions", conditions), ("strata", strata)):
+    codes = {}
+    for name, array in groups.items():
+        if array is None:
+            codes[name] = np.arange(n) if name == "samples" else np.zeros(n, dtype=np.int64)
+            continue
         if len(array) != n:
             raise ValueError(f"expected {n} {name}, one per value, found {len(array)}")
+        codes[name] = pd.factorize(np.asarray(array))[0]
     _enough(n, minimum)
-    rng = np.random.default_rng(seed)
-    means, drawn, images = [], [], 0
-    stratum_of = pd.factorize(strata)[0]
-    for stratum in range(stratum_of.max() + 1):
-        rows = stratum_of == stratum
-        sums, counts = _by_image(values[rows], samples[rows], conditions[rows])  # (images, conditions)
-        _enough(len(sums), minimum)
-        images += len(sums)
-        means.append(sums.sum(axis=0) / counts.sum(axis=0))
-        if (counts == counts[0]).all() and (counts[0] == counts[0, 0]).all():
-            sums, counts = sums.mean(axis=1, keepdims=True), counts[:, :1]  # balanced: only an image's mean matters
-            drawn.append(_resample(sums, counts, resamples, rng) * len(means[-1]))
-        else:
-            drawn.append(_resample(sums, counts, resamples, rng))
-    groups = sum(len(m) for m in means)
-    distribution = sum(d.sum(axis=1) for d in drawn) / groups
-    if not np.isfinite(distribution).all():
+    stratum = codes["strata"]
+    image, images = _pairs(stratum, codes["samples"])
+    group, members = _pairs(stratum, codes["conditions"])
+    stratum_of = np.zeros(len(images), dtype=np.int64)
+    stratum_of[image] = stratum
+    size = np.bincount(stratum_of)
+    _enough(int(size.min()), minimum)
+    for rare in np.flatnonzero(members < minimum):
+        found = len(np.unique(image[group == rare]))
         raise ValueError(
-            f"{images} images are too few for {groups} conditions: some resamples leave a condition empty. Add images"
+            f"a condition has {found} images, too few for a mean over conditions: give each at least {minimum}"
         )
-    tail = 50.0 * (1.0 - CONFIDENCE)
-    low, high = np.percentile(distribution, [tail, 100.0 - tail])
-    return Interval(100.0 * float(np.concatenate(means).mean()), 100.0 * float(low), 100.0 * float(high), images)
-
-
-def _by_image(values: np.ndarray, samples: np.ndarray, conditions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of values per (image, condition), each (images, conditions)."""
-    image, images = pd.factorize(samples)
-    condition, names = pd.factorize(conditions)
-    cell = image * len(names) + condition
-    shape = (len(images), len(names))
-    size = shape[0] * shape[1]
-    return np.bincount(cell, values, size).reshape(shape), np.bincount(cell, minlength=size).reshape(shape).astype(
-        float
+    share = 1.0 / (len(members) * members[group])  # weight of each row: conditions weigh the same
+    part = share * (values - (np.bincount(group, values) / members)[group])
+    weight = np.bincount(stratum, share)
+    over_images = np.bincount(image, part)
+    by_seed = np.bincount(codes["seeds"], part)
+    heavy = np.bincount(image, share)
+    return _Spread(
+        value=float(share @ values),
+        independent=n == len(images),
+        images=len(images),
+        seeds=len(by_seed),
+        weight=weight,
+        mean=np.bincount(stratum, share * values) / weight,
+        size=size,
+        variance=np.bincount(stratum_of, over_images**2),
+        over_seeds=float((by_seed**2).sum() * len(by_seed) / (len(by_seed) - 1)) if len(by_seed) > 1 else 0.0,
+        heaviest=float(heavy.max()),
+        block=_block(values, share, image, heavy),
     )
 
 
-def _resample(sums: np.ndarray, counts: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Means per condition (resamples, conditions) of images drawn with replacement."""
-    distinct, multiplicity = np.unique(np.hstack([sums, counts]), axis=0, return_counts=True)
-    sums, counts = np.hsplit(distinct, 2)
-    n = int(multiplicity.sum())
-    means = np.empty((resamples, sums.shape[1]))
-    block = max(1, 4_000_000 // len(distinct))  # bounds the memory of the weights to 32 MB
-    for start in range(0, resamples, block):
-        size = min(block, resamples - start)
-        weights = rng.multinomial(n, multiplicity / n, size=size).astype(np.float64)  # (size, distinct)
-        with np.errstate(invalid="ignore"):
-            means[start : start + size] = (weights @ sums) / (weights @ counts)
-    return means
+def _block(values: np.ndarray, share: np.ndarray, image: np.ndarray, heavy: np.ndarray) -> float:
+    """Share of its rows in which an image differs, given that it does: of the images that were seen to, and of one whole image more.
+
+    Of those seen, each differing row counts once, net of an image's opposite rows: the ratio of the images' variance to that of
+    independent rows. The whole one is Laplace's rule of succession: where few images differ, little is known about how much.
+    """
+    if heavy.size == values.size:
+        return 1.0
+    moved, net = np.bincount(image, share * np.abs(values)), np.bincount(image, share * values)
+    differing = int((moved > 0).sum())
+    if differing == 0:
+        return 1.0
+    seen = float(np.clip((net**2 / heavy).sum() / moved.sum(), (share / heavy[image]).min(), 1.0))
+    return (differing * seen + 1.0) / (differing + 1.0)
+
+
+def _pairs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number of each row's pair of codes (n,), and how many rows each pair has."""
+    number, pairs = pd.factorize(first * (second.max() + 1) + second)
+    return number, np.bincount(number, minlength=len(pairs))
+
+
+def _interval(found: _Spread, kind: str) -> Interval:
+    """The interval of a mean of a kind of values (`mean`), in percent."""
+    value, df = found.value, np.inf
+    if kind == "number" or not found.independent:  # Welch and Satterthwaite: strata of different sizes
+        degrees = np.maximum(found.size - 1, 1)
+        found = found._replace(variance=found.variance * found.size / degrees)
+        over_images = float(found.variance.sum())
+        df = over_images**2 / float((found.variance**2 / degrees).sum()) if over_images > 0 else float(degrees.sum())
+    variance, centre = float(found.variance.sum()), value
+    if kind == "difference":
+        # Bonett and Price: one image (here one block of rows) that gained and one that lost, each with the weight of the heaviest
+        one = found.heaviest * found.block
+        shrink = 1.0 / (1.0 + 2.0 * one)
+        variance = shrink**2 * (variance + 2.0 * one**2 * (1.0 + shrink * value**2))
+        centre = shrink * value
+    seeds = found.over_seeds
+    if seeds > 0:
+        df = (variance + seeds) ** 2 / (variance**2 / df + seeds**2 / (found.seeds - 1))
+    q = float(student.ppf(0.5 + 0.5 * CONFIDENCE, df))
+    if kind == "share":
+        low, high = _scores(found, q)
+        below, above = (np.sqrt(((found.weight * (found.mean - end)) ** 2).sum() + q**2 * seeds) for end in (low, high))
+        low, high = max(0.0, value - below), min(1.0, value + above)
+    else:
+        half = q * np.sqrt(variance + seeds)
+        low, high = centre - half, centre + half
+        if kind == "difference":
+            low, high = max(-1.0, low), min(1.0, high)
+    interval = Interval(100.0 * value, 100.0 * float(low), 100.0 * float(high), found.images)
+    interval.df, interval.seeds = float(df), found.seeds
+    return interval
+
+
+def _scores(found: _Spread, q: float) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's score interval (strata,), (strata,) of each stratum's share, for as many images as its variance is worth."""
+    p = found.mean
+    own = found.variance / found.weight**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        n = np.where(own > 0, p * (1 - p) / own, found.size)
+    centre = (p + q**2 / (2 * n)) / (1 + q**2 / n)
+    half = q / (1 + q**2 / n) * np.sqrt(p * (1 - p) / n + q**2 / (4 * n**2))
+    return centre - half, centre + half
 
 
 def paired_difference(
@@ -217,12 +318,12 @@ def paired_difference(
     samples: np.ndarray | None = None,
     **options: np.ndarray | int | None,
 ) -> Interval:
-    """Accuracy minus the reference's on the same rows, in percentage points, with the bootstrap interval over images.
+    """Accuracy minus the reference's on the same rows, in percentage points, with its interval (`mean`).
 
-    right, reference: (n,) bool; samples and options as in `bootstrap_mean`. Raises ValueError as it does.
+    right, reference: (n,) bool; samples and options as in `mean`. Raises ValueError as it does.
     """
     right, reference = _same_shape(right, reference)
-    return bootstrap_mean(right.astype(np.int8) - reference.astype(np.int8), samples, **options)  # type: ignore[arg-type]
+    return mean(right.astype(np.int8) - reference.astype(np.int8), samples, **options)  # type: ignore[arg-type]
 
 
 def mcnemar(right: np.ndarray, reference: np.ndarray) -> float:
@@ -234,6 +335,40 @@ def mcnemar(right: np.ndarray, reference: np.ndarray) -> float:
     right, reference = (np.asarray(a, dtype=bool) for a in _same_shape(right, reference))
     gained, lost = int((right & ~reference).sum()), int((~right & reference).sum())
     return 1.0 if gained + lost == 0 else float(binomtest(gained, gained + lost, 0.5).pvalue)
+
+
+def p_value(estimate: Interval, null: float = 0.0) -> float:
+    """Two-sided p-value of an estimate against a value: the level at which its interval, made wider or narrower, ends there.
+
+    It is below 0.05 exactly where the interval excludes `null`. Degrees of freedom are the estimate's, or n - 1 where it has none.
+    Raises ValueError for an interval that has no width, is not finite or does not hold its estimate: it has no p-value.
+    """
+    value, low, high, n = estimate
+    if not (np.isfinite([value, low, high]).all() and low <= value <= high and low < high):
+        raise ValueError(f"a p-value needs a finite interval with a width around its estimate, found {tuple(estimate)}")
+    df = getattr(estimate, "df", None)
+    df = max(n - 1, 1) if df is None else df
+    towards = value - low if null < value else high - value
+    if null == value:
+        return 1.0
+    if towards == 0:  # an end at 0 or 100 %, where the interval was cut
+        return 0.0
+    return float(2.0 * student.sf(student.ppf(0.5 + 0.5 * CONFIDENCE, df) * abs(value - null) / towards, df))
+
+
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Holm's adjusted p-values (m,) of m tests made together: those below 0.05 hold with 5 % risk of any false one (Holm 1979).
+
+    NaN, a test that was not made, stays NaN and is not counted. Raises ValueError for values outside 0..1.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    made = np.flatnonzero(~np.isnan(p))
+    if not ((p[made] >= 0) & (p[made] <= 1)).all():
+        raise ValueError(f"p-values must lie in 0..1, found {p[made].min():g} to {p[made].max():g}")
+    order = made[np.argsort(p[made], kind="stable")]
+    adjusted = np.full(p.shape, np.nan)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    return adjusted
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
@@ -275,12 +410,12 @@ def mean_accuracy(
     conditions: Sequence[str] = ("dataset", "corruption", "severity"),
     **options: int,
 ) -> Interval | None:
-    """Accuracy under a rule as the mean over conditions, with the cluster bootstrap interval over images.
+    """Accuracy under a rule as the mean over conditions, with its interval over images, and seeds where there are several (`mean`).
 
-    Images are drawn within each dataset, with all their corruptions, severities and seeds. None as in `correct`.
+    The corruptions, severities and seeds of one image of a dataset count as that one image. None as in `correct`.
     """
     right = correct(records, rule)
-    return None if right is None else bootstrap_mean(right, **_groups(records, conditions), **options)  # type: ignore[arg-type]
+    return None if right is None else mean(right, **_groups(records, conditions), **options)  # type: ignore[arg-type]
 
 
 def mean_difference(
@@ -298,4 +433,5 @@ def _groups(records: pd.DataFrame, conditions: Sequence[str]) -> dict[str, np.nd
         "samples": records["sample"].to_numpy(),
         "conditions": records.groupby(list(conditions), sort=False).ngroup().to_numpy(),
         "strata": records["dataset"].to_numpy(),
+        "seeds": records["seed"].to_numpy(),
     }

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HOLDS, FAILS, UNTESTED = "holds", "does not hold", "cannot be tested in this profile"  # verdicts of the claims audit
+# verdicts of the claims audit
+HOLDS, FAILS, UNTESTED = "holds", "does not hold", "cannot be tested"
+CONSTRUCTION, NOT_RUN = "by construction", "not tested here"
 
 
 def markdown(text: str) -> str:
