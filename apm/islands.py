@@ -42,8 +42,7 @@ class Snapshots:
     student: the config that is trained (`apm.ttt.trained_student`). images: (N, 3, H, W), those passed to `adapt`.
     iterations: numbers of updates to look at, 0 for the random weights. tokens: (N, h*w, D') for column="tokens".
 
-    `grids[k]` is an array (N, h, w, D) after `adapt` has returned, in float64 whatever the student is trained in: at small random
-    weights the places differ by less than float32 resolves. It only looks: training does not depend on it.
+    `grids[k]` is an array (N, h, w, D) after `adapt` has returned (`feature_grids`). It only looks: training does not depend on it.
     """
 
     def __init__(
@@ -57,8 +56,7 @@ class Snapshots:
         """Called by `adapt` after k updates of the images in `part`."""
         if k in self.grids:
             tokens = None if self.tokens is None else self.tokens[part]
-            double = {name: value.double() for name, value in parameters.items()}
-            self.grids[k][part] = feature_grids(double, self.images[part], self.student, tokens).cpu().numpy()
+            self.grids[k][part] = feature_grids(parameters, self.images[part], self.student, tokens)
 
     def colours(self, image: int = 0) -> list[np.ndarray]:
         """One RGB picture (h, w, 3) in 0..1 per iteration, in the colours of the last: its principal components, each look stretched."""
@@ -72,17 +70,20 @@ def displayed(image: Tensor) -> np.ndarray:
     return (image.cpu() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
-def feature_grids(parameters: Parameters, images: Tensor, student: APMConfig, tokens: Tensor | None = None) -> Tensor:
-    """Feature grids (N, h, w, D) of N students (stacked weights) on N images (N, 3, H, W), in the type of the weights.
+def feature_grids(
+    parameters: Parameters, images: Tensor, student: APMConfig, tokens: Tensor | None = None
+) -> np.ndarray:
+    """Feature grids (N, h, w, D) of N students (stacked weights) on N images (N, 3, H, W), computed in float64.
 
-    Weight set k looks at image k: with the images rolled, every student looks at an image it was not trained on.
+    At small random weights the places differ by less than float32 resolves. Weight set k looks at image k: with the images rolled,
+    every student looks at an image it was not trained on.
     """
-    dtype = parameters["head_weight"].dtype
+    double = {name: value.double() for name, value in parameters.items()}
     with torch.no_grad():
         percept = perceive(
-            parameters, patches(images.to(dtype), student), student, None if tokens is None else tokens.to(dtype)
+            double, patches(images.double(), student), student, None if tokens is None else tokens.double()
         )
-        return head(parameters, activations(parameters, percept, student)).unflatten(1, student.grid)
+        return head(double, activations(double, percept, student)).unflatten(1, student.grid).cpu().numpy()
 
 
 def watch(
@@ -429,7 +430,7 @@ def interval(values: np.ndarray | pd.Series, unit: str = "") -> Number:
 
     Raises ValueError for fewer images than `apm.stats.MINIMUM_SAMPLES`.
     """
-    value, low, high, n = stats.bootstrap_mean(np.asarray(values, dtype=np.float64))
+    value, low, high, n = stats.mean(np.asarray(values, dtype=np.float64))
     return Number(value / 100, low / 100, high / 100, n, unit, "measure")
 
 
