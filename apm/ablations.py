@@ -210,6 +210,7 @@ class Ablation:
     network: str = "apm"  # or one of NETWORKS
     size: int | None = None  # image side in pixels for another network; None: the student's
     init: str | None = None  # for another network: see OneSampleStudent
+    picture: str | None = None  # how an image is brought to the APM's size: see apm.methods.student_pictures
     samples: int | None = None  # fewer images for an expensive line
     dataset: str | None = None  # another set than the common one, as Tables 8 and 9 have; at most as many images
     against: str | None = None  # name of the line that it is compared with; None: the base
@@ -269,9 +270,9 @@ def method(
         if line.network == "apm":
             if line.size is not None or line.init is not None:
                 raise ValueError("size and init are options of other networks; the APM's are student and training")
-            return methods.APM(teacher, config, name=f"ablation {line.name}")
-        if line.student:
-            raise ValueError(f"the options of student describe the APM, not the network {line.network}")
+            return methods.APM(teacher, config, name=f"ablation {line.name}", picture=line.picture or "teacher")
+        if line.student or line.picture:
+            raise ValueError(f"the options student and picture describe the APM, not the network {line.network}")
         size = line.size or config.student.image_size[0]
         return OneSampleStudent(teacher, line.network, config, size, f"ablation {line.name}", line.init or "default")
     except ValueError as error:

@@ -7,7 +7,7 @@ other images, other teachers and other scales that can be put side by side.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -381,16 +381,28 @@ def beside(
 # ------------------------------------------------------------------------------------------------- teachers and prompts
 
 
-def prompts_note(sets: Sequence[Dataset], prompt: str | None = None) -> str:
-    """Which prompts a table's rows use, in words: those of the sets, and the single one where there is such a row."""
-    described: dict[str, list[str]] = {}
+def prompts_note(sets: Sequence[Dataset], prompt: str | None = None, entries: Sequence[Any] = ()) -> str:
+    """Which prompts a table's rows use, in words: those of the sets, the single one where there is such a row, and those of other
+    methods (`apm.comparison.Entry`) that use neither the sets' own."""
+    own = _described(sets, lambda d: prompts.describe(d.templates))
+    said = [f"Prompts: {own}."] + ([f'One prompt: "{prompt}".'] if prompt else [])
+    others: dict[str, list[str]] = {}
+    for entry in entries:
+        words = _described(sets, getattr(entry.runs[0][0], "prompts_used", lambda d: prompts.describe(d.templates)))
+        if words != own:
+            others.setdefault(words, []).append(entry.name)
+    said += [f"Prompts of {' and '.join(names)}: {words}." for words, names in others.items()]
+    return " ".join(said)
+
+
+def _described(sets: Sequence[Dataset], words: Callable[[Dataset], str]) -> str:
+    """What is said of every set, once where it is the same of all."""
+    said: dict[str, list[str]] = {}
     for d in sets:
-        described.setdefault(prompts.describe(d.templates), []).append(d.name)
-    if len(described) == 1:
-        text = f"Prompts: {next(iter(described))}"
-    else:
-        text = "Prompts: " + "; ".join(f"{words} on {', '.join(names)}" for words, names in described.items())
-    return f'{text}. One prompt: "{prompt}".' if prompt else f"{text}."
+        said.setdefault(words(d), []).append(d.name)
+    if len(said) == 1:
+        return next(iter(said))
+    return "; ".join(f"{text} on {', '.join(names)}" for text, names in said.items())
 
 
 def further_teachers(

@@ -8,7 +8,8 @@ A profile names them in its list `baselines`, one line each:
       - {method: zero, name: "ZERO, 16 views", views: 16}    # another row of the same method, whose name says what is different
 
 samples: images per set (a part of those that the other rows see; "all" for the same ones), orders: seeds of random orders of the
-images, for methods that carry state from one to the next. All see the same images, prompts and views, so differences are paired.
+images, for methods that carry state from one to the next. All see the same images and views, so differences are paired; and the set's
+prompts, unless a line says otherwise (`prompts: original`) or a method tunes its own: `apm.benchmark.prompts_note` says which.
 """
 
 from __future__ import annotations

@@ -16,11 +16,11 @@ write side * k; the ImageNet one says 244 where the side is 224, kept here as si
 the next power of two of the longer side (32 for 32 px, 256 for 224 px, as published). ImageNet-C was made from
 photographs first resized to 256 px and centre-cropped to 224: `corrupted(..., crop=224)` does the same.
 
-Not pixel-identical to the published downloads, and no library is: the random draws differ, motion blur is
-ImageMagick's formula without ImageMagick, frost textures are made here (FROST_NOTE), and the published ImageNet-C
-files are JPEGs of quality 85. Kept from the scripts because they change the images: values are truncated, not
-rounded, to 8 bits, and glass blur copies pixels (its swap runs on array views, so the second half of the exchange
-does nothing).
+Not pixel-identical to the published downloads, and no library is: the random draws differ, frost textures are made
+here (FROST_NOTE), and the published ImageNet-C files are JPEGs of quality 85. Kept from the scripts because they change
+the images: values are truncated, not rounded, to 8 bits, also by ImageMagick, which the scripts call for the motion blur
+of that corruption and of the snow (its arithmetic is repeated here, to the same pixels); and glass blur copies pixels
+(its swap runs on array views, so the second half of the exchange does nothing).
 
 Why no library: the one that is alive, imagecorruptions-imaug, needs numba and an OpenCV that links libGL, has the
 ImageNet-C constants alone and another elastic transform. This module needs only numpy, scipy, scikit-image and Pillow.
@@ -423,7 +423,11 @@ def _motion_blur(pixels: np.ndarray, c: tuple[int, float], rng: np.random.Genera
 
 
 def _moved(pixels: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarray:
-    """ImageMagick's motion blur of uint8 (H, W) or (H, W, C): one-sided Gaussian at angle (degrees), edges repeated."""
+    """ImageMagick's motion blur of uint8 (H, W) or (H, W, C): one-sided Gaussian at angle (degrees), edges repeated.
+
+    Pixel for pixel what ImageMagick 6.9 with 16-bit quanta makes: grey levels are 257 quanta each, sums of weighted quanta are
+    rounded to whole ones, and the 8 bits of the result are truncated from them.
+    """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     weights /= weights.sum()
@@ -432,11 +436,11 @@ def _moved(pixels: np.ndarray, radius: int, sigma: float, angle: float) -> np.nd
     height, width = pixels.shape[:2]
     margin = 2 * radius
     padding = ((margin, margin), (margin, margin), (0, 0))[: pixels.ndim]
-    padded = np.pad(pixels, padding, mode="edge").astype(np.float32)
-    blurred = np.zeros(pixels.shape, dtype=np.float32)
-    for weight, x, y in zip(weights.astype(np.float32), margin + dx, margin + dy, strict=True):
-        blurred += weight * padded[y : y + height, x : x + width]
-    return np.clip(np.rint(blurred), 0, 255).astype(np.uint8)  # ImageMagick rounds
+    padded = np.pad(pixels, padding, mode="edge").astype(float) * 257
+    quanta = np.zeros(pixels.shape)
+    for weight, x, y in zip(weights, margin + dx, margin + dy, strict=True):
+        quanta += weight * padded[y : y + height, x : x + width]
+    return (np.rint(quanta).astype(int) // 257).astype(np.uint8)
 
 
 def _zoom_blur(pixels: np.ndarray, c: tuple[float, float], rng: np.random.Generator) -> np.ndarray:

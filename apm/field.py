@@ -6,7 +6,12 @@
     interpolate(student, one, other)    # walks on the trigger column T between two images
 
 The loss is the mean squared error of the feature grid to the teacher's patch tokens, plus that of the decoded RGB to the
-mean colour of each patch. Nothing here sees a label; labels only judge the features afterwards (`judge`, `clusters`).
+mean colour of each patch. By default each is in units of what the mean answer leaves (`balance`), teacher tokens are of unit length,
+and AdamW's rate falls along a cosine. The authors' released training, with the student `five_layer`, differs: the plain
+sum of the two losses (`balance: false`) on the teacher's tokens as they are (`unit_tokens: false`), Adam at a constant 1e-4, batches
+of 64 images in BGR order, scaled between the least and the largest value of each. Its teacher, DINOv2 with four registers, gets raw
+BGR values 0 to 255, and its tokens [CLS, 4 registers, patches] are cut as `[:-5]` instead of `[5:]`, which shifts the grid by five
+cells: these two are not repeated here. Nothing here sees a label; labels only judge the features afterwards (`judge`, `clusters`).
 """
 
 from __future__ import annotations

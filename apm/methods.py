@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from open_clip.transform import PreprocessCfg
 
 from apm import model, teachers, ttt
 from apm.datasets import Dataset, UnreadableImage
@@ -41,8 +42,9 @@ class Method(Protocol):
     """One row of a benchmark table.
 
     A method may also have `prepare(dataset)`, called once before its images are (stored features, learned context vectors); an
-    attribute `online`, true when it carries state from image to image; and `data_identity(dataset)`, which names other data that
-    it reads (a training split), as plain JSON-able data.
+    attribute `online`, true when it carries state from image to image; `data_identity(dataset)`, which names other data that it
+    reads (a training split), as plain JSON-able data; and `prompts_used(dataset)`, which prompts it has there, in words, where these
+    may be others than the dataset's own.
     """
 
     name: str
@@ -98,13 +100,19 @@ class ZeroShot:
 class APM:
     """Test-time training of an asynchronous perception machine towards the teacher's feature of each image (`apm.ttt`).
 
-    The prediction is the one after `config.iterations` updates, a number fixed beforehand.
+    The prediction is the one after `config.iterations` updates, a number fixed beforehand. picture: how an image is brought to the
+    student's size: see `student_pictures`.
     """
 
     teacher: Teacher
     config: TTTConfig
     name: str = "APM"
     templates: tuple[str, ...] | None = None
+    picture: str = "teacher"
+
+    def __post_init__(self) -> None:
+        if self.picture not in PICTURES:
+            raise unknown("picture", self.picture, PICTURES)
 
     def settings(self) -> dict[str, Any]:
         """Teacher, prompts and every setting of the student and its training that can change a number."""
@@ -115,6 +123,7 @@ class APM:
             "teacher": self.teacher.hash,
             "templates": self.templates and list(self.templates),
             "config": config,
+            "picture": self.picture,
             "device": self.teacher.device.type,  # whose generator draws the random weights
         }
 
@@ -137,7 +146,9 @@ class APM:
             whole, reasons = readable(dataset, positions)
             if len(whole) < len(positions):
                 return _with_failures(self.predict(dataset, whole, seed) if len(whole) else None, positions, reasons)
-        result = adapt_dataset(self.teacher, dataset, positions, self.config, templates=self.templates, seed=seed)
+        result = adapt_dataset(
+            self.teacher, dataset, positions, self.config, templates=self.templates, seed=seed, picture=self.picture
+        )
         assert result.scores is not None
         path = result.predictions().cpu().numpy()
         losses = result.losses.cpu().numpy()
@@ -229,6 +240,23 @@ def training_config(
     return TTTConfig(student=replace(base, **chosen), **training)
 
 
+PICTURES = ("teacher", "squash")
+
+
+def student_pictures(teacher: Teacher, images: teachers.Images, size: int, picture: str = "teacher") -> torch.Tensor:
+    """uint8 RGB images (H, W, 3) -> float32 (N, 3, size, size) for the student, normalised by ImageNet's mean and deviation.
+
+    picture: "teacher": resized and cropped as the teacher's own, so that both see the same part of the image (most: shorter side,
+    bicubic, centre crop); "squash": the whole image, whatever its sides, to the square, bilinear, as the released code does (its
+    teacher has its own picture still). Square images differ by the interpolation alone, those of the student's size not at all.
+    """
+    if picture == "squash":
+        squash = {"resize_mode": "squash", "interpolation": "bilinear"}
+        config = PreprocessCfg(size=size, mean=teachers.IMAGENET_MEAN, std=teachers.IMAGENET_STD, **squash)
+        return teachers.preprocess(images, config)
+    return teachers.student_images(images, size, resize_mode=teacher.preprocess_config.resize_mode)
+
+
 def adapt_dataset(
     teacher: Teacher,
     dataset: Dataset,
@@ -237,12 +265,13 @@ def adapt_dataset(
     *,
     templates: tuple[str, ...] | None = None,
     seed: int = 0,
+    picture: str = "teacher",
     **options: Any,
 ) -> ttt.TTTResult:
     """`apm.ttt.adapt` on images of a dataset: student images, the teacher's cached features as targets, class scores; with
     the teacher's patch tokens and the patches' colours where a loss or the column needs them.
 
-    options go to `adapt`. Raises ValueError when the student's width is not the teacher's.
+    picture: as of `student_pictures`. options go to `adapt`. Raises ValueError when the student's width is not the teacher's.
     """
     student = config.student
     if student.width != teacher.width:
@@ -253,7 +282,7 @@ def adapt_dataset(
     if h != w:
         raise ValueError(f"datasets are read at square sizes, found a student of {h} x {w} px: use a square grid")
     pictures = teachers.pictures(dataset, positions)
-    images = teachers.student_images(pictures, h, resize_mode=teacher.preprocess_config.resize_mode).to(teacher.device)
+    images = student_pictures(teacher, pictures, h, picture).to(teacher.device)
     if config.loss_grid or student.column == "tokens":
         options["tokens"] = teachers.token_grid(teacher, pictures, student.grid)
     if config.loss_rgb:

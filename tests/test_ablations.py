@@ -62,6 +62,8 @@ def test_a_line_that_cannot_be_meant_is_refused_by_number_and_name(lines: list, 
         ({"network": "resnet19"}, r"unknown network 'resnet19'. Known: apm, vector, mlp, resnet18, resnet34"),
         ({"network": "mlp", "init": "zeros"}, r"unknown init 'zeros'. Known: default, normal"),
         ({"network": "mlp", "student": {"kernels": 3}}, r"describe the APM, not the network mlp"),
+        ({"network": "mlp", "picture": "squash"}, r"picture describe the APM, not the network mlp"),
+        ({"picture": "sqash"}, r"ablation 'base': unknown picture 'sqash'.*Did you mean 'squash'"),
         (
             {"network": "mlp", "training": {"loss_rgb": 1.0}},
             r"network mlp has no grid.*loss_rgb = 1.0 applies to the APM",
@@ -78,6 +80,12 @@ def test_options_that_do_not_exist_or_do_not_fit_are_errors_before_anything_runs
     with pytest.raises(ValueError, match=message):
         ablations.run(lines, teacher, data, folder=tmp_path, seeds=[0, 1, 2], student=STUDENT, training=TRAINING)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_picture_of_a_line_reaches_the_student(teacher: FakeTeacher) -> None:
+    squash, own = ablations.parse([line(picture="squash"), line(name="other")])
+    assert ablations.method(squash, teacher, STUDENT, TRAINING).picture == "squash"
+    assert ablations.method(own, teacher, STUDENT, TRAINING).picture == "teacher"
 
 
 @pytest.mark.parametrize("seeds", [[0, 1], [0, 0, 1]])

@@ -1,5 +1,6 @@
 """Each baseline's arithmetic on cases small enough to do by hand; none reads a label, one image's failure is its own."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -12,7 +13,7 @@ import torch
 from open_clip.transform import PreprocessCfg
 from torch import nn
 
-from apm import baselines, methods, records, teachers
+from apm import baselines, methods, prompts, records, teachers
 from apm.baselines import better_targets, common, mta, registry, tda, tent, views, zero
 from apm.datasets import Dataset, UnreadableImage
 from apm.model import APMConfig
@@ -267,11 +268,38 @@ def test_unknown_names_and_options_list_the_known_ones() -> None:
         ("tent", {"steps": -1}, "steps at least 0"),
         ("tent", {"steps": 0, "statistics": "running"}, "changes nothing: it is zero-shot"),
         ("tent", {"statistics": "bach"}, "unknown statistics 'bach'.*Did you mean 'batch'"),
+        ("tent", {"layers": "layer"}, "unknown layers 'layer'. Known: all, batch"),
+        ("tent", {"scores": "befor"}, "unknown scores 'befor'.*Did you mean 'before'"),
+        ("zero", {"prompts": "orginal"}, "unknown prompts 'orginal'.*Did you mean 'original'"),
+        ("mta", {"prompts": "original", "templates": ("a {}",)}, "remove one of the two"),
+        ("tda", {"prompts": "single"}, "unknown prompts 'single'. Known: profile, original"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(name: str, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(name, **options)
+
+
+class Reader(Colour):
+    """Says which templates it was asked for."""
+
+    def text_features(self, classnames, templates):
+        self.read = tuple(templates)
+        return super().text_features(classnames, templates)
+
+
+@pytest.mark.parametrize("name", ["zero", "mta"])
+def test_original_prompts_of_zero_and_mta_are_one_on_every_set(name: str) -> None:
+    teacher, data = Reader(), noise(2)
+    for options, expected in (
+        ({}, data.templates),
+        ({"templates": ("the {}",)}, ("the {}",)),
+        ({"prompts": "original"}, ("a photo of a {}.",)),
+    ):
+        method = build(name, teacher, **options)
+        method.predict(data, np.arange(2), 0)
+        assert teacher.read == expected
+        assert method.prompts_used(data) == f'"{expected[0]}"'
 
 
 # ------------------------------------------------------------------------------------------------------------------- ZERO
@@ -292,6 +320,52 @@ def test_zero_breaks_ties_by_the_discarded_views_from_the_most_confident_on() ->
     # no discarded view says 0 or 1: the one they score highest among the tied
     assert zero.vote(torch.tensor([*kept, [0.0, 0.5, 5.0], [0.4, 0.0, 4.0], [0.4, 0.0, 4.0]]), 0.4) == 1
     assert zero.vote(torch.tensor([[0.0, 5.0], [9.0, 0.0]]), 1.0) == 0  # nothing discarded: the most confident
+
+
+def plain_zero(cosines: list[list[float]], scale: float, share: float) -> int:
+    """The release's vote in float16, in loops over numbers: views sorted by entropy, softmax of cosines / eps summed over the kept,
+    exact ties broken by the dropped views in that order."""
+    half = [[float(np.float16(c)) for c in row] for row in cosines]
+
+    def softmax(row, temperature):
+        top = max(row)
+        e = [math.exp((v - top) / temperature) for v in row]
+        return [v / sum(e) for v in e]
+
+    def uncertainty(row):
+        return -sum(p * math.log(p) for p in softmax(row, 1 / scale) if p > 0)
+
+    order = sorted(range(len(cosines)), key=lambda i: uncertainty(cosines[i]))
+    k = int(len(cosines) * share)
+    soft = [softmax(half[i], float(np.finfo(np.float16).eps)) for i in order[:k]]
+    votes = [sum(row[c] for row in soft) for c in range(len(cosines[0]))]
+    tied = [c for c, v in enumerate(votes) if v == max(votes)]
+    said = [int(np.argmax(cosines[i])) for i in order[k:]]
+    return next((c for c in said if c in tied), tied[0]) if len(tied) > 1 else tied[0]
+
+
+def test_the_soft_vote_is_that_of_float16() -> None:
+    # class 1 has the whole vote of one view; class 0 leads class 1 by a thousandth in two: whole votes 2 to 1, soft ones 1.5 to 1.5
+    cosines = torch.tensor([[0.0, 0.5, 0.0], [0.3005, 0.3, 0.0], [0.3005, 0.3, 0.0]])
+    assert zero.vote(100 * cosines, 1.0) == 0
+    assert zero.vote(100 * cosines, 1.0, cosines=cosines) == 1
+    rng = np.random.default_rng(0)
+    differing = 0
+    for _ in range(200):
+        some = 0.25 + 0.002 * rng.normal(size=(10, 4))
+        values = torch.tensor(some)
+        soft = zero.vote(100 * values, 0.5, cosines=values)
+        assert soft == plain_zero(some.tolist(), 100, 0.5)
+        differing += soft != zero.vote(100 * values, 0.5)
+    assert 0 < differing < 100
+    data, places = noise(40), np.arange(40)
+    hard, soft = (build("zero", soft_vote=s).predict(data, places, 0).prediction for s in (False, True))
+    assert np.array_equal(hard, soft)  # far from any tie
+    teacher = Colour(text=[unit(44.9)[0].tolist(), unit(45.1)[0].tolist()])
+    hard, soft = (build("zero", teacher, soft_vote=s).predict(data, places, 0).prediction for s in (False, True))
+    cosines = views.encode_views(teacher, data, places, 10, seed=0) @ teacher.text.T
+    assert soft.tolist() == [plain_zero(one.tolist(), 2.0, 0.3) for one in cosines]
+    assert not np.array_equal(hard, soft)
 
 
 def test_zero_of_equal_views_is_zero_shot_with_its_probability() -> None:
@@ -388,6 +462,39 @@ def test_tda_adds_the_positive_and_takes_away_the_negative_cache() -> None:
     expected = [sigmoid(first[0] - first[1]), sigmoid(second[1] - second[0])]
     np.testing.assert_allclose(said.extra["confidence"], expected, rtol=1e-5)
     assert said.extra["teacher_passes"].tolist() == [1, 1]
+
+
+def test_tda_takes_the_constants_and_prompts_of_its_release_for_each_set() -> None:
+    known = {  # configs/ of the release
+        "imagenet": (2.0, 5.0), "imagenet-a": (2.0, 5.0), "imagenet-v2": (1.0, 8.0), "imagenet-r": (1.0, 8.0),
+        "imagenet-sketch": (2.363, 7.45), "eurosat": (4.0, 8.0), "ucf101": (3.0, 8.0), "toy": (2.0, 5.0),
+    }  # fmt: skip
+    data, method = noise(), build("tda", Colour())
+    for name, expected in known.items():
+        assert method.constants(dataclasses.replace(data, name=name)) == expected, name
+    chosen = build("tda", Colour(), alpha=0.5)
+    assert chosen.constants(dataclasses.replace(data, name="eurosat")) == (0.5, 8.0)
+
+    teacher = Reader()
+    original = build("tda", teacher, prompts="original")
+    for name, expected in (
+        ("imagenet-v2", prompts.templates("imagenet-7")),
+        ("sun397", prompts.templates("imagenet-7")),
+        ("imagenet-sketch", prompts.templates("imagenet-80")),
+        ("dtd", ("{} texture.",)),
+        ("toy", data.templates),
+    ):
+        original.predict(dataclasses.replace(data, name=name), np.arange(2), 0)
+        assert teacher.read == expected, name
+    assert original.prompts_used(dataclasses.replace(data, name="imagenet")).startswith("7 templates (imagenet-7)")
+    assert build("tda", teacher).prompts_used(dataclasses.replace(data, name="imagenet")) == '"a {}"'
+
+    said = [method.predict(dataclasses.replace(data, name=name), np.arange(6), 0) for name in ("toy", "eurosat")]
+    by_hand = build("tda", Colour(), alpha=4.0, beta=8.0).predict(data, np.arange(6), 0)
+    assert np.array_equal(said[1].extra["confidence"], by_hand.extra["confidence"])
+    assert not np.array_equal(said[0].extra["confidence"], by_hand.extra["confidence"])
+    for shift in ("imagenet-r", "eurosat"):
+        assert method.data_identity(dataclasses.replace(data, name=shift)) != method.data_identity(data)
 
 
 def test_the_negative_cache_lowers_only_classes_of_middling_probability() -> None:
@@ -586,6 +693,51 @@ def test_the_parts_of_tent_with_batch_norm_can_be_told_apart() -> None:
     step = build("tent", teacher, statistics="running", learning_rate=0.1).predict(data, np.arange(6), 0)
     assert not np.allclose(step.extra["confidence"], barely.extra["confidence"])
     assert norm.running_mean.tolist() == pytest.approx([0.3, 0.2])
+
+
+class PlainTent:
+    """tent.py of the release on a network of BatchNorm1d layers, in its own order: scores, entropy, step; the scores are returned."""
+
+    def __init__(self, network: nn.Module, rate: float) -> None:
+        self.network = network.train()
+        for layer in network.modules():
+            layer.requires_grad_(isinstance(layer, nn.BatchNorm1d))
+            if isinstance(layer, nn.BatchNorm1d):
+                layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
+        self.optimiser = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=rate)
+
+    def __call__(self, x: torch.Tensor, text: torch.Tensor, steps: int) -> torch.Tensor:
+        for _ in range(steps):
+            outputs = 2.0 * nn.functional.normalize(self.network(x), dim=-1) @ text.T
+            loss = -(outputs.softmax(1) * outputs.log_softmax(1)).sum(1).mean(0)
+            loss.backward()
+            self.optimiser.step()
+            self.optimiser.zero_grad()
+        return outputs
+
+
+def test_the_original_tent_trains_batch_norm_alone_and_scores_before_the_step() -> None:
+    teacher = normed()
+    teacher.model.visual = Tower(nn.LayerNorm(2), nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
+    data, options = noise(), {"learning_rate": 0.05, "layers": "batch", "scores": "before"}
+    said = {steps: build("tent", teacher, steps=steps, **options).predict(data, np.arange(6), 0) for steps in (1, 3)}
+    for steps, found in said.items():
+        for i, image in enumerate(data.images):
+            plain = PlainTent(copy.deepcopy(teacher.model.visual), 0.05)
+            pixels = views.view_pixels(teacher, image, 10, seed=0)
+            expected = plain(pixels, teacher.text, steps)[0].detach().softmax(dim=-1).max()
+            assert found.extra["confidence"][i] == pytest.approx(float(expected), rel=1e-5)
+        assert (found.extra["teacher_passes"] == 10 * steps).all()  # none after the last step
+    # one step after a reset: the scores of no step at all
+    none = build("tent", teacher, steps=0).predict(data, np.arange(6), 0).extra["confidence"]
+    np.testing.assert_allclose(said[1].extra["confidence"], none, rtol=1e-5)
+    after = build("tent", teacher, steps=1, learning_rate=0.05, layers="batch").predict(data, np.arange(6), 0)
+    assert not np.allclose(after.extra["confidence"], none)
+    every, batch = (set(tent.Tower(teacher, layers=layers).parameters) for layers in ("all", "batch"))
+    assert batch == {"layers.2.weight", "layers.2.bias"}
+    assert every == batch | {"layers.0.weight", "layers.0.bias"}
+    with pytest.raises(ValueError, match="has no BatchNorm, the only one that the original trains: set layers: all"):
+        build("tent", normed(), layers="batch").predict(data, np.arange(2), 0)
 
 
 def test_a_tower_without_normalisation_layers_cannot_be_tented() -> None:

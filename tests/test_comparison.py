@@ -439,6 +439,22 @@ def test_prompts_are_said_in_words() -> None:
     assert benchmark.prompts_note([one, two, third]) == said
 
 
+def test_rows_with_other_prompts_than_the_sets_are_named() -> None:
+    lines = [
+        {"method": "zero", "prompts": "original"},
+        {"method": "zero", "name": "ZERO, the set's"},
+        {"method": "mta", "prompts": "original"},
+        {"method": "tda", "prompts": "original"},
+        {"method": "tpt"},
+    ]
+    sets = [noise(10), replace(noise(10), name="dtd")]
+    assert benchmark.prompts_note(sets, "x {}.", comparison.parse(lines, Colour(), CONFIG)) == (
+        'Prompts: "a {}". One prompt: "x {}.". Prompts of ZERO and MTA: "a photo of a {}.". Prompts of TDA: "a {}" on toy; '
+        '"{} texture." on dtd. Prompts of TPT: one, tuned from "a photo of a {}.".'
+    )
+    assert benchmark.prompts_note(sets, None, comparison.parse(lines[1:2], Colour(), CONFIG)) == 'Prompts: "a {}".'
+
+
 def test_further_teachers_run_the_benchmark_again(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     from apm import teachers
 

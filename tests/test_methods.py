@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from open_clip.transform import PreprocessCfg
+from PIL import Image
 
 from apm import methods, records, teachers, ttt
 from apm.datasets import Dataset, UnreadableImage
@@ -149,6 +150,32 @@ def test_settings_are_plain_json_and_change_with_what_determines_predictions(tea
     for change in ({"iterations": 31}, {"learning_rate": 1e-3}, {"normalise_target": False}, {"precision": "bfloat16"}):
         assert methods.APM(teacher, dataclasses.replace(CONFIG, **change)).settings() != base
     assert methods.APM(teacher, CONFIG, templates=("a {}",)).settings() != base
+
+
+def test_a_squashed_picture_shows_the_whole_image_and_makes_other_records(teacher: FakeTeacher, data: Dataset) -> None:
+    """An image twice as wide as high, black in its outer quarters: the crop shows its white middle alone, the squashed picture all."""
+    wide = np.zeros((16, 32, 3), dtype=np.uint8)
+    wide[:, 8:24] = 255
+    middle = methods.student_pictures(teacher, [wide], 16)
+    assert torch.equal(middle, teachers.student_images([wide[:, 8:24]], 16))
+    whole = methods.student_pictures(teacher, [wide], 16, "squash")[0, 0]
+    black, white = ((value - teachers.IMAGENET_MEAN[0]) / teachers.IMAGENET_STD[0] for value in (0.0, 1.0))
+    assert whole[:, [0, 2, 13, 15]].unique().item() == pytest.approx(black)
+    assert whole[:, [5, 8, 10]].unique().item() == pytest.approx(white)
+    by_hand = Image.fromarray(data.images[0]).resize(
+        (24, 24), Image.Resampling.BILINEAR
+    )  # as torchvision's Resize does
+    expected = (np.asarray(by_hand)[..., 0] / 255 - teachers.IMAGENET_MEAN[0]) / teachers.IMAGENET_STD[0]
+    squashed = methods.student_pictures(teacher, [data.images[0]], 24, "squash")[0, 0]
+    np.testing.assert_allclose(squashed, expected, atol=1e-6)
+
+    config = dataclasses.replace(CONFIG, student=dataclasses.replace(CONFIG.student, patch=6))
+    as_teacher, squash = (methods.APM(teacher, config, picture=picture) for picture in methods.PICTURES)
+    losses = [method.predict(data, np.arange(2), 0).first_loss for method in (as_teacher, squash)]
+    assert not np.array_equal(*losses)
+    assert as_teacher.settings() != squash.settings()
+    with pytest.raises(ValueError, match=r"unknown picture 'crop'. Known: teacher, squash"):
+        methods.APM(teacher, CONFIG, picture="crop")
 
 
 def test_profile_values_become_a_training_config_with_the_teachers_width(teacher: FakeTeacher) -> None:

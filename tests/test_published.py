@@ -16,6 +16,7 @@ EXPECTED = {  # rows and sha256 of each file: published numbers are not edited b
     "table4_compute": (52, "9f9e6a3992c2731d0fcb65f259334c2fd9efa084b13c7ce349417cd663a9eba1"),
     "table5_and_appendix": (43, "41ac8f5fa263664ef6a765cab0ecb553f69f7251226206b2d323fc8912624f46"),
     "teacher_zero_shot_openclip": (75, "f96494c70efdf007b9998b0e7685740727ab444dedd59b2f9e1e38a800305fe4"),
+    "tda_settings": (45, "01ebc51ce8c777c347578d31345bdab8db03b67bfda39b0962c812c7e757948b"),
     "tda_reference": (119, "b7918cc77609a5678c8a7463daeb48676b3fd05ae65c454a91e22731e88589c3"),
     "tent_reference": (48, "75ffc265a561113c6a8646dc158d8ea8baf60b64e6481ee9a0f83b929892ee69"),
     "tpt_reference": (85, "ff91f974aa77b39d6329056c5780f2ca87662ad38742c54534de5587526ba164"),

@@ -1,4 +1,4 @@
-"""Other ways to use a frozen CLIP at test time, run on the same teacher, images and prompts as the APM.
+"""Other ways to use a frozen CLIP at test time, run on the same teacher and images as the APM.
 
 Some classify by looking at an image many times: ZERO lets confident crops vote (`zero`), MTA seeks the mode of their features
 (`mta`). Others train a few parameters for every image and forget them again: TENT the scale and shift of normalisation layers
@@ -7,6 +7,8 @@ TDA trains nothing but remembers earlier images (`tda`): it is online, the other
 the mean feature of confident crops instead of the image's own (`better_targets`). All see the same views (`views`), and
 methods that run at the same seed in one process share the teacher's features of them; `teacher_passes` in the records counts
 what a method needs by itself, and milliseconds + saved_milliseconds what it would have taken. None reads a label of a test image.
+All have the prompts of the dataset, so that rows differ in the method alone; ZERO, MTA and TDA have those of their own releases with
+`prompts: original`, to stand beside their papers' numbers.
 
 To add a method, write one file here:
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apm import records
+from apm import prompts, records
 from apm.datasets import Dataset
 from apm.methods import Predictions
-from apm.project import plain
+from apm.project import plain, unknown
 from apm.teachers import Teacher
 
 
@@ -34,6 +34,26 @@ def settings(method: Any, kind: str) -> dict[str, Any]:
     values = {field.name: getattr(method, field.name) for field in fields(method)}
     del values["name"]
     return plain({"method": kind, **values, "teacher": method.teacher.hash})
+
+
+PROMPTS = (
+    "profile",
+    "original",
+)  # of a method with the option `prompts`: the sets' own, or those of its authors' release
+
+
+def check_prompts(chosen: str, templates: Sequence[str] | None) -> None:
+    """Raises ValueError for a value that `prompts` does not have, and for templates beside "original"."""
+    if chosen not in PROMPTS:
+        raise unknown("prompts", chosen, PROMPTS)
+    if chosen == "original" and templates is not None:
+        raise ValueError("prompts: original are those of the release, templates: others: remove one of the two")
+
+
+def single_or_own(method: Any, dataset: Dataset) -> tuple[str, ...]:
+    """The prompts of a method whose release has "a photo of a {}." on every set: that with prompts "original", else
+    `method.templates`, else the dataset's own."""
+    return prompts.SINGLE if method.prompts == "original" else tuple(method.templates or dataset.templates)
 
 
 def classifier(teacher: Teacher, dataset: Dataset, templates: Sequence[str] | None) -> Tensor:

@@ -8,7 +8,8 @@ with bandwidths h_p, mode m and inlierness y on the simplex, two steps alternate
     y  <- softmax((K + lambda_q W y) / lambda_y)                        inlierness; W = P P^T, affinity of the views' classes
     m  <- sum_p y_p K_p f_p / sum_p y_p K_p,  brought to unit length    mean shift
 
-and the class is the one whose text feature is closest to m. No view is filtered out by a threshold.
+and the class is the one whose text feature is closest to m. No view is filtered out by a threshold. Prompts: "a photo of a {}." on
+every set (--ctx_init in main.py).
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm.baselines.common import classifier, modules, outcome, settings
+from apm.baselines.common import check_prompts, classifier, modules, outcome, settings, single_or_own
 from apm.baselines.registry import register
 from apm.baselines.views import VIEWS, encoded
 from apm.datasets import Dataset
 from apm.methods import Predictions
+from apm.prompts import describe
 from apm.teachers import Teacher
 
 LAMBDA_Q = 4.0  # weight of the affinity term: --lambda_q in main.py
@@ -86,6 +88,7 @@ class MTA:
 
     views: 64, the image and 63 crops (--batch-size in main.py). augmix: off, as main.py has it for MTA on every set.
     lambda_q, lambda_y: 4 and 0.2 (main.py). flip: False where the mirror image is another class or none.
+    prompts: "profile": `templates`, else the set's own; "original": the single prompt of the release.
     confidence: softmax over the mode's scores at the teacher's temperature.
     """
 
@@ -97,6 +100,7 @@ class MTA:
     augmix: bool = False
     flip: bool = True
     templates: tuple[str, ...] | None = None
+    prompts: str = "profile"
     online: ClassVar[bool] = False
     modules: ClassVar[tuple[str, ...]] = modules("mta")
 
@@ -107,6 +111,11 @@ class MTA:
             )
         if self.lambda_y <= 0:
             raise ValueError(f"lambda_y must be positive, found {self.lambda_y}")
+        check_prompts(self.prompts, self.templates)
+
+    def prompts_used(self, dataset: Dataset) -> str:
+        """Which prompts a row on this set has, in words."""
+        return describe(single_or_own(self, dataset))
 
     def settings(self) -> dict[str, Any]:
         """Teacher, prompts, views and weights."""
@@ -114,7 +123,7 @@ class MTA:
 
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """One class per image; the views are drawn from the seed and the image's pixels."""
-        text, scale = classifier(self.teacher, dataset, self.templates), self.teacher.logit_scale
+        text, scale = classifier(self.teacher, dataset, single_or_own(self, dataset)), self.teacher.logit_scale
         seen = encoded(self.teacher, dataset, positions, self.views, seed=seed, augmix=self.augmix, flip=self.flip)
         rows = []
         for features in F.normalize(seen.features, dim=-1):

@@ -229,6 +229,11 @@ class CoOp:
             )
         self._learned: dict[str, Learned] = {}  # by the name of the split; travels to workers with the method
 
+    def prompts_used(self, dataset: Dataset) -> str:
+        """Which prompts a row has, in words."""
+        start = "random vectors" if isinstance(self.context, int) else f'"{self.context} {{}}."'
+        return f"one, learned from {start}"
+
     def settings(self) -> dict[str, Any]:
         """Teacher, training split and optimiser."""
         return settings(self, "coop")
@@ -375,6 +380,10 @@ class TPT:
         # with the same words, so that its vectors fit
         options = {"context": self.context, "flip": self.flip, **(self.coop or {})}
         self._coop: CoOp | None = None if self.coop is None else create("coop", self.teacher, **options)
+
+    def prompts_used(self, dataset: Dataset) -> str:
+        """Which prompts a row has, in words."""
+        return "one, tuned from " + (f'"{self.context} {{}}."' if self._coop is None else "CoOp's")
 
     def settings(self) -> dict[str, Any]:
         """Teacher, views, optimiser, and CoOp's settings where it starts from them."""

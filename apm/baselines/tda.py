@@ -9,11 +9,16 @@ features g_i,
     scores = logit_scale * f @ text^T
            + alpha+ * sum_i exp(-beta+ * (1 - f @ g_i)) * one_hot(class_i)
            - alpha- * sum_i exp(-beta- * (1 - f @ g_i)) * (low < p_i < high)
+
+The authors have a file of constants per set, of which alpha+ and beta+ differ, and prompts per set (`template` in datasets/): CLIP's 7
+templates for ImageNet, -A, -V2, Caltech101, Stanford Cars and SUN397, all 80 for ImageNet-R and -Sketch, one of the set's own
+elsewhere. Both are data: data/published/tda_settings.csv.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,14 +27,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm import teachers
-from apm.baselines.common import classifier, failure, modules, outcome, settings
+from apm import published, teachers
+from apm.baselines.common import check_prompts, classifier, failure, modules, outcome, settings
 from apm.baselines.registry import register
 from apm.baselines.views import confident, encoded, kept
 from apm.datasets import Dataset
 from apm.methods import Predictions
+from apm.project import sha256_of
+from apm.prompts import describe, templates
 from apm.records import STOPS
 from apm.teachers import Teacher
+
+IMAGENET = "imagenet"  # whose constants serve sets that the release has no file for
+
+
+def configuration(name: str) -> dict[str, str]:
+    """The release's alpha, beta and prompts (a name that `apm.prompts.templates` knows) for a dataset, as text; of those that are
+    known. Empty for a set that the release does not have."""
+    found = published.load("tda_settings")
+    return {c: t for row, c, t in zip(found["row"], found["column"], found["text"], strict=True) if row == name and t}
 
 
 class Cache:
@@ -59,9 +75,12 @@ class TDA:
 
     order_seed: None: images come in the order of the positions; a number: in a random order drawn from it. The released code
         shuffles once per set. Several orders give mean and spread; the rows stay in the order of the positions.
-    positive_shots, alpha, beta: 3, 2.0, 5.0; negative_shots, negative_alpha, negative_beta: 2, 0.117, 1.0; entropy between
-        0.2 and 0.5 of log2(C); probability between 0.03 and 1.0: configs/imagenet.yaml. The
-        authors have a file per set, some with another alpha and beta (EuroSAT: 4.0 and 8.0); here one setting serves all.
+    positive_shots: 3; negative_shots, negative_alpha, negative_beta: 2, 0.117, 1.0; entropy between 0.2 and 0.5 of log2(C);
+        probability between 0.03 and 1.0: the same in all files of configs/.
+    alpha, beta: None: the authors' for the set at hand (EuroSAT: 4.0 and 8.0), and where they have no file for it, or the value is
+        not known, those of their ImageNet, 2.0 and 5.0. Corrupted images have the constants of the clean set.
+    prompts: "profile": `templates`, else the set's own; "original": the release's for the set, which are also the set's own where
+        the release does not have it.
     views: 1, the image alone, as for ImageNet and the fine-grained sets there. For ImageNet-A, -V2, -R and -Sketch the
         released loader has 64 views with AugMix (views=64, augmix=True): mean feature, scores and probabilities over the
         `share` of 0.1 of lowest entropy (`get_clip_logits` in utils.py).
@@ -77,8 +96,8 @@ class TDA:
     views: int = 1
     share: float = 0.1
     positive_shots: int = 3
-    alpha: float = 2.0
-    beta: float = 5.0
+    alpha: float | None = None
+    beta: float | None = None
     negative_shots: int = 2
     negative_alpha: float = 0.117
     negative_beta: float = 1.0
@@ -88,6 +107,7 @@ class TDA:
     augmix: bool = False
     flip: bool = True
     templates: tuple[str, ...] | None = None
+    prompts: str = "profile"
     online: ClassVar[bool] = True
     modules: ClassVar[tuple[str, ...]] = modules("tda")
 
@@ -98,10 +118,35 @@ class TDA:
             raise ValueError(
                 f"caches hold at least one image per class, found {self.positive_shots} and {self.negative_shots} shots"
             )
+        check_prompts(self.prompts, self.templates)
 
     def settings(self) -> dict[str, Any]:
         """Teacher, prompts, constants, and the order of the images."""
         return settings(self, "tda")
+
+    def constants(self, dataset: Dataset) -> tuple[float, float]:
+        """alpha and beta of the positive cache on this set. Raises FileNotFoundError where both are to come from data/published and
+        that is not there."""
+        if self.alpha is not None and self.beta is not None:
+            return self.alpha, self.beta
+        known = {**configuration(IMAGENET), **configuration(dataset.name)}
+        return (
+            float(known["alpha"]) if self.alpha is None else self.alpha,
+            float(known["beta"]) if self.beta is None else self.beta,
+        )
+
+    def _prompts(self, dataset: Dataset) -> Sequence[str]:
+        if self.prompts == "original" and "prompts" in (known := configuration(dataset.name)):
+            return templates(known["prompts"])
+        return self.templates or dataset.templates
+
+    def prompts_used(self, dataset: Dataset) -> str:
+        """Which prompts a row on this set has, in words."""
+        return describe(self._prompts(dataset))
+
+    def data_identity(self, dataset: Dataset) -> dict[str, Any]:
+        """What is read from data/published for this set: records of other values are others."""
+        return {"constants": list(self.constants(dataset)), "prompts": sha256_of(list(self._prompts(dataset)))}
 
     def prepare(self, dataset: Dataset) -> None:
         """With one view: encode the dataset into the cache, before many processes ask for it."""
@@ -114,7 +159,8 @@ class TDA:
 
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """Both caches start empty. The seed draws the views, so it has no effect with one."""
-        text, scale = classifier(self.teacher, dataset, self.templates), self.teacher.logit_scale
+        text, scale = classifier(self.teacher, dataset, self._prompts(dataset)), self.teacher.logit_scale
+        alpha, beta = self.constants(dataset)
         classes, width = text.shape
         if classes < 2:
             raise ValueError(
@@ -146,7 +192,7 @@ class TDA:
                 negative.add(said, feature, uncertainty, ((probabilities > low) & (probabilities < high)).float())
             scores[row] = (
                 logits
-                + positive.scores(feature, self.alpha, self.beta)
+                + positive.scores(feature, alpha, beta)
                 - negative.scores(feature, self.negative_alpha, self.negative_beta)
             )
         if first is not None and "ok" not in status:

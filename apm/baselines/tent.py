@@ -28,21 +28,24 @@ from apm.teachers import Teacher
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 NORMS = (nn.LayerNorm, nn.GroupNorm, BATCH_NORMS)
 STATISTICS = ("batch", "running")
+LAYERS = {"all": NORMS, "batch": (BATCH_NORMS,)}
+SCORES = ("after", "before")
 
 
 class Tower:
     """A float32 copy of a teacher's image tower, of which only the normalisation layers' affine parameters can be trained.
 
-    statistics: of BatchNorm, "batch" or "running". Attributes: parameters, the trained ones by name; batch_norm, whether a
-    feature depends on the rest of its batch. Raises ValueError for a tower that has none.
+    statistics: of BatchNorm, "batch" or "running". layers: "all" normalisation layers, or "batch", BatchNorm alone. Attributes:
+    parameters, the trained ones by name; batch_norm, whether a feature depends on the rest of its batch. Raises ValueError for a
+    tower that has no such layer.
     """
 
-    def __init__(self, teacher: Teacher, statistics: str = "batch") -> None:
+    def __init__(self, teacher: Teacher, statistics: str = "batch", layers: str = "all") -> None:
         self.network = copy.deepcopy(teacher.model.visual).float().requires_grad_(False)
         self.parameters: dict[str, Tensor] = {}
         self.batch_norm = False
         for name, module in self.network.named_modules():
-            if not isinstance(module, NORMS):
+            if not isinstance(module, LAYERS[layers]):
                 continue
             for key, parameter in module.named_parameters(recurse=False):
                 self.parameters[f"{name}.{key}"] = parameter.requires_grad_()
@@ -55,7 +58,11 @@ class Tower:
         if not self.parameters:
             raise ValueError(
                 f"TENT trains the scale and shift of normalisation layers, and the image tower of teacher {teacher.name} has "
-                "none: use a tower with LayerNorm or BatchNorm, or another method"
+                + (
+                    "none: use a tower with LayerNorm or BatchNorm, or another method"
+                    if layers == "all"
+                    else "no BatchNorm, the only one that the original trains: set layers: all, or use another tower"
+                )
             )
         self._start = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
@@ -74,18 +81,22 @@ class Tower:
 
 
 def adapt(
-    tower: Tower, pixels: Tensor, text: Tensor, scale: float, *, steps: int, learning_rate: float
+    tower: Tower, pixels: Tensor, text: Tensor, scale: float, *, steps: int, learning_rate: float, scores: str = "after"
 ) -> tuple[Tensor, int]:
-    """Scores (C,) of the first of an image's views (n, 3, S, S) after some steps, and how many forward passes that took.
+    """Scores (C,) of the first of an image's views (n, 3, S, S), and how many forward passes they took.
 
-    The tower keeps what it has learned; `Tower.reset` undoes it.
+    scores: "after" the last of the steps, by one more pass; "before" it, of the pass that gave its loss. Without a step both are
+    the same. The tower keeps what it has learned; `Tower.reset` undoes it.
     """
     optimiser = torch.optim.Adam(list(tower.parameters.values()), lr=learning_rate)
     for _ in range(steps):
-        loss = entropy(tower.logits(pixels, text, scale)).mean()
+        logits = tower.logits(pixels, text, scale)
+        loss = entropy(logits).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+    if steps and scores == "before":
+        return logits[0].detach(), steps * len(pixels)
     last = pixels if tower.batch_norm else pixels[:1]  # batch statistics need the batch
     with torch.no_grad():
         return tower.logits(last, text, scale)[0], steps * len(pixels) + len(last)
@@ -101,15 +112,18 @@ class Tent:
     steps: 1 (OPTIM.STEPS in cfgs/tent.yaml); 0: none, what the release calls `norm` (norm.py, cfgs/norm.yaml), new statistics and
         nothing trained. learning_rate: 1e-3, Adam with betas 0.9 and 0.999 and no weight decay (OPTIM in cfgs/tent.yaml;
         section 4 of the paper has 1e-3 but for ImageNet, where it is SGD at 2.5e-4).
-    Layers: LayerNorm, GroupNorm and BatchNorm. CLIP's transformers have LayerNorm, whose statistics are each image's own. The
-        paper's networks have BatchNorm, and so do CLIP's residual ones:
+    layers: "all": LayerNorm, GroupNorm and BatchNorm are trained here, while the original takes BatchNorm alone (`collect_params` in
+        tent.py): "batch". CLIP's transformers have LayerNorm, whose statistics are each image's own, so that the original cannot be
+        run on them. The paper's networks have BatchNorm, and so do CLIP's residual ones:
     statistics: "batch", of the batch at hand, as `configure_model` in tent.py sets BatchNorm up (section 3.2, "normalization
         statistics"); "running", those of training, so that only scale and shift change. The batch here is crops of *one* image. Its
         statistics are not those of 200 different images, for which the method was made: channels that are alike in all crops, by
         which one object is told from another, are normalised away. That alone can cost many points, with no entropy minimised:
         compare the row with steps 0. Beside "running" it shows which part is due to what.
-    The prediction comes from one more pass over the image itself after the last step. The released code reports the scores
-        from before the step, which with one step after a reset would be the teacher's.
+    scores: "after": the prediction comes from one more pass over the image itself after the last step. "before": as the original,
+        `forward_and_adapt` in tent.py, which returns the scores of the very pass whose entropy it then lowers. There the step serves
+        the next batch. Here parameters are reset after every image, so with one step these are the scores of no step at all: the
+        teacher's own, or with BatchNorm those of `steps: 0`.
     flip: False where the mirror image is another class or none. confidence: softmax over the scores after adaptation.
     Extra columns teacher_backward_passes: backward passes of the image tower per image; batch_statistics: 1 where features were
         normalised by the statistics of an image's views, else 0.
@@ -121,6 +135,8 @@ class Tent:
     steps: int = 1
     learning_rate: float = 1e-3
     statistics: str = "batch"
+    layers: str = "all"
+    scores: str = "after"
     augmix: bool = False
     flip: bool = True
     templates: tuple[str, ...] | None = None
@@ -135,6 +151,10 @@ class Tent:
             )
         if self.statistics not in STATISTICS:
             raise unknown("statistics", self.statistics, STATISTICS)
+        if self.layers not in LAYERS:
+            raise unknown("layers", self.layers, tuple(LAYERS))
+        if self.scores not in SCORES:
+            raise unknown("scores", self.scores, SCORES)
         if self.steps == 0 and self.statistics == "running":
             raise ValueError("TENT without a step and with the statistics of training changes nothing: it is zero-shot")
 
@@ -145,14 +165,16 @@ class Tent:
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """One class per image; raises ValueError for a tower without normalisation layers."""
         text, scale = classifier(self.teacher, dataset, self.templates), self.teacher.logit_scale
-        tower = Tower(self.teacher, self.statistics)
+        tower = Tower(self.teacher, self.statistics, self.layers)
         rows, passes = [], 0
         for position in positions:
             pixels = view_pixels(
                 self.teacher, dataset.images[int(position)], self.views, seed=seed, augmix=self.augmix, flip=self.flip
             ).to(self.teacher.device)
             tower.reset()
-            scores, passes = adapt(tower, pixels, text, scale, steps=self.steps, learning_rate=self.learning_rate)
+            scores, passes = adapt(
+                tower, pixels, text, scale, steps=self.steps, learning_rate=self.learning_rate, scores=self.scores
+            )
             rows.append(scores)
         return outcome(
             torch.stack(rows).softmax(dim=-1),
