@@ -21,7 +21,9 @@ CORRELATIONS = (0.0, 0.1, 0.4)
 LEAST, MOST = 93.0, 99.5
 
 
-def differences(rng: np.random.Generator, images: int, conditions: int, rates: tuple[float, float], rho: float) -> np.ndarray:
+def differences(
+    rng: np.random.Generator, images: int, conditions: int, rates: tuple[float, float], rho: float
+) -> np.ndarray:
     """Gained (1), lost (-1) or neither (0), (images, conditions): beta-binomial with intraclass correlation rho, one direction an image."""
     gained, lost = rates
     if rho == 0:
@@ -33,7 +35,9 @@ def differences(rng: np.random.Generator, images: int, conditions: int, rates: t
     return ((rng.random((images, conditions)) < own) * direction).astype(np.int8)
 
 
-def coverage(images: int, conditions: int, rates: tuple[float, float], rho: float = 0.0, trials: int = 1000) -> dict[str, float]:
+def coverage(
+    images: int, conditions: int, rates: tuple[float, float], rho: float = 0.0, trials: int = 1000
+) -> dict[str, float]:
     """Coverage in percent, mean half width in points and mean number of images that differ, over simulated benchmarks."""
     rng = np.random.default_rng([images, conditions])
     image, condition = np.indices((images, conditions)).reshape(2, -1)
@@ -68,7 +72,12 @@ def table(trials: int = 1000) -> pd.DataFrame:
     for images, conditions in DESIGNS:
         for rates in RATES:
             for rho in CORRELATIONS if conditions > 1 else (0.0,):
-                settings = {"images": images, "conditions": conditions, "gained %": 100 * rates[0], "lost %": 100 * rates[1]}
+                settings = {
+                    "images": images,
+                    "conditions": conditions,
+                    "gained %": 100 * rates[0],
+                    "lost %": 100 * rates[1],
+                }
                 rows.append({**settings, "correlation": rho, **coverage(images, conditions, rates, rho, trials)})
     return pd.DataFrame(rows)
 

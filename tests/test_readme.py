@@ -7,11 +7,14 @@ import runpy
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from apm import numbers
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,15 +26,19 @@ def committed(path: str) -> str:
     return done.stdout if done.returncode == 0 else (ROOT / path).read_text()
 
 
-def test_the_excerpt_is_the_committed_table() -> None:
-    rows = list(csv.DictReader(io.StringIO(committed("results/mini/tables/02_corruptions.csv"))))
-    table = {(r["method"], r["counting rule"]): [r["digits-test"], r["printed-digits"], r["Mean"]] for r in rows}
-    excerpt = README.split("<!-- excerpt of results/mini")[1].split("<!-- end -->")[0]
+def test_the_excerpt_is_of_the_expected_numbers() -> None:
+    rows = numbers.parse(committed("data/expected/mini.csv").partition("\n")[2], "data/expected/mini.csv")
+    excerpt = README.split("<!-- excerpt of data/expected/mini.csv")[1].split("<!-- end -->")[0]
     shown = [
         [c.strip().replace("*", "") for c in line.strip("|").split("|")] for line in excerpt.splitlines() if "|" in line
     ]
+    columns = ("digits-test", "printed-digits", "Mean")
     for name, *cells in shown[2:]:
-        assert table[tuple(name.split(", ", 1))] == cells, name
+        row = name.replace(", ", numbers.SEPARATOR, 1)
+        found = [numbers.find(rows, "02_corruptions", row, column) for column in columns]
+        assert [
+            str(replace(number, brief=column != "Mean")) for number, column in zip(found, columns, strict=True)
+        ] == cells
     assert len(shown) == 2 + 5
 
 
