@@ -604,12 +604,12 @@ def nearest_image(pictures: Tensor, known: Material) -> tuple[Tensor, Tensor]:
 
 
 def of_nearest(known: Material) -> tuple[Reader, Reader]:
-    """Tokens and colours of the training image that is nearest to each image: a control that only remembers."""
+    """Unit tokens and colours of the training image that is nearest to each image: a control that only remembers."""
 
     def read(batch: Batch) -> Batch:
         return known.batch(nearest_image(patch_means(batch), known)[1].tolist())
 
-    return lambda batch: tokens_of(read(batch)), lambda batch: read(batch).colours
+    return lambda batch: F.normalize(tokens_of(read(batch)), dim=-1), lambda batch: read(batch).colours
 
 
 def mean_answer(data: Material) -> tuple[Tensor | None, Tensor]:
@@ -734,7 +734,7 @@ def training_table(trained: Mapping[str, Field]) -> pd.DataFrame:
     """Losses of the last epoch, and how much the whole loss fell over the last fifth of the epochs; one row per field.
 
     The learning rate ends at zero, so a loss ends flat wherever it is: a large fall says that the training was cut short, a
-    small one does not prove that more epochs would bring nothing. "cut short": yes above `SHORT` percent, no below half of it.
+    small one does not prove that more epochs would bring nothing. "cut short": by the limits `SHORT`.
     """
     rows = {}
     for name, one in trained.items():
@@ -749,12 +749,12 @@ def training_table(trained: Mapping[str, Field]) -> pd.DataFrame:
             "L_grid": Number(grid, unit="", kind="loss"),
             "L_rgb": Number(rgb, unit="", kind="loss"),
             "fell over the last fifth": Number(fell, unit="%", kind="loss"),
-            "cut short": "yes" if fell > SHORT else "no" if fell < SHORT / 2 else "undecided",
+            "cut short": "yes" if fell > SHORT[1] else "nearly level" if fell < SHORT[0] else "undecided",
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("field")
 
 
-SHORT = 5.0  # percent: a training whose loss fell by more over its last fifth was cut short
+SHORT = (4.0, 6.0)  # percent over the last fifth: below, a loss is nearly level; above, its training was cut short
 
 
 # --------------------------------------------------------------------------------------------------- what the features hold
@@ -843,7 +843,7 @@ def shared(
 
     total = counts.sum(axis=0)
     without = information(total - counts)
-    return np.asarray(float(information(total)) + (n - 1) * (without.mean() - without))
+    return np.asarray(np.round(float(information(total)) + (n - 1) * (without.mean() - without), 9))
 
 
 def ink(colours: np.ndarray) -> np.ndarray:
@@ -1047,7 +1047,7 @@ def cross(
     decodes colours from the interpolated column. A distance is the root mean squared difference (RGB in 0..1) to the nearest training
     image. Beside field and blend: `decoders` of the blend.
     """
-    parts: dict[str, list[np.ndarray]] = {DECODED: [], BLEND: []} | ({"control: ridge from T": []} if linear else {})
+    parts: dict[str, list[np.ndarray]] = {DECODED: [], BLEND: []}
     differences = []
     for start in range(0, len(which), 32):
         some = which[start : start + 32]
@@ -1058,7 +1058,7 @@ def cross(
             differences.append(walk.difference)
             if linear is not None:
                 numbers = torch.from_numpy(walk.columns).to(linear.weights.device)
-                parts["control: ridge from T"].append(linear.of(numbers).clamp(0, 1).cpu().numpy())
+                parts.setdefault("control: ridge from T", []).append(linear.of(numbers).clamp(0, 1).cpu().numpy())
     pictures = {name: np.stack(found).reshape(len(which) * steps, -1) for name, found in parts.items()}
     pictures |= {name: decode(pictures[BLEND]) for name, decode in decoders(known).items()}
 
