@@ -637,7 +637,7 @@ def measure(answers: Mapping[str, tuple[Source, Source]], data: Material) -> dic
 
     Raises ValueError for features where there are no teacher tokens, or colours of a student without RGB head.
     """
-    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in answers}
+    parts: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in answers}
     for batch in data.batches():
         looks: dict[int, Look] = {}
 
@@ -662,8 +662,9 @@ def measure(answers: Mapping[str, tuple[Source, Source]], data: Material) -> dic
                 found["mse"] = error.square().mean(dim=(1, 2))
                 found["psnr"] = psnr(found["mse"])
                 found["chroma"] = (error - error.mean(dim=-1, keepdim=True)).square().mean(dim=(1, 2))
-            parts[name].append(pd.DataFrame({key: value.numpy() for key, value in found.items()}))
-    return {name: pd.concat(found, ignore_index=True) for name, found in parts.items()}
+            for key, value in found.items():
+                parts[name].setdefault(key, []).append(value.numpy())
+    return {name: pd.DataFrame({key: np.concatenate(v) for key, v in found.items()}) for name, found in parts.items()}
 
 
 def psnr(mse: Tensor) -> Tensor:
@@ -1005,7 +1006,7 @@ Decoder = Callable[[np.ndarray], np.ndarray]
 def decoders(known: Material) -> dict[str, Decoder]:
     """Maps of pictures (n, h * w * 3) to pictures without any field, which may also bring a blend nearer to real images: controls.
 
-    A projection on the first 15 and 10 principal components of the training images, a tenth of the way to their mean, and more contrast.
+    A projection on the first 15 and 10 principal components of the training images, three tenths of the way to their mean, and more contrast.
     """
     from sklearn.decomposition import PCA
 
@@ -1019,7 +1020,7 @@ def decoders(known: Material) -> dict[str, Decoder]:
     return {
         "control: PCA-15 of the pixels": projection(15),
         "control: PCA-10 of the pixels": projection(10),
-        "control: a tenth towards the mean": lambda x: x + 0.1 * (middle - x),
+        "control: three tenths towards the mean": lambda x: x + 0.3 * (middle - x),
         "control: contrast curve": lambda x: x * x * (3.0 - 2.0 * x),
     }
 
