@@ -519,8 +519,8 @@ class Linear(NamedTuple):
     """A linear map with a constant from numbers read off an image, (n, d), to every location, (n, L, C)."""
 
     read: Reader
-    weights: Tensor  # (d + 1, L * C) float64; the last row is the constant
-    locations: int
+    weights: Tensor  # (d + 1, L * C); the last row belongs to the constant
+    mean: Tensor  # (L, C) of the training images, to which it is added
     penalty: float
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -528,11 +528,7 @@ class Linear(NamedTuple):
 
     def of(self, numbers: Tensor) -> Tensor:
         """(n, d) -> (n, L, C) float32."""
-        return (_with_one(numbers) @ self.weights).unflatten(1, (self.locations, -1)).float()
-
-
-def _with_one(numbers: Tensor) -> Tensor:
-    return F.pad(numbers.double(), (0, 1), value=1.0)
+        return self.mean + (F.pad(numbers, (0, 1), value=1.0) @ self.weights).unflatten(1, self.mean.shape)
 
 
 def ridge(read: Reader, data: Material, what: str, *, unit: bool = False) -> Linear:
@@ -548,24 +544,23 @@ def ridge(read: Reader, data: Material, what: str, *, unit: bool = False) -> Lin
         )
     mean = data.spread(what, unit=unit).mean.to(data.device).double()  # (L, C)
     some = torch.linspace(0, len(mean) - 1, min(CHOOSING, len(mean)), device=data.device).long()
-    sums: dict[str, Any] = dict.fromkeys(("xx", "xy", "xx back", "xy back", "yy back"), 0.0)
-    first = 0
+    d = read(data.batch([0])).shape[1]
+    sums = {
+        name: torch.zeros(d + 1, width, dtype=torch.float64, device=data.device)
+        for name, width in (("xx", d + 1), ("xy", mean.numel()), ("xx back", d + 1), ("xy back", mean[some].numel()))
+    }
+    squares, first = 0.0, 0
     for batch in data.batches():
-        x = _with_one(read(batch))
+        x = F.pad(read(batch).double(), (0, 1), value=1.0)
         y = (tokens_of(batch) if what == "tokens" else batch.colours).double()
         y = (F.normalize(y, dim=-1) if unit else y) - mean
         back = torch.arange(first, first + len(x), device=x.device) % 5 == 0
         x_back, y_back = x[back], y[back][:, some].flatten(1)
-        for name, product in (
-            ("xx", x.T @ x),
-            ("xy", x.T @ y.flatten(1)),
-            ("xx back", x_back.T @ x_back),
-            ("xy back", x_back.T @ y_back),
-            ("yy back", y_back.square().sum()),
-        ):
-            sums[name] = sums[name] + product
+        pairs = {"xx": (x, x), "xy": (x, y.flatten(1)), "xx back": (x_back, x_back), "xy back": (x_back, y_back)}
+        for name, (left, right) in pairs.items():
+            sums[name].addmm_(left.T, right)
+        squares += float(y_back.square().sum())
         first += len(x)
-    d = len(sums["xx"]) - 1
     n = float(sums["xx"][-1, -1])
     centre = sums["xx"][:-1, -1] / n
     scale = float(sums["xx"].diagonal()[:-1].sum() / n - centre.square().sum()) / d
@@ -579,12 +574,12 @@ def ridge(read: Reader, data: Material, what: str, *, unit: bool = False) -> Lin
 
     def error(penalty: float) -> float:
         w = solved(sums["xx"] - sums["xx back"], at_some - sums["xy back"], penalty)
-        return float(sums["yy back"] - 2 * (w * sums["xy back"]).sum() + (w * (sums["xx back"] @ w)).sum())
+        return float(squares - 2 * (w * sums["xy back"]).sum() + (w * (sums["xx back"] @ w)).sum())
 
     penalty = min(PENALTIES, key=error)
-    weights = solved(sums["xx"], sums["xy"], penalty)
-    weights[-1] += mean.flatten()
-    return Linear(read, weights, len(mean), penalty)
+    parts = [solved(sums["xx"], part, penalty) for part in sums["xy"].split(2**16, dim=1)]
+    weights = torch.cat([part.float() for part in parts], dim=1)
+    return Linear(read, weights, mean.float(), penalty)
 
 
 def nearest_image(pictures: Tensor, known: Material) -> tuple[Tensor, Tensor]:

@@ -570,7 +570,9 @@ def test_decoders_without_a_field_stand_beside_it() -> None:
     data = problem()
     decoders = field.decoders(data)
     colours = data.colours.reshape(24, -1)
-    np.testing.assert_allclose(decoders["control: PCA-10 of the pixels"](colours), colours, atol=5e-3)  # on one line, but for 8 bits
+    np.testing.assert_allclose(
+        decoders["control: PCA-10 of the pixels"](colours), colours, atol=5e-3
+    )  # on one line, but for 8 bits
     np.testing.assert_allclose(
         decoders["control: contrast curve"](np.array([0.0, 0.25, 0.5, 1.0])), [0, 0.15625, 0.5, 1]
     )
