@@ -96,7 +96,8 @@ def load_lines(profile: str, file: str) -> list[Any]:
 
 
 def load_teacher(profile: str) -> tuple[dict[str, Any], str]:
-    """How a profile's teacher is trained: (values of its teacher.yaml, the checkpoint that `pretrained` names).
+    """How a profile's teacher is trained: (values of its teacher.yaml, the checkpoint that it uses: what `pretrained` names,
+    or, where that is null, the one of the teacher's name in data/teachers).
 
     Raises ValueError for an unknown profile, one that trains no teacher, and one whose `pretrained` is no .safetensors file.
     """
@@ -108,7 +109,8 @@ def load_teacher(profile: str) -> tuple[dict[str, Any], str]:
         raise ValueError(
             f"profile {profile} trains no teacher of its own: it has no teacher.yaml. Profiles that have one: {', '.join(own) or 'none'}"
         )
-    target = str(_read(folder / "common.yaml").get("pretrained"))
+    common = _read(folder / "common.yaml")
+    target = str(common.get("pretrained") or f"data/teachers/{common.get('teacher')}.safetensors")
     if not target.endswith(".safetensors"):
         raise ValueError(
             f"{folder / 'common.yaml'}: pretrained must name the .safetensors file to train, found {target}"
