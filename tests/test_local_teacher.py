@@ -118,7 +118,7 @@ def test_a_teacher_that_was_cut_off_changed_or_lost_is_said(tmp_path: Path, monk
     for damaged in (whole[:-1000], whole[:-1] + bytes([whole[-1] ^ 1])):
         (tmp_path / "mini.safetensors").write_bytes(damaged)
         with pytest.raises(
-            ValueError, match=r"not the file that mini\.yaml .* git checkout data/teachers.*make teacher"
+            ValueError, match=r"not the file that mini\.yaml .*git checkout data/teachers.*make teacher"
         ):
             teachers.load("mini")
     (tmp_path / "mini.yaml").unlink()
