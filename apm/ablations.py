@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from apm import datasets, figures, methods, profiles, project, records, stats, tables, teachers, ttt
+from apm import datasets, figures, lockstep, methods, profiles, project, records, stats, tables, teachers, ttt
 from apm.datasets import Dataset
 from apm.methods import Predictions
 from apm.model import count_parameters
@@ -161,7 +161,7 @@ class OneSampleStudent:
                 losses[i], path[i] = self._train(images[i : i + 1], targets[i], text, seed)
             return {}
 
-        ttt.side_by_side(train, [slice(i, i + 1) for i in range(n)], images.device)
+        lockstep.side_by_side(train, [slice(i, i + 1) for i in range(n)], images.device)
         failed = ~losses.isfinite().all(dim=1).numpy()
         status = ["ok" if not bad else "non-finite loss" for bad in failed]
         lowest = losses.nan_to_num(math.inf).argmin(dim=1, keepdim=True)
@@ -283,7 +283,7 @@ def size_of(chosen: methods.APM | OneSampleStudent) -> int:
     """Number of weights that a line trains."""
     if isinstance(chosen, OneSampleStudent):
         return chosen.parameters()
-    return count_parameters(ttt.trained_student(chosen.config))
+    return count_parameters(chosen.config.trained)
 
 
 def run(

@@ -36,7 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from apm import figures, project, ttt
+from apm import figures, lockstep, project, ttt
 from apm.model import (
     APMConfig,
     Parameters,
@@ -576,7 +576,7 @@ def time_ttt(config: ttt.TTTConfig, *, device: torch.device | str = "cpu") -> Ru
 
     On a CPU every iteration is timed, but for the first, which warms up: config.iterations must be 2 or more. On a GPU the first
     updates only choose kernels and capture the CUDA graph that all later ones replay, so the replayed ones are timed, together: a
-    clock read after each would wait for the GPU every time. That takes `ttt._Students.WARM_UP` + 2 iterations or more, and an
+    clock read after each would wait for the GPU every time. That takes `lockstep.WARM_UP` + 2 iterations or more, and an
     untimed run before, in which the libraries start. Raises ValueError for fewer iterations.
     """
     device = torch.device(device)
@@ -598,7 +598,7 @@ def time_ttt(config: ttt.TTTConfig, *, device: torch.device | str = "cpu") -> Ru
 
 def _marks(iterations: int, kind: str) -> tuple[int, ...]:
     """After which numbers of updates the clock is read: from the first that is like all later ones to the last."""
-    first = ttt._Students.WARM_UP + 1 if kind == "cuda" else 1
+    first = lockstep.WARM_UP + 1 if kind == "cuda" else 1
     if iterations <= first:
         raise ValueError(
             f"the first {first} iteration(s) on {kind} warm up: at least {first + 1} are needed, found {iterations}"

@@ -289,4 +289,4 @@ def adapt_dataset(
         options["colours"] = teachers.patch_colours(images, student.patch)
     targets = teachers.features_at(teacher, dataset, positions).to(teacher.device)
     text = teacher.text_features(dataset.classnames, templates or dataset.templates)
-    return ttt.adapt(images, targets, config, text_features=text, generator=seed, **options)
+    return ttt.adapt(images, targets, config, text_features=text, seed=seed, **options)
