@@ -92,11 +92,12 @@ def flops(fn: Callable[[], Any]) -> int:
     Counted with gradients enabled: without them PyTorch may run a transformer block as one fused kernel, which the counter
     does not know (it finds 22.5 instead of 35.1 GFLOP in ViT-B/16).
     """
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    with lockstep.caller_free(), FlopCounterMode(display=False) as counter:
         fn()
     return int(counter.get_total_flops())
 
 
+@lockstep.caller_free()
 def student_cost(
     config: APMConfig, columns: int | None = None, *, formulation: str = "plain", part: str = "all"
 ) -> Cost:
@@ -323,6 +324,7 @@ def tower_cost(name: str, tower: str = "image") -> Cost:
     return Cost(f"{name} {tower}", parameters, flops(run))
 
 
+@lockstep.caller_free()
 def prompt_backward(name: str) -> int:
     """Operations of the gradient of one text's feature with respect to its input tokens, all weights frozen (prompt tuning)."""
     model: Any = clip_model(name)

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 import torch
@@ -205,8 +205,12 @@ def caller_free() -> Iterator[None]:
 
     Tensors that were made in inference mode have to be copied inside before anything is trained on them.
     """
-    cpu, gpu = (torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda"))
-    with torch.inference_mode(False), torch.enable_grad(), cpu, gpu:
+    with ExitStack() as modes:
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.enable_grad())
+        for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+            # without its cache, also for what enters autocast inside: it would keep rounded weights from before a step
+            modes.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
         yield
 
 

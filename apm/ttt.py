@@ -128,8 +128,9 @@ def objective(config: TTTConfig, weights: Mapping[str, Tensor], inputs: Mapping[
     Heads whose loss is off are not evaluated.
     """
     student, x, target = config.trained, inputs["x"], inputs["target"]
-    low, cache = config.precision == "bfloat16", x.device.type != "cuda"  # a CUDA graph cannot hold autocast's cache
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=low, cache_enabled=cache):
+    low = config.precision == "bfloat16"
+    # a CUDA graph cannot hold autocast's cache, and where the caller is in autocast too it would outlive the step
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
         percept = model.perceive(weights, x, student, inputs["tokens"] if student.column == "tokens" else None)
         a = model.activations(weights, percept, student)  # (n, L, hidden)
         feature = model.fold(weights, a, student).to(target.dtype)  # (n, D)

@@ -42,6 +42,16 @@ def checked(cls: type[Class]) -> type[Class]:
     return cls
 
 
+def check_fields(values: Mapping[str, Any], cls: type, where: str) -> None:
+    """Raise ValueError, which begins with `where`, for a value that is not of its field's type; unknown names are others' matter."""
+    known = hints(cls)
+    for name in values.keys() & known.keys():
+        try:
+            fitted(values[name], known[name])
+        except ValueError as error:
+            raise ValueError(f"{where}.{name}: {error}") from None
+
+
 @functools.cache
 def hints(made: Any) -> dict[str, Any]:
     """Name -> type of a dataclass's fields or a function's parameters, as far as they can be known."""

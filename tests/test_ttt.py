@@ -472,3 +472,67 @@ def test_small_students_train_with_single_threaded_operations_and_large_ones_wit
         )  # fmt: skip
     assert seen["small"] == 1
     assert seen["large"] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)],
+    ids=["no_grad", "inference_mode", "autocast"],
+)
+@pytest.mark.parametrize(
+    "changes", [{}, {"protocol": "as_released"}, {"augmentation": "crop-flip"}, {"precision": "bfloat16"}]
+)
+def test_it_trains_the_same_whatever_the_mode_of_the_caller(mode, changes: dict) -> None:
+    config = variant("all losses", **{"iterations": 4, "precision": "float32", **changes})
+    text = torch.eye(16)
+    data = problem(3, dtype=torch.float32)
+    expected = adapt(**data, config=config, text_features=text)
+    with mode():
+        inside = {name: value.clone() for name, value in data.items()}  # made in that mode
+        result = adapt(**inside, config=config, text_features=text.clone(), keep_parameters=True)
+        own = adapt(**inside, config=config, init=result.parameters)
+    assert torch.equal(result.losses, expected.losses)
+    assert torch.equal(result.scores, expected.scores)
+    assert not result.losses.is_inference()
+    assert (own.losses[:, -1] < expected.losses[:, 0]).all()
+
+
+def test_what_carries_a_graph_is_detached() -> None:
+    config, data = variant("all losses", iterations=3), problem(3)
+    text = torch.eye(16, dtype=torch.float64)
+    expected = adapt(**data, config=config, text_features=text)
+    encoder = torch.ones((), dtype=torch.float64, requires_grad=True)
+    graph = {name: value * encoder for name, value in data.items()}
+    result = adapt(**graph, config=config, text_features=text * encoder)
+    assert torch.equal(result.scores, expected.scores)
+    assert not result.scores.requires_grad
+    assert encoder.grad is None
+
+
+@pytest.mark.parametrize("name", ["targets", "tokens"])
+def test_a_direction_of_length_zero_is_refused_by_its_rows(name: str) -> None:
+    data = problem(3)
+    data[name][1] = 0
+    with pytest.raises(ValueError, match=rf"{name} of length 0.*row\(s\) \[1\]"):
+        adapt(**data, config=variant("all losses"))
+    assert adapt(**data, config=variant("all losses", normalise_target=False)).status == ["ok"] * 3
+
+
+@pytest.mark.parametrize("name", ["images", "targets", "tokens", "colours"])
+def test_whole_numbers_are_refused(name: str) -> None:
+    data = problem(2)
+    data[name] = (data[name] * 10).clamp(0, 255).to(torch.uint8)
+    with pytest.raises(ValueError, match=f"expected floating-point values, found {{'{name}': 'torch.uint8'}}"):
+        adapt(**data, config=variant("all losses"))
+
+
+@pytest.mark.parametrize("changes", [{}, {"augmentation": "crop-flip"}, {"protocol": "as_released"}])
+def test_another_default_dtype_changes_nothing(changes: dict) -> None:
+    data, config = problem(2, dtype=torch.float32), variant("all losses", precision="float32", iterations=3, **changes)
+    expected = adapt(**data, config=config)
+    torch.set_default_dtype(torch.float64)
+    try:
+        result = adapt(**data, config=config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(result.losses, expected.losses)
