@@ -27,10 +27,14 @@ SMALL = 200_000_000  # multiply-adds of one operation that a single core does in
 class Schedule(Protocol):
     """What it reads of `apm.ttt.TTTConfig`."""
 
-    learning_rate: float
-    decay_every: int
-    decay: float
-    carried: bool
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def decay_every(self) -> int: ...
+    @property
+    def decay(self) -> float: ...
+    @property
+    def carried(self) -> bool: ...
 
 
 class Lockstep:

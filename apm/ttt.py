@@ -128,8 +128,7 @@ def objective(config: TTTConfig, weights: Mapping[str, Tensor], inputs: Mapping[
     Heads whose loss is off are not evaluated.
     """
     student, x, target = config.trained, inputs["x"], inputs["target"]
-    low = config.precision == "bfloat16"
-    # a CUDA graph cannot hold autocast's cache, and where the caller is in autocast too it would outlive the step
+    low = config.precision == "bfloat16"  # no cache: it could outlive a step, or a graph
     with torch.autocast(x.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
         percept = model.perceive(weights, x, student, inputs["tokens"] if student.column == "tokens" else None)
         a = model.activations(weights, percept, student)  # (n, L, hidden)
@@ -166,10 +165,8 @@ def adapt(
     them the result holds scores instead of features. tokens: (N, h*w, D') teacher tokens, target of L_grid and routed tokens.
     colours: (N, h*w, 3) in [0, 1], target of L_rgb. init: stacked weights to start from (default: `initial_parameters`).
     callback(k, part, weights): called after k = 0..K updates, for several parts at the same time where they train side by side.
-    It trains in any mode of the caller (no_grad, inference_mode, autocast), and no gradient reaches what it is given. By protocol
-    "as_released" images train one after the other in the given order.
-    Raises ValueError for wrong shapes and types, values that are not finite, targets of length zero where directions are asked
-    for, missing targets, and tf32 without a GPU.
+    It trains in any mode of the caller (no_grad, inference_mode, autocast), and no gradient reaches what it is given.
+    Raises ValueError for wrong shapes and types, values not finite, directions of length zero, and tf32 without a GPU.
     """
     both = {"tokens": tokens, "colours": colours}
     _check(config, init, images=images, targets=targets, text_features=text_features, **both)
@@ -215,7 +212,8 @@ def adapt(
             last = side_by_side(train, parts(n, config.lockstep, device), device, product)
         status = stop_non_finite(losses, outputs)
         weights = {k: torch.cat([one[k] for one in last]) for k in shapes} if keep_parameters and last else None
-    return TTTResult(losses, *((outputs, None) if text is None else (None, outputs)), status, weights)
+    features, scores = (outputs, None) if text is None else (None, outputs)
+    return TTTResult(losses, features, scores, status, weights)
 
 
 def _check(config: TTTConfig, init: Mapping[str, Tensor] | None, **every: Tensor | None) -> None:

@@ -30,7 +30,8 @@ def checked(cls: type[Class]) -> type[Class]:
     @functools.wraps(made)
     def __init__(self: Any, *values: Any, **named: Any) -> None:
         given = signature.bind(self, *values, **named)
-        for name, hint in hints(cls).items():
+        types: dict[str, Any] = hints(cls)  # type: ignore[arg-type]
+        for name, hint in types.items():
             if name in given.arguments:
                 try:
                     given.arguments[name] = fitted(given.arguments[name], hint)
