@@ -50,8 +50,10 @@ from torch import Tensor
 from apm import prompts
 from apm.datasets import Dataset, UnreadableImage
 from apm.datasets import load as load_dataset
+from apm.lockstep import caller_free
 from apm.progress import progress
 from apm.project import atomic_path, cache_dir, sha256_file, sha256_of, unknown
+from apm.typed import checked
 from apm.versions import code_version, libraries
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -216,6 +218,7 @@ class Teacher:
         """uint8 RGB images (H, W, 3) -> float32 (N, 3, S, S) by the model's own preprocessing, on the CPU."""
         return preprocess(images, self.preprocess_config)
 
+    @caller_free()
     def encode(self, images: Tensor, *, tokens: bool = False) -> Encoding:
         """The image tower on `transform`ed images (N, 3, S, S), as one batch.
 
@@ -247,6 +250,7 @@ class Teacher:
         # Copies made outside inference mode can take part in a loss.
         return Encoding(_copy(pooled), None if patches is None else _copy(patches))
 
+    @caller_free()
     def text_features(self, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
         """(C, D) float32, unit length: CLIP's zero-shot recipe, the renormalised mean over templates of unit features.
 
@@ -289,6 +293,7 @@ def _tokenize(tokenizer: Any, texts: list[str]) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------- loading
 
 
+@caller_free()
 def load(
     name: str,
     *,
@@ -884,6 +889,7 @@ def _slug(name: str) -> str:
 # --------------------------------------------------------------------------------------------------------- training
 
 
+@checked
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of a contrastive training. Defaults: the teacher of profile `mini`."""
@@ -936,6 +942,7 @@ def captions(dataset: Dataset) -> list[list[str]]:
     ]
 
 
+@caller_free()
 def train(dataset: Dataset, config: TrainConfig, *, device: str | torch.device = "cpu") -> dict[str, Tensor]:
     """Weights (a state dict on the CPU) of a CLIP trained from scratch on images and captions of their class names.
 
