@@ -429,10 +429,10 @@ def mean_difference(
     return paired_difference(final, teacher, **_groups(records, conditions), **options)  # type: ignore[arg-type]
 
 
-def _groups(records: pd.DataFrame, conditions: Sequence[str]) -> dict[str, np.ndarray]:
+def _groups(records: pd.DataFrame, conditions: Sequence[str]) -> dict[str, np.ndarray | None]:
     return {
         "samples": records["sample"].to_numpy(),
         "conditions": records.groupby(list(conditions), sort=False).ngroup().to_numpy(),
         "strata": records["dataset"].to_numpy(),
-        "seeds": records["seed"].to_numpy(),
+        "seeds": records["seed"].to_numpy() if "seed" in records else None,
     }
