@@ -424,7 +424,7 @@ def _step(own: pd.DataFrame, other: pd.DataFrame, k: int | None = None) -> tuple
     where = found.to_numpy(dtype=np.int64)
     right = mine[:, k_own] == own["label"].to_numpy()
     reference = theirs[where, k_other] == other["label"].to_numpy()[where]
-    return stats.paired_difference(right, reference, own["sample"].to_numpy()), k_other
+    return stats.paired_difference(right, reference, own["sample"].to_numpy(), seeds=own["seed"].to_numpy()), k_other
 
 
 def early(rows: pd.DataFrame, base: str, counts: Sequence[int]) -> pd.DataFrame:
