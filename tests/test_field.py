@@ -617,3 +617,11 @@ def test_a_training_says_how_much_its_loss_still_fell() -> None:
     # after one epoch nothing is known
     assert table["cut short"].tolist() == ["nearly level", "yes", "undecided", "undecided"]
     assert table.loc["between", "losses in units of"] == "1 (plain sum)"
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_field_trains_in_any_mode_of_the_caller(mode: type) -> None:
+    expected = field.train(problem(8), replace(CONFIG, epochs=2))
+    with mode():
+        found = field.train(problem(8), replace(CONFIG, epochs=2))
+    np.testing.assert_array_equal(found.losses, expected.losses)
