@@ -754,7 +754,7 @@ def training_table(trained: Mapping[str, Field]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("field")
 
 
-SHORT = (4.0, 6.0)  # percent over the last fifth: below, a loss is nearly level; above, its training was cut short
+SHORT = (4.0, 7.0)  # percent over the last fifth: below, a loss is nearly level; above, its training was cut short
 
 
 # --------------------------------------------------------------------------------------------------- what the features hold
