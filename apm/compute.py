@@ -423,7 +423,7 @@ def chunk_cost(config: APMConfig, chunk: int, *, formulation: str = "plain") -> 
         with torch.no_grad():
             image_to_feature(weights, x, config, chunk, formulation=formulation, codes=codes, most=most)
 
-    one, two = (flops(lambda most=most: run(most)) for most in (1, 2))  # every further column costs the same
+    one, two = (flops(functools.partial(run, most)) for most in (1, 2))  # every further column costs the same
     count = one + round((two - one) * (config.locations / chunk - 1))
     # from the second chunk on each finds what was folded so far beside it
     return count, memory(lambda: run(3), [*weights.values(), x, *codes.values()])
