@@ -141,16 +141,15 @@ bench: $(ENVIRONMENT) ## speed as ratios in one run, into results/bench/
 	env -u OMP_WAIT_POLICY $(PYTHON) tests/bench.py
 
 .PHONY: data
-data: $(ENVIRONMENT) ## the small teacher of profile mini; with DATA=folder, what torchvision can download of PROFILE's sets
-	$(PYTHON) -c "from apm import teachers; print(teachers.mini_checkpoint())"
-	@[ -z "$$DATA" ] || $(PYTHON) -m apm.check_data --profile $(PROFILE) --download
+data: $(ENVIRONMENT) ## what torchvision can download of PROFILE's sets, into DATA=folder; mini needs none
+	@$(PYTHON) -m apm.check_data --profile $(PROFILE) --download
 
 .PHONY: check-data
 check-data: $(ENVIRONMENT) ## which of PROFILE's datasets are in DATA=folder: found, missing, wrong
 	@$(PYTHON) -m apm.check_data --profile $(PROFILE)
 
 .PHONY: teacher
-teacher: $(ENVIRONMENT) ## train the teacher of PROFILE, as its teacher.yaml says, where it is not there yet
+teacher: $(ENVIRONMENT) ## train the teacher of PROFILE anew, as its teacher.yaml says, and compare it with the shipped one
 	@$(PYTHON) -m apm.local_teacher $(PROFILE)
 
 # ----------------------------------------------------------------------------------------------------------- cleaning

@@ -35,7 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from apm import project, ttt
+from apm import lockstep, project, ttt
 from apm.model import (
     APMConfig,
     OnlineFold,
@@ -91,11 +91,12 @@ def flops(fn: Callable[[], Any]) -> int:
     Counted with gradients enabled: without them PyTorch may run a transformer block as one fused kernel, which the counter
     does not know (it finds 22.5 instead of 35.1 GFLOP in ViT-B/16).
     """
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    with lockstep.caller_free(), FlopCounterMode(display=False) as counter:
         fn()
     return int(counter.get_total_flops())
 
 
+@lockstep.caller_free()
 def student_cost(
     config: APMConfig, columns: int | None = None, *, formulation: str = "plain", part: str = "all"
 ) -> Cost:
@@ -321,6 +322,7 @@ def tower_cost(name: str, tower: str = "image") -> Cost:
     return Cost(f"{name} {tower}", parameters, flops(run))
 
 
+@lockstep.caller_free()
 def tower_backward(name: str) -> int:
     """Operations of the gradient of all weights of an open_clip model, for one image and one text: what fine-tuning both costs."""
     model: Any = clip_model(name)
@@ -334,6 +336,7 @@ def tower_backward(name: str) -> int:
     return flops(lambda: run().backward()) - flops(run)
 
 
+@lockstep.caller_free()
 def prompt_backward(name: str) -> int:
     """Operations of the gradient of one text's feature with respect to its input tokens, all weights frozen (prompt tuning)."""
     model: Any = clip_model(name)
@@ -573,7 +576,7 @@ def time_ttt(config: ttt.TTTConfig, *, device: torch.device | str = "cpu") -> Ru
 
     On a CPU every iteration is timed, but for the first, which warms up: config.iterations must be 2 or more. On a GPU the first
     updates only choose kernels and capture the CUDA graph that all later ones replay, so the replayed ones are timed, together: a
-    clock read after each would wait for the GPU every time. That takes `ttt._Students.WARM_UP` + 2 iterations or more, and an
+    clock read after each would wait for the GPU every time. That takes `lockstep.WARM_UP` + 2 iterations or more, and an
     untimed run before, in which the libraries start. Raises ValueError for fewer iterations.
     """
     device = torch.device(device)
@@ -595,7 +598,7 @@ def time_ttt(config: ttt.TTTConfig, *, device: torch.device | str = "cpu") -> Ru
 
 def _marks(iterations: int, kind: str) -> tuple[int, ...]:
     """After which numbers of updates the clock is read: from the first that is like all later ones to the last."""
-    first = ttt._Students.WARM_UP + 1 if kind == "cuda" else 1
+    first = lockstep.WARM_UP + 1 if kind == "cuda" else 1
     if iterations <= first:
         raise ValueError(
             f"the first {first} iteration(s) on {kind} warm up: at least {first + 1} are needed, found {iterations}"

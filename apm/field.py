@@ -38,11 +38,13 @@ from torch import Tensor
 
 from apm import datasets, figures, methods, model, project, records, stats, teachers
 from apm.datasets import Dataset
+from apm.lockstep import caller_free
 from apm.material import Batch, Material
 from apm.model import APM, APMConfig, patches
 from apm.progress import progress as progress_bar
 from apm.stats import Interval
 from apm.tables import Shown, percent
+from apm.typed import checked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,6 +54,7 @@ RESAMPLES = 2_000  # of the bootstrap: values that differ between images cost mu
 PSNR_LIMIT = 100.0  # dB; 8-bit images that differ in one value of one pixel of a million lie just above
 
 
+@checked
 @dataclass(frozen=True)
 class FieldConfig:
     """Everything that determines a training over a dataset but the data, the teacher and the seed.
@@ -173,6 +176,7 @@ class Field:
     resumed: int  # how many of the epochs were read from a checkpoint
 
 
+@caller_free()
 def train(
     data: Material,
     config: FieldConfig,

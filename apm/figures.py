@@ -315,12 +315,24 @@ def _principal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return svd(rows, full_matrices=False, lapack_driver="gesvd")[1:]
 
 
-def grid_rgb(features: np.ndarray, *, fit: np.ndarray | None = None) -> np.ndarray:
-    """Feature grids as colour: the first three principal components, each stretched from its 1st to 99th percentile to 0..1.
+def components(features: np.ndarray) -> np.ndarray:
+    """First three principal components (3, D) of features (..., D), with fixed signs; zeros for those without variation."""
+    rows = np.asarray(features, dtype=np.float64).reshape(-1, np.shape(features)[-1])
+    singular, found = _principal(rows - rows.mean(axis=0))
+    found = found[:3] * (singular[:3, None] > 1e-9 * max(float(singular[0]), float(np.abs(rows).max()), 1e-300))
+    found = found * np.sign(found[np.arange(len(found)), np.abs(found).argmax(axis=1)])[:, None]
+    return np.pad(found, ((0, 3 - len(found)), (0, 0)))
 
-    features: (h, w, D), or (N, h, w, D) sharing one set of components. fit: (..., D) features to take the components from,
-    so that several calls share their colours; default the features themselves. Signs are fixed, so colours do not flip
-    between runs. Components without variation are 0.5.
+
+def grid_rgb(features: np.ndarray, *, fit: np.ndarray | None = None, own_range: bool = False) -> np.ndarray:
+    """Feature grids as colour: the first three principal components as red, green and blue, on one scale.
+
+    The scale is that of the component with the largest range (1st to 99th percentile), so a component with a hundredth of that range
+    takes a hundredth of the contrast; each is centred on 0.5, where those without variation stay.
+
+    features: (h, w, D), or (N, h, w, D) sharing one set of components. fit: (..., D) features to take components, centre and scale
+    from, so that several calls share their colours; default the features themselves. own_range: components from fit, centre and scale
+    from the features: for looks at one grid whose size changes.
 
     Returns float64 RGB of the same shape with D replaced by 3. Raises ValueError for other shapes or non-finite values.
     """
@@ -332,20 +344,15 @@ def grid_rgb(features: np.ndarray, *, fit: np.ndarray | None = None) -> np.ndarr
         raise ValueError(f"expected features of one width, found {features.shape[-1]} and {base.shape[-1]} in fit")
     if not (np.isfinite(features).all() and np.isfinite(base).all()):
         raise ValueError("features hold NaN or infinite values: they cannot be shown as colours")
-    rows = base.reshape(-1, base.shape[-1])
-    centre = rows.mean(axis=0)
-    singular, components = _principal(rows - centre)
-    components = components[:3]
-    largest = np.abs(components).argmax(axis=1)
-    components = components * np.sign(components[np.arange(len(components)), largest])[:, None]
-    projected = (rows - centre) @ components.T
-    low, high = np.percentile(projected, [1, 99], axis=0)
-    varies = singular[: len(components)] > 1e-9 * max(float(singular[0]), float(np.abs(rows).max()), 1e-300)
-    span = np.where(varies, high - low, 1.0)
-    scaled = ((features - centre) @ components.T - low) / np.where(span > 0, span, 1.0)
-    colours = np.full((*features.shape[:-1], 3), 0.5)
-    colours[..., : len(components)] = np.where(varies, np.clip(scaled, 0.0, 1.0), 0.5)
-    return colours
+    axes = components(base).T
+    centre = (features if own_range else base).reshape(-1, base.shape[-1]).mean(axis=0)
+    shown = (features - centre) @ axes
+    ranged = shown if own_range else (base - centre) @ axes
+    low, high = np.percentile(ranged.reshape(-1, 3), [1, 99], axis=0)
+    span = float((high - low).max())
+    if span <= 1e-12 * float(np.abs(features).max()):  # rounding is no variation
+        return np.full(shown.shape, 0.5)
+    return np.clip(0.5 + (shown - (low + high) / 2) / span, 0.0, 1.0)
 
 
 def image_strip(

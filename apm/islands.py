@@ -9,10 +9,9 @@ Grids are arrays (N, h, w, D): N images, h x w places, features of width D. Dist
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -20,12 +19,12 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from apm import figures, published, stats
+from apm import figures, stats
 from apm.model import APMConfig, Parameters, activations, head, patches, perceive
+from apm.numbers import Number
 from apm.project import unknown
-from apm.stats import Interval
 from apm.teachers import IMAGENET_MEAN, IMAGENET_STD
-from apm.ttt import TTTConfig, TTTResult, adapt, trained_student
+from apm.ttt import TTTConfig, TTTResult, adapt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,49 +32,36 @@ if TYPE_CHECKING:
 METHODS = ("pca", "tsne")
 CLUSTER_COUNTS = (2, 3, 4, 5, 6)  # numbers of clusters that the silhouette chooses from
 OTHERS = 5  # masks of that many other images are the control of an image's own mask
-MOST = 0.9  # from which a share or likeness is called high in the sentences
+MOST = 0.9  # from which R2 of P and the likeness to another image's map are those of a map of place
 _one_thread = threadpool_limits.wrap(limits=1)  # several add in an order that depends on their number
 
 
 class Snapshots:
     """Callback for `apm.ttt.adapt` that keeps the feature grids of all images after chosen numbers of updates.
 
-    student: the config that is trained (`apm.ttt.trained_student`). images: (N, 3, H, W), those passed to `adapt`.
+    student: the config that is trained (`TTTConfig.trained`). images: (N, 3, H, W), those passed to `adapt`.
     iterations: numbers of updates to look at, 0 for the random weights. tokens: (N, h*w, D') for column="tokens".
-    double: look in float64, whatever the student is trained in. At small random weights the places differ by less than float32
-        resolves, and a picture of them would show rounding.
 
-    `grids[k]` is a float32 (with double: float64) array (N, h, w, D) after `adapt` has returned. It only looks: training does
-    not depend on it.
+    `grids[k]` is an array (N, h, w, D) after `adapt` has returned (`feature_grids`). It only looks: training does not depend on it.
     """
 
     def __init__(
-        self,
-        student: APMConfig,
-        images: Tensor,
-        iterations: Sequence[int],
-        tokens: Tensor | None = None,
-        *,
-        double: bool = False,
+        self, student: APMConfig, images: Tensor, iterations: Sequence[int], tokens: Tensor | None = None
     ) -> None:
-        self.student, self.images, self.tokens, self.double = student, images, tokens, double
+        self.student, self.images, self.tokens = student, images, tokens
         self.iterations = sorted(set(iterations))
-        shape = (len(images), *student.grid, student.width)
-        self.grids = {k: np.full(shape, np.nan, dtype=np.float64 if double else np.float32) for k in self.iterations}
+        self.grids = {k: np.full((len(images), *student.grid, student.width), np.nan) for k in self.iterations}
 
     def __call__(self, k: int, part: slice, parameters: Mapping[str, Tensor]) -> None:
         """Called by `adapt` after k updates of the images in `part`."""
-        if k not in self.grids:
-            return
-        tokens = None if self.tokens is None else self.tokens[part]
-        if self.double:
-            parameters = {name: value.double() for name, value in parameters.items()}
-        features = feature_grids(parameters, self.images[part], self.student, tokens)
-        self.grids[k][part] = features.to(torch.float64 if self.double else torch.float32).cpu().numpy()
+        if k in self.grids:
+            tokens = None if self.tokens is None else self.tokens[part]
+            self.grids[k][part] = feature_grids(parameters, self.images[part], self.student, tokens)
 
     def colours(self, image: int = 0) -> list[np.ndarray]:
-        """One RGB picture (h, w, 3) in 0..1 per iteration: the first three principal components of that grid."""
-        return [figures.grid_rgb(self.grids[k][image]) for k in self.iterations]
+        """One RGB picture (h, w, 3) in 0..1 per iteration, in the colours of the last: its principal components, each look stretched."""
+        last = self.grids[self.iterations[-1]][image]
+        return [picture(self.grids[k][image], fit=last) for k in self.iterations]
 
 
 def displayed(image: Tensor) -> np.ndarray:
@@ -84,17 +70,20 @@ def displayed(image: Tensor) -> np.ndarray:
     return (image.cpu() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
-def feature_grids(parameters: Parameters, images: Tensor, student: APMConfig, tokens: Tensor | None = None) -> Tensor:
-    """Feature grids (N, h, w, D) of N students (stacked weights) on N images (N, 3, H, W), in the type of the weights.
+def feature_grids(
+    parameters: Parameters, images: Tensor, student: APMConfig, tokens: Tensor | None = None
+) -> np.ndarray:
+    """Feature grids (N, h, w, D) of N students (stacked weights) on N images (N, 3, H, W), computed in float64.
 
-    Weight set k looks at image k: with the images rolled, every student looks at an image it was not trained on.
+    At small random weights the places differ by less than float32 resolves. Weight set k looks at image k: with the images rolled,
+    every student looks at an image it was not trained on.
     """
-    dtype = parameters["head_weight"].dtype
+    double = {name: value.double() for name, value in parameters.items()}
     with torch.no_grad():
         percept = perceive(
-            parameters, patches(images.to(dtype), student), student, None if tokens is None else tokens.to(dtype)
+            double, patches(images.double(), student), student, None if tokens is None else tokens.double()
         )
-        return head(parameters, activations(parameters, percept, student)).unflatten(1, student.grid)
+        return head(double, activations(double, percept, student)).unflatten(1, student.grid).cpu().numpy()
 
 
 def watch(
@@ -106,7 +95,7 @@ def watch(
     tokens: Tensor | None = None,
     seed: int = 0,
 ) -> tuple[TTTResult, Snapshots]:
-    """Train one student per image (`apm.ttt.adapt`) and look at the grids, in float64, after the given numbers of updates.
+    """Train one student per image (`apm.ttt.adapt`) and look at the grids after the given numbers of updates.
 
     The result holds the final weights. Raises ValueError as `adapt`, and for a look after the last update.
     """
@@ -114,9 +103,9 @@ def watch(
         raise ValueError(
             f"expected looks after 0 to {config.iterations} iterations, found {late}: change them or iterations"
         )
-    student = trained_student(config)
-    shots = Snapshots(student, images, iterations, tokens, double=True)
-    result = adapt(images, targets, config, generator=seed, tokens=tokens, keep_parameters=True, callback=shots)
+    student = config.trained
+    shots = Snapshots(student, images, iterations, tokens)
+    result = adapt(images, targets, config, seed=seed, tokens=tokens, keep_parameters=True, callback=shots)
     return result, shots
 
 
@@ -275,20 +264,15 @@ class Clusters:
     silhouette: float  # mean silhouette of that division, -1 to 1
 
 
-@_one_thread
 def clusters(grid: np.ndarray, counts: Sequence[int] = CLUSTER_COUNTS, *, seed: int = 0) -> Clusters:
     """k-means groups of one grid's features (h, w, D), with the number of groups of highest mean silhouette (Rousseeuw 1987).
 
     counts: numbers of groups to choose from, at least 2. The silhouette compares divisions and cannot say that there is none:
     features that change smoothly over the grid are divided as well, so compare with the controls. The same seed gives the same
-    groups.
+    groups on one thread (`measure` takes one).
 
     Raises ValueError for another shape, no possible number of groups, or fewer different features than the smallest number.
     """
-    return _clusters(grid, counts, seed)
-
-
-def _clusters(grid: np.ndarray, counts: Sequence[int], seed: int) -> Clusters:
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
 
@@ -378,16 +362,18 @@ MEASURES = {  # column of `measure` -> heading
     "spread": "spread (%)",
     "neighbour": "neighbours, raw",
     "far": "far, raw",
+    "first_component": "first component",
+    "position": "R2 of P",
     "neighbour_centred": "neighbours",
     "far_centred": "far",
     "neighbour_minus_far": "neighbours - far",
-    "first_component": "first component",
-    "position": "R2 of P",
+    "another": "CKA, another image",
     "clusters": "clusters",
-    "ari_two": "ARI, 2 clusters",
     "ari": "ARI, chosen number",
+    "ari_two": "ARI, 2 clusters",
     "ari_two_others": "ARI, 2 clusters, other masks",
     "ari_two_gain": "own - other masks",
+    "ari_two_gain_another": "own - other masks, another image's map",
 }
 
 
@@ -396,154 +382,122 @@ def measure(
     grids: np.ndarray,
     masks: np.ndarray | None = None,
     *,
+    another: np.ndarray | None = None,
     counts: Sequence[int] = CLUSTER_COUNTS,
     others: int = OTHERS,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Every measure of N grids (N, h, w, D), one row per image: the columns of MEASURES, in that order.
+    """Every measure of N grids (N, h, w, D), one row per image: the columns of MEASURES, in that order, spread in percent.
 
-    masks: (N, h, w) foreground; without it the columns that need one are left out. counts: numbers of clusters to choose from.
+    masks: (N, h, w) foreground. another: (N, h, w, D) the grids that the image before (the last before the first) gives, in the same
+    weights where there are weights. Columns that need what is not given are left out. counts: numbers of clusters to choose from.
     "ari_two" takes two clusters, "ari" the chosen number. Raises ValueError as the single measures do.
     """
     grids = _grids(grids)
     near, distant = neighbour_cosine(grids, centre=True), far_cosine(grids, centre=True)
-    same = np.array(
-        [np.array_equal(grids[0], grid) for grid in grids]
-    ).all()  # the positional code: one division serves all
-    divided = [_clusters(grid, counts, seed) for grid in (grids[:1] if same else grids)]
-    divided = divided * len(grids) if same else divided
+    divided = _each(grids, counts, seed)
     columns = {
-        "spread": spread(grids),
+        "spread": 100 * spread(grids),
         "neighbour": neighbour_cosine(grids),
         "far": far_cosine(grids),
+        "first_component": first_component(grids),
+        "position": position_share(grids),
         "neighbour_centred": near,
         "far_centred": distant,
         "neighbour_minus_far": near - distant,
-        "first_component": first_component(grids),
-        "position": position_share(grids),
+        "another": None if another is None else alike(grids, another),
         "clusters": np.array([d.count for d in divided], dtype=np.float64),
     }
     if masks is not None:
-        two = [d if d.count == 2 else _clusters(grid, [2], seed) for d, grid in zip(divided, grids, strict=True)]
-        own, other = mask_agreement(np.stack([d.labels for d in two]), masks, others)
-        columns["ari_two"] = own
         columns["ari"] = mask_agreement(np.stack([d.labels for d in divided]), masks, 1)[0]
-        columns["ari_two_others"], columns["ari_two_gain"] = other, own - other
-    return pd.DataFrame(columns)
+        for end, shown in (("", grids), ("_another", another)):
+            if shown is not None:
+                two = np.stack([d.labels for d in _each(shown, [2], seed)])
+                own, other = mask_agreement(two, masks, others)
+                columns |= {f"ari_two{end}": own, f"ari_two_others{end}": other, f"ari_two_gain{end}": own - other}
+    return pd.DataFrame({name: columns[name] for name in MEASURES if columns.get(name) is not None})
 
 
-def interval(values: np.ndarray | pd.Series) -> Interval:
-    """Mean of one value per image with its 95 % bootstrap interval over images, in the values' own unit.
+def _each(grids: np.ndarray, counts: Sequence[int], seed: int) -> list[Clusters]:
+    """The division of each grid; one serves all where they are the same, as the positional code's are."""
+    same = all(np.array_equal(grids[0], grid) for grid in grids)
+    divided = [clusters(grid, counts, seed=seed) for grid in (grids[:1] if same else grids)]
+    return divided * len(grids) if same else divided
+
+
+def interval(values: np.ndarray | pd.Series, unit: str = "") -> Number:
+    """Mean of one value per image with its 95 % interval over images, in the values' own unit.
 
     Raises ValueError for fewer images than `apm.stats.MINIMUM_SAMPLES`.
     """
-    found = stats.bootstrap_mean(np.asarray(values, dtype=np.float64))
-    return Interval(found.value / 100, found.low / 100, found.high / 100, found.n)
+    value, low, high, n = stats.mean(np.asarray(values, dtype=np.float64))
+    return Number(value / 100, low / 100, high / 100, n, unit, "measure")
 
 
-def summary(measures: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Means over images with intervals, in long form: columns source, measure, value, low, high, n.
+def table(measures: Mapping[str, pd.DataFrame], names: Iterable[str] = tuple(MEASURES)) -> pd.DataFrame:
+    """Means over images with intervals: one row per source of features, one column per measure.
 
-    measures: rows of `measure` by source. Raises ValueError for too few images.
+    measures: rows of `measure` by source. Raises ValueError for a measure that they do not have, and for too few images.
     """
-    rows = [
-        {"source": source, "measure": name, **interval(frame[name])._asdict()}
+    names = list(names)
+    for name in names:
+        if missing := [source for source, frame in measures.items() if name not in frame]:
+            raise unknown("measure", name, list(measures[missing[0]]))
+    rows = {
+        source: {MEASURES[name]: interval(frame[name], "%" if name == "spread" else "") for name in names}
         for source, frame in measures.items()
-        for name in frame
-    ]
-    return pd.DataFrame(rows)
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("features")
 
 
-def table(long: pd.DataFrame, measures: Iterable[str] = tuple(MEASURES)) -> pd.DataFrame:
-    """A summary as read: one row per source, one column per measure, "value [low, high]", the spread in percent.
+CHANGED = "larger where the whole interval of the change is above 0, smaller where it is below, else not decided"
 
-    Raises ValueError for a measure that the summary does not have.
+
+def changes(
+    before: Mapping[str, pd.DataFrame], after: Mapping[str, pd.DataFrame], names: Sequence[str]
+) -> pd.DataFrame:
+    """What training changed: measures of the same students on the same images before and after it, paired by image.
+
+    before, after: rows of `measure` by student. Index: measure, student. Columns: random weights, trained, change, verdict (CHANGED).
+    Raises ValueError for students that are not in both, and for too few images.
     """
-    wide: dict[str, dict[str, str]] = {}
-    for name in measures:
-        part = long[long["measure"] == name]
-        if part.empty:
-            raise unknown("measure", name, dict.fromkeys(long["measure"]))
-        wide[MEASURES.get(name, name)] = {
-            row.source: _bracketed(row, percent=name == "spread") for row in part.itertuples()
-        }
-    order = list(dict.fromkeys(long["source"]))
-    return pd.DataFrame(wide).reindex(order).rename_axis("features").reset_index()
-
-
-def likeness(pairs: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Values of `alike` per image, by comparison, as read: columns compared, CKA with its interval, n. Raises as `interval`."""
-    rows = {name: interval(values) for name, values in pairs.items()}
-    return pd.DataFrame({"compared": name, "CKA": _bracketed(found), "n": found.n} for name, found in rows.items())
-
-
-def _bracketed(row: Any, *, percent: bool = False) -> str:
-    """ "0.55 [0.54, 0.56]" from anything with value, low and high; without the interval where it is narrower than the digits."""
-    numbers = (row.value, row.low, row.high)
-    value, low, high = (f"{100 * x:.3g}" if percent else _decimals(x) for x in numbers)
-    return value if value == low == high else f"{value} [{low}, {high}]"
-
-
-def _decimals(value: float) -> str:
-    """Two decimals; four where a cosine is so near 1 that two would hide that it is not 1; never "-0.00"."""
-    text = f"{value:.4f}" if 0.995 <= abs(value) < 1 else f"{value:.3f}" if abs(value) < 0.0995 else f"{value:.2f}"
-    return text.removeprefix("-") if float(text) == 0 else text
-
-
-def against_zero(found: Interval) -> str:
-    """A difference in words: "above 0", "below 0", or "not distinguishable from 0" where its interval holds 0."""
-    return "above 0" if found.low > 0 else "below 0" if found.high < 0 else "not distinguishable from 0"
-
-
-@dataclass(frozen=True)
-class PublishedLoss:
-    """The losses that the paper prints for Figure 3."""
-
-    iterations: int
-    first: float
-    last: float
-    source: str
-
-
-def published_loss() -> PublishedLoss:
-    """Figure 3's losses from data/published. Raises ValueError when the row is missing or cannot be read as first -> last."""
-    known = published.load("table5_and_appendix")
-    row = known[known["table"] == "Fig 3"]
-    if len(row) != 1:
-        raise ValueError(
-            f"expected one row 'Fig 3' in table5_and_appendix.csv, found {len(row)}: restore data/published"
-        )
-    losses = re.fullmatch(r"\s*(\S+)\s*->\s*(\S+)\s*", row["text"].iloc[0])
-    count = re.search(r"(\d+) TTT iterations", row["row"].iloc[0])
-    if not losses or not count:
-        raise ValueError(
-            f"expected 'first -> last' and '<n> TTT iterations' in row 'Fig 3' of table5_and_appendix.csv, found "
-            f"{row['text'].iloc[0]!r} and {row['row'].iloc[0]!r}"
-        )
-    return PublishedLoss(int(count[1]), float(losses[1]), float(losses[2]), row["source"].iloc[0])
-
-
-def loss_table(runs: Mapping[str, np.ndarray], paper: PublishedLoss) -> pd.DataFrame:
-    """First and last loss, median over images, of each run's losses (N, K + 1), under the published ones."""
-    rows = [("published, Figure 3", paper.iterations, 1, paper.first, paper.last, paper.last)]
-    for name, losses in runs.items():
-        losses = np.asarray(losses, dtype=np.float64)
-        median = np.median(losses, axis=0)
-        rows.append((name, losses.shape[1] - 1, len(losses), median[0], median[-1], losses.min()))
-    return pd.DataFrame(
-        [
-            {
-                "run": name,
-                "iterations": k,
-                "images": n,
-                "first loss": f"{first:.1e}",
-                "last loss": f"{last:.1e}",
-                "fall": f"{first / last:.1e}-fold" if last > 0 else "to zero",
-                "lowest of any image": f"{lowest:.1e}" if name != rows[0][0] else "",
+    if list(before) != list(after):
+        raise ValueError(f"expected the same students before and after, found {list(before)} and {list(after)}")
+    rows = {}
+    for name in names:
+        for student in after:
+            change = interval(after[student][name] - before[student][name])
+            rows[MEASURES[name], student] = {
+                "random weights": interval(before[student][name]),
+                "trained": interval(after[student][name]),
+                "change": change,
+                "training made it": "larger" if change.low > 0 else "smaller" if change.high < 0 else "not decided",
             }
-            for name, k, n, first, last, lowest in rows
-        ]
-    )
+    found = pd.DataFrame.from_dict(rows, orient="index")
+    return found.set_index(pd.MultiIndex.from_tuples(rows, names=["measure", "student"]))
+
+
+WHOSE = (
+    f"A map of place: R2 of P and the CKA with another image's map are at least {MOST} (yes where both whole intervals are, no where one "
+    "whole interval is below). Shows its own image: own - other masks is above 0 (yes where the whole interval is, no where it is below), and "
+    "larger than that of another image's map (the whole interval of the difference above 0)."
+)
+
+
+def whose(measures: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Whose map the grid of each source is, by the rule WHOSE: place, the image, both or neither. One row per source.
+
+    measures: rows of `measure`, with masks and another image's maps, by source. Raises ValueError as `table`.
+    """
+    found = table(measures, ["position", "another", "ari_two_gain", "ari_two_gain_another"])
+    place, image = [], []
+    for frame, (linear, same, gain, _) in zip(measures.values(), found.itertuples(index=False), strict=True):
+        more = interval(frame["ari_two_gain"] - frame["ari_two_gain_another"])
+        high, low = min(linear.low, same.low) >= MOST, min(linear.high, same.high) < MOST
+        place.append("yes" if high else "no" if low else "not decided")
+        shows, not_ = min(gain.low, more.low) > 0, gain.high < 0
+        image.append("yes" if shows else "no" if not_ else "not decided")
+    return found.assign(**{"a map of place": place, "shows its own image": image})
 
 
 def rounding(targets: Tensor, dtype: torch.dtype) -> float:
@@ -557,158 +511,17 @@ def rounding(targets: Tensor, dtype: torch.dtype) -> float:
     return float((step / 2).square().mean() / 3)
 
 
-def by_precision(runs: Mapping[str, np.ndarray], factor: float = 2.0) -> list[str]:
-    """In words, for each run named with float32 that has a twin named with float64: does rounding hold its last loss up?
-
-    runs: losses (N, K + 1) by name. It does when the median last loss is more than `factor` times the twin's.
-    """
-    sentences = []
-    for name, losses in runs.items():
-        twin = name.replace("float32", "float64")
-        if twin == name or twin not in runs:
-            continue
-        narrow, wide = (float(np.median(np.asarray(x, dtype=np.float64)[:, -1])) for x in (losses, runs[twin]))
-        limits = narrow > factor * wide
-        sentences.append(
-            f"{name}: ends at {narrow:.1e}, in float64 at {wide:.1e}: the rounding of float32 {'holds it up' if limits else 'is not what limits it'}."
-        )
-    return sentences
-
-
-def photograph_table(names: Sequence[str], grids: Mapping[str, pd.DataFrame], another: np.ndarray) -> pd.DataFrame:
-    """One row per photograph, as read: measures of every source of features beside each other.
-
-    grids: rows of `measure` by source, each in the order of names; the first is the trained student. another: (N,) `alike` of its
-    grid with the one that another photograph's T gives. Raises ValueError for different numbers of rows.
-    """
-    counts = {"another T": len(another), **{label: len(frame) for label, frame in grids.items()}}
-    if any(count != len(names) for count in counts.values()):
-        raise ValueError(f"expected one row per photograph, found {len(names)} names and {counts} rows")
-    columns = {"photograph": list(names)}
-    for name in ("spread", "neighbour_centred", "far_centred", "position", "clusters"):
-        for label, frame in grids.items():
-            show = {
-                "spread": lambda v: f"{100 * v:.0f}" if v > 0.1 else f"{100 * v:.2g}",
-                "clusters": lambda v: str(int(v)),
-            }.get(name, _decimals)
-            columns[f"{MEASURES[name]}, {label}"] = [show(v) for v in frame[name]]
-    return pd.DataFrame({**columns, f"another T, {next(iter(grids))}": [_decimals(v) for v in another]})
-
-
-def photograph_reading(
-    names: Sequence[str], position: np.ndarray, another: np.ndarray, most: float = MOST
-) -> list[str]:
-    """What the photographs say, in sentences: how many grids are a map of place, and which are not.
-
-    position: (N,) `position_share` of the trained grids. another: (N,) `alike` with the grid that another photograph's T gives.
-    most: from which both count as high. Raises ValueError for different numbers.
-    """
-    if not len(names) == len(position) == len(another):
-        raise ValueError(f"expected one value per photograph, found {len(names)}, {len(position)} and {len(another)}")
-    linear, stays = np.asarray(position) >= most, np.asarray(another) >= most
-    changed = [name for name, same in zip(names, stays, strict=True) if not same]
-    return [
-        f"Photographs: on {int(linear.sum())} of {len(names)} the grid is a map of place, a term per row plus a term per column (R2 of P at "
-        f"least {most}; the lowest is {_decimals(float(np.min(position)))}).",
-        f"With another photograph in T the map stays (CKA of at least {most}) on {int(stays.sum())} of {len(names)}"
-        + (
-            f" and changes on {', '.join(changed)}: where R2 of P is high, from one map of place to another."
-            if changed
-            else "."
-        ),
-    ]
-
-
-def reading(
-    measures: Mapping[str, pd.DataFrame], student: str, control: str, another: Mapping[str, np.ndarray]
-) -> list[str]:
-    """What the controls say, in sentences computed from the measures.
-
-    measures: rows of `measure` by source. student, control: the rows of the trained student and of the positional code. another:
-    by student, `alike` of its grid with the one that another image gives in the same weights. Raises ValueError when a
-    row is missing, and for too few images.
-    """
-    for name in (student, control):
-        if name not in measures:
-            raise unknown("source", name, measures)
-    trained = measures[student]
-    size, linear = interval(trained["spread"]), interval(trained["position"])
-    own, code = (interval(measures[name]["neighbour_minus_far"]) for name in (student, control))
-    gap = interval(trained["neighbour_minus_far"] - measures[control]["neighbour_minus_far"])
-    sentences = [
-        f"{student}: the places differ from their mean by {100 * size.value:.2g} % of its length, and what is linear in the positional "
-        f"code explains {100 * linear.value:.2f} % of that.",
-        f"Neighbouring places agree more than distant ones by {_bracketed(own)} in mean cosine for {student} and by {_bracketed(code)} for "
-        f"{control}; the difference of the two, {_bracketed(gap)}, is {against_zero(gap)}: "
-        f"{'training made the islands larger than the code alone has them' if gap.low > 0 else 'there are islands without any training, and training did not make them larger'}.",
-    ]
-    for name, frame in measures.items():
-        gain = interval(frame["ari_two_gain"])
-        sentences.append(
-            f"{name}: its two clusters fit the image's own mask better than other images' by {_bracketed(gain)}, {against_zero(gain)}."
-        )
-    for name, values in another.items():
-        found = interval(values)
-        sentences.append(
-            f"{name}: with another image put in, weights unchanged, the map stays alike to {_bracketed(found)} (1: the same map)."
-        )
-    return sentences
-
-
-def conclusion(
-    measures: Mapping[str, pd.DataFrame], another: Mapping[str, np.ndarray], most: float = MOST
-) -> list[str]:
-    """Whose islands they are, one sentence per student, decided by its numbers.
-
-    measures: rows of `measure`, with masks, by student. another: by student, `alike` of its grid with the one that another image
-    gives in the same weights. most: from which R2 of P and that likeness count as high. Raises ValueError for a student
-    without measures and for too few images.
-    """
-    sentences = []
-    for name, values in another.items():
-        if name not in measures:
-            raise unknown("student", name, measures)
-        linear, same = interval(measures[name]["position"]), interval(values)
-        gain = interval(measures[name]["ari_two_gain"])
-        place = linear.low >= most and same.low >= most
-        verdict = (
-            ("a map of place, with a trace of the image" if place else "at least in part a map of the image")
-            if gain.low > 0
-            else "a map of place, not of the image"
-            if place
-            else "a map that the numbers tie to the image by its T, but not to the object in it"
-            if same.high < most
-            else "undecided"
-        )
-        sentences.append(
-            f"{name}: the islands are {verdict}. R2 of P {_bracketed(linear)}; CKA with the grid that another image gives "
-            f"{_bracketed(same)}; fit to the own mask less that to other masks {_bracketed(gain)}, {against_zero(gain)}."
-        )
-    return sentences
-
-
 # ------------------------------------------------------------------------------------------------------------ embeddings
 
 
 @_one_thread
-def embed(grid: np.ndarray, *, method: str = "pca", components: int = 3, seed: int = 0) -> np.ndarray:
-    """One grid's features (h, w, D) reduced to 1, 2 or 3 numbers per place, each stretched from its 1st to 99th percentile to 0..1.
+def embed(grid: np.ndarray, components: int = 3, *, seed: int = 0) -> np.ndarray:
+    """One grid's features (h, w, D) by t-SNE in 1, 2 or 3 numbers per place, each stretched from its 1st to 99th percentile to 0..1.
 
-    method: "pca" (linear, stable) or "tsne" (scikit-learn's t-SNE from a PCA start with a fixed seed: repeatable, but it keeps
-    neighbourhoods only, and always spreads what it is given). Missing components and those without variation are 0.5.
-
-    Returns (h, w, components). Raises ValueError for an unknown method, another number of components or another shape.
+    scikit-learn's t-SNE from a PCA start with a fixed seed: repeatable, but it keeps neighbourhoods only, and always spreads what it is
+    given. Missing components and those without variation are 0.5. Returns (h, w, components). Raises ValueError for another shape.
     """
-    if method not in METHODS:
-        raise unknown("embedding method", method, METHODS)
-    if components not in (1, 2, 3):
-        raise ValueError(f"expected 1, 2 or 3 components to show as colour, found {components}")
-    grid = np.asarray(grid, dtype=np.float64)
-    if grid.ndim != 3:
-        raise ValueError(f"expected one grid of shape (h, w, D), found {grid.shape}")
-    if method == "pca":
-        return figures.grid_rgb(grid)[..., :components]
-    flat = _unit_scale(_grids(grid[None]))
+    flat = _unit_scale(_grids(np.asarray(grid)[None]))
     if len(flat) <= components or not flat.any():
         return np.full((*grid.shape[:2], components), 0.5)
     from sklearn.decomposition import PCA
@@ -736,10 +549,7 @@ def embed(grid: np.ndarray, *, method: str = "pca", components: int = 3, seed: i
 
 
 def as_colour(embedding: np.ndarray) -> np.ndarray:
-    """An embedding (h, w, 1, 2 or 3) in 0..1 as RGB (h, w, 3): one component as viridis, two as orange (first) and blue (second), three as RGB.
-
-    Raises ValueError for another number of components.
-    """
+    """An embedding (h, w, 1, 2 or 3) in 0..1 as RGB (h, w, 3): one component as viridis, two as orange (first) and blue (second), three as RGB."""
     import matplotlib as mpl
 
     components = embedding.shape[-1]
@@ -748,14 +558,34 @@ def as_colour(embedding: np.ndarray) -> np.ndarray:
     if components == 2:
         first, second = embedding[..., 0], embedding[..., 1]
         return np.stack([first, 0.5 * (first + second), second], axis=-1)
-    if components == 3:
-        return embedding
-    raise ValueError(f"expected 1, 2 or 3 components to show as colour, found {components}")
+    return embedding
 
 
-def picture(grid: np.ndarray, method: str = "pca", components: int = 3) -> np.ndarray:
-    """One grid (h, w, D) as RGB (h, w, 3): `embed` and `as_colour`."""
-    return as_colour(embed(grid, method=method, components=components))
+def picture(grid: np.ndarray, method: str = "pca", components: int = 3, *, fit: np.ndarray | None = None) -> np.ndarray:
+    """One grid (h, w, D) as RGB (h, w, 3), reduced to 1, 2 or 3 components by "pca" (`apm.figures.grid_rgb`) or "tsne" (`embed`).
+
+    fit: the look (h, w, D) whose principal components, with their signs, are the colours: give one grid for all looks at a student,
+    or colours flip from look to look while the map stays. The range is the grid's own, one scale for all components. t-SNE has no such
+    thing, each of its pictures has its own colours.
+
+    Raises ValueError for an unknown method, another number of components or another shape.
+    """
+    if method not in METHODS:
+        raise unknown("embedding method", method, METHODS)
+    if components not in (1, 2, 3):
+        raise ValueError(f"expected 1, 2 or 3 components to show as colour, found {components}")
+    if np.ndim(grid) != 3:
+        raise ValueError(f"expected one grid of shape (h, w, D), found {np.shape(grid)}")
+    if method == "tsne":
+        return as_colour(embed(grid, components))
+    return as_colour(figures.grid_rgb(grid, fit=fit, own_range=True)[..., :components])
+
+
+def shares(grid: np.ndarray, fit: np.ndarray | None = None) -> np.ndarray:
+    """Share (3,) of the variation of a grid (h, w, D) that each colour channel of its `picture` shows; what is missing to 1 is not shown."""
+    flat = centred(grid[None]).reshape(-1, grid.shape[-1])
+    shown = flat @ figures.components(grid if fit is None else fit).T
+    return np.square(shown).sum(axis=0) / np.square(flat).sum()
 
 
 def swapped(own: np.ndarray, other: np.ndarray) -> list[np.ndarray]:
@@ -767,9 +597,7 @@ def swapped(own: np.ndarray, other: np.ndarray) -> list[np.ndarray]:
 # -------------------------------------------------------------------------------------------------------------- figures
 
 
-def picture_table(
-    rows: Mapping[str, Sequence[np.ndarray]], headings: Sequence[str], *, size: float = 1.15
-) -> tuple[Figure, str]:
+def picture_table(rows: Mapping[str, Sequence[np.ndarray]], headings: Sequence[str], *, size: float = 1.15) -> Figure:
     """Pictures in rows and columns with headings: (H, W, 3) in 0..1 or uint8, or (H, W) grey or bool.
 
     rows: pictures by row label. headings: one per column. size: inches per picture. Raises ValueError for no rows or a row with
@@ -792,153 +620,10 @@ def picture_table(
     )
     for axes_row, (name, pictures) in zip(grid, rows.items(), strict=True):
         for axes, image in zip(axes_row, pictures, strict=True):
-            grey = {"cmap": "gray", "vmin": 0, "vmax": 1} if np.ndim(image) == 2 else {}
-            axes.imshow(image, **grey)
+            axes.imshow(image, **({"cmap": "gray", "vmin": 0, "vmax": 1} if np.ndim(image) == 2 else {}))
             axes.set(xticks=[], yticks=[])
-            axes.grid(visible=False)
-            for side in axes.spines.values():
-                side.set_visible(False)
+            axes.spines[:].set_visible(False)
         axes_row[0].set_ylabel(name, fontsize="small", rotation=0, ha="right", va="center")
     for axes, heading in zip(grid[0], headings, strict=True):
         axes.set_title(heading, fontsize="small")
-    return figure, f"{len(rows)} rows of {len(headings)} pictures."
-
-
-def loss_figure(
-    runs: Mapping[str, np.ndarray], paper: PublishedLoss, floors: Mapping[str, float] | None = None
-) -> tuple[Figure, str]:
-    """Loss (median over images) of several runs on a log axis, with the published first and last loss as marks.
-
-    runs: losses (N, K + 1) by name. floors: losses to mark as lines, such as the rounding of a number type. Raises ValueError
-    for another shape.
-    """
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
-    figures.style()
-    figure, axes = plt.subplots(figsize=(figures.WIDTH, 4.6), layout="constrained")
-    colours = sns.color_palette("colorblind", len(runs))
-    for i, (name, losses) in enumerate(runs.items()):
-        losses = np.asarray(losses, dtype=np.float64)
-        if losses.ndim != 2 or losses.shape[1] < 2:
-            raise ValueError(f"{name}: expected losses of shape (N, K + 1) with K >= 1, found {losses.shape}")
-        style = {"color": colours[i], "linestyle": ("-", "--", "-.", ":")[i % 4], "linewidth": 1.8}
-        axes.plot(np.median(losses, axis=0), label=name, **style)
-        axes.fill_between(
-            np.arange(losses.shape[1]), losses.min(axis=0), losses.max(axis=0), color=colours[i], alpha=0.1, linewidth=0
-        )
-    axes.plot(
-        [0, paper.iterations],
-        [paper.first, paper.last],
-        "k*",
-        markersize=11,
-        clip_on=False,
-        zorder=5,
-        label="published",
-    )
-    for name, value in (floors or {}).items():
-        axes.axhline(value, color="0.35", linestyle=":", linewidth=1)
-        axes.annotate(
-            f"rounding of {name}",
-            (0.99, value),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="top",
-            fontsize="small",
-        )
-    axes.set(xlabel="test-time training iteration", ylabel="loss (mean squared error)", yscale="log")
-    axes.set_xlim(0, None)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
-    numbers = sorted({len(losses) for losses in runs.values()})
-    n = " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
-    return figure, (
-        f"Loss over iterations: median over n = {n} images, bands from the lowest to the highest. Stars: the published values of one image, for a "
-        "wider teacher feature (the first loss of a unit-length target is one over its width)."
-    )
-
-
-def iterations_figure(by_iteration: Mapping[int, pd.DataFrame]) -> tuple[Figure, str]:
-    """Spread, cosines and mask agreement after k updates, with 95 % bands. by_iteration: rows of `measure` by k.
-
-    Raises ValueError for too few images.
-    """
-    import matplotlib.pyplot as plt
-
-    figures.style()
-    panels = (
-        ("spread of the places", "spread (% of the mean's length)", {"spread": ("spread", "#0173b2")}),
-        (
-            "agreement of places",
-            "mean cosine, mean removed",
-            {"neighbour_centred": ("neighbours", "#0173b2"), "far_centred": ("far", "#949494")},
-        ),
-        (
-            "two clusters and the mask",
-            "adjusted Rand index",
-            {"ari_two": ("own mask", "#0173b2"), "ari_two_others": ("other images' masks", "#949494")},
-        ),
-    )
-    figure, grid = plt.subplots(1, 3, figsize=(figures.WIDTH * 1.1, 3.6), layout="constrained")
-    steps = list(by_iteration)
-    x = np.arange(len(steps))
-    n = 0
-    for axes, (title, unit, lines) in zip(grid, panels, strict=True):
-        for name, (label, colour) in lines.items():
-            found = [interval((100 if name == "spread" else 1) * by_iteration[k][name]) for k in steps]
-            n = found[0].n
-            axes.plot(x, [f.value for f in found], "o-", color=colour, label=label, markersize=4)
-            axes.fill_between(x, [f.low for f in found], [f.high for f in found], color=colour, alpha=0.2, linewidth=0)
-        axes.set_xticks(x, [str(k) for k in steps])
-        axes.set(title=title, xlabel="iteration k (steps not to scale)", ylabel=unit)
-        if len(lines) > 1:
-            axes.legend(fontsize="small")
-    grid[0].set_ylim(0, None)
-    low, high = grid[2].get_ylim()
-    grid[2].set_ylim(min(low, -0.1), max(high, 0.4))  # no zoom into what is near 0
-    return figure, (
-        f"The student's grid after k iterations; n = {n} images, bands are 95 % bootstrap intervals. Spread: distance of the places from "
-        "their mean, in percent of its length. Index: two clusters against the foreground mask. The iterations looked at stand side by "
-        "side, whatever lies between them."
-    )
-
-
-def sources_figure(long: pd.DataFrame) -> tuple[Figure, str]:
-    """Agreement of neighbours and of distant places, and of two clusters with own and other masks, for every source of features.
-
-    long: rows of `summary` with masks. Raises ValueError for an empty one.
-    """
-    import matplotlib.pyplot as plt
-
-    figures.style()
-    if long.empty:
-        raise ValueError("expected measures of at least one source, found none")
-    sources = list(dict.fromkeys(long["source"]))
-    y = np.arange(len(sources))
-    panels = (
-        ("cosine, mean removed", (("neighbour_centred", "neighbours", "#0173b2"), ("far_centred", "far", "#949494"))),
-        (
-            "adjusted Rand index, 2 clusters",
-            (("ari_two", "own mask", "#0173b2"), ("ari_two_others", "other images' masks", "#949494")),
-        ),
-        ("R² of the positional code", (("position", "", "#0173b2"),)),
-    )
-    figure, grid = plt.subplots(
-        1, 3, figsize=(figures.WIDTH * 1.15, 0.36 * len(sources) + 1.6), sharey=True, layout="constrained"
-    )
-    for axes, (title, marks) in zip(grid, panels, strict=True):
-        for name, label, colour in marks:
-            part = long[long["measure"] == name].set_index("source").loc[sources]
-            value = part["value"].to_numpy()
-            error = np.abs(np.stack([value - part["low"].to_numpy(), part["high"].to_numpy() - value]))
-            axes.errorbar(value, y, xerr=error, fmt="o", color=colour, markersize=5, capsize=2, label=label)
-        axes.set_title(title)
-        axes.axvline(0, color="0.6", linewidth=1)
-        if len(marks) > 1:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=1, fontsize="small")
-    grid[0].set_yticks(y, sources)
-    grid[0].set_ylim(len(sources) - 0.5, -0.5)
-    n = int(long["n"].min())
-    return (
-        figure,
-        f"Where the agreement comes from; n = {n} images per row, bars are 95 % bootstrap intervals over images.",
-    )
+    return figure

@@ -32,14 +32,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apm.typed import checked
+
 Parameters = Mapping[str, Tensor]
 
 
+@checked
 @dataclass(frozen=True)
 class APMConfig:
     """Settings of the network. Defaults are the preset ``mini``; see `PRESETS` for the published sizes.
 
-    Raises ValueError on construction where the settings contradict each other.
+    Raises ValueError on construction for values of another type than their field's and where the settings contradict each other.
     """
 
     grid: tuple[int, int] = (8, 8)  # h, w: number of columns

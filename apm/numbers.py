@@ -93,12 +93,12 @@ def text(cell: Any, *, small: bool = False) -> str:
             return p_value(cell.value)
         if cell.kind == "count":
             return f"{cell.value:.0f}"
-        body = _digits(cell.value, small)
         if cell.brief or math.isnan(cell.low):
-            return body
-        places = decimals(cell.value, small=small)
-        low, high = (_digits(bound, small, places) for bound in (cell.low, cell.high))
-        return f"{body} [{low}, {high}]"
+            return _digits(cell.value, small)
+        # an estimate near 0 with a wide interval has the digits of its interval
+        places = decimals(max(cell.value, cell.low, cell.high, key=abs), small=small)
+        value, low, high = (_digits(number, small, places) for number in (cell.value, cell.low, cell.high))
+        return f"{value} [{low}, {high}]"
     if isinstance(cell, (bool, np.bool_)):
         return "yes" if cell else "no"
     if isinstance(cell, numbers.Integral):
@@ -120,10 +120,10 @@ def _digits(value: float, small: bool, places: int | None = None) -> str:
 
 
 def is_small(column: pd.Series) -> bool:
-    """Whether a column holds a number that one decimal would show as 0.0."""
+    """Whether a column holds a number that one decimal would show as 0.0, or a measure below 1 such as a cosine."""
     cells = [cell for cell in column if isinstance(cell, (float, np.floating, Number)) and not is_empty(cell)]
     return any(
-        0.0 < abs(float(cell)) < 0.05
+        0.0 < abs(float(cell)) < (1.0 if isinstance(cell, Number) and cell.kind == "measure" else 0.05)
         for cell in cells
         if not (isinstance(cell, Number) and cell.kind in ("p", "count", "accuracy", "difference"))
     )

@@ -1,6 +1,6 @@
-"""Teachers: CLIP models from open_clip, their features, and the small one that profile `mini` trains for itself.
+"""Teachers: CLIP models from open_clip, their features, and how the small ones of data/teachers were trained.
 
-    teacher = load("mini")                                                  # trained at first use, then cached
+    teacher = load("mini")                                                  # the small one that comes with the clone
     teacher = load("ViT-B-16-quickgelu", pretrained="openai")               # any open_clip model and tag
     teacher = load("ViT-B-32", pretrained="/weights/vit_b_32.safetensors")  # or a local checkpoint
     feature = teacher.encode(teacher.transform(images)).feature             # (N, D)
@@ -41,6 +41,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+import yaml
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -49,8 +50,10 @@ from torch import Tensor
 from apm import prompts
 from apm.datasets import Dataset, UnreadableImage
 from apm.datasets import load as load_dataset
+from apm.lockstep import caller_free
 from apm.progress import progress
-from apm.project import atomic_path, cache_dir, sha256_of, unknown
+from apm.project import atomic_path, cache_dir, sha256_file, sha256_of, unknown
+from apm.typed import checked
 from apm.versions import code_version, libraries
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -215,6 +218,7 @@ class Teacher:
         """uint8 RGB images (H, W, 3) -> float32 (N, 3, S, S) by the model's own preprocessing, on the CPU."""
         return preprocess(images, self.preprocess_config)
 
+    @caller_free()
     def encode(self, images: Tensor, *, tokens: bool = False) -> Encoding:
         """The image tower on `transform`ed images (N, 3, S, S), as one batch.
 
@@ -246,6 +250,7 @@ class Teacher:
         # Copies made outside inference mode can take part in a loss.
         return Encoding(_copy(pooled), None if patches is None else _copy(patches))
 
+    @caller_free()
     def text_features(self, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
         """(C, D) float32, unit length: CLIP's zero-shot recipe, the renormalised mean over templates of unit features.
 
@@ -288,6 +293,7 @@ def _tokenize(tokenizer: Any, texts: list[str]) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------- loading
 
 
+@caller_free()
 def load(
     name: str,
     *,
@@ -299,17 +305,17 @@ def load(
 ) -> Teacher:
     """A frozen teacher.
 
-    name: "mini" (trained on the spot at first use), any open_clip model name, an open_clip "hf-hub:" or "local-dir:"
+    name: "mini" (the weights in data/teachers), any open_clip model name, an open_clip "hf-hub:" or "local-dir:"
     name, or the path of a model configuration (.json). pretrained: an open_clip tag; a checkpoint file (.safetensors,
     or .pt/.bin/.pth read with weights_only); or both as "TAG=FILE", a file with the weights of that tag, which says how they want
     their images (mean, std, resizing) and which activation they were trained with. A name "timm:MODEL" is an image tower of timm without a text tower, such as
     "timm:vit_large_patch14_reg4_dinov2.lvd142m", the teacher of dataset-scale training; pretrained is then a file, or None
     for timm's own weights. "timm:MODEL@448" reads images of 448 px: timm fits the position codes of vision transformers. precision: "fp32", "bf16" or "fp16". feature_dtype: of the cached features, "float32" or
-    "float16" (half the space; cosines change by about 1e-3). cache: folder for the trained mini
-    teacher (default: the project's cache) and for downloads (default: open_clip's).
+    "float16" (half the space; cosines change by about 1e-3). cache: folder for downloads (default: open_clip's). A checkpoint file
+    with a card beside it, as those in data/teachers have, is held against the sha256 in it.
 
     Raises ValueError for unknown names, tags, precisions and devices that are not there, for weights trained with another
-    activation (QuickGELU) and for checkpoints of another architecture; FileNotFoundError for weights that are neither here
+    activation (QuickGELU), for checkpoints of another architecture and for files that are not what their card says; FileNotFoundError for weights that are neither here
     nor reachable. Warns of a file without tag where the model's tags want their images in different ways.
     """
     teacher = _load(name, pretrained, device, precision, cache)
@@ -334,9 +340,9 @@ def _load(
     if name == "mini":
         if pretrained is not None:
             raise ValueError(
-                "teacher 'mini' is trained here; for a checkpoint of its architecture pass name='apm-mini'"
+                "teacher 'mini' is the one in data/teachers; for a checkpoint of its architecture pass name='apm-mini'"
             )
-        return _create("apm-mini", str(mini_checkpoint(cache)), device, precision, None, label="mini")
+        return _create("apm-mini", str(shipped("mini")), device, precision, None, label="mini")
     if open_clip.factory.parse_model_name(name)[0] is None:
         name = _register_config(name)
         tag, file = split_pretrained(name, None if pretrained is None else str(pretrained))
@@ -347,6 +353,38 @@ def _load(
             f"teacher {name}: not in {_hub_folder(cache)}, and the hub cannot be reached. {_BY_HAND}"
         )
     return _create(name, pretrained, device, precision, cache, label=name)
+
+
+SHIPPED = (
+    Path(__file__).resolve().parents[1] / "data" / "teachers"
+)  # weights that come with the clone, each with its card
+
+
+def shipped(name: str) -> Path:
+    """The checkpoint of that name in data/teachers. Raises FileNotFoundError where it or its card is not there."""
+    path = SHIPPED / f"{name}.safetensors"
+    for file in (path, path.with_suffix(".yaml")):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"teacher {name}: {file} is not there. It comes with the clone: `git checkout data/teachers` brings it back "
+                "(an installed package has none: run from a clone)"
+            )
+    return path
+
+
+def _check_card(file: Path) -> None:
+    """Raises ValueError for a checkpoint that is not the one that the card beside it (.yaml, with a sha256) describes."""
+    card = file.with_suffix(".yaml")
+    if not card.is_file():
+        return
+    expected = (yaml.safe_load(card.read_text(encoding="utf-8")) or {}).get("sha256")
+    found = sha256_file(file)
+    if expected != found:
+        raise ValueError(
+            f"{file} is not the file that {card.name} beside it describes: expected sha256 {expected}, found {found} "
+            f"({file.stat().st_size:,} bytes). It was cut off or changed: `git checkout data/teachers` brings it back, "
+            "`make teacher` trains another"
+        )
 
 
 _BY_HAND = (
@@ -386,6 +424,8 @@ def _create(
     config = open_clip.factory.get_model_config(name)
     where = None if cache is None else str(cache)
     from_file = bool(pretrained) and Path(pretrained).is_file()
+    if from_file:
+        _check_card(Path(pretrained))
     if (
         from_file
         and zipfile.is_zipfile(pretrained)
@@ -849,6 +889,7 @@ def _slug(name: str) -> str:
 # --------------------------------------------------------------------------------------------------------- training
 
 
+@checked
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of a contrastive training. Defaults: the teacher of profile `mini`."""
@@ -901,6 +942,7 @@ def captions(dataset: Dataset) -> list[list[str]]:
     ]
 
 
+@caller_free()
 def train(dataset: Dataset, config: TrainConfig, *, device: str | torch.device = "cpu") -> dict[str, Tensor]:
     """Weights (a state dict on the CPU) of a CLIP trained from scratch on images and captions of their class names.
 
@@ -1123,32 +1165,17 @@ def save(weights: dict[str, Tensor], path: str | Path, metadata: dict[str, Any])
         save_file(weights, str(temporary), metadata={"apm": json.dumps(metadata)})  # several keys have no fixed order
 
 
-def mini_checkpoint(cache: str | Path | None = None, config: TrainConfig | None = None) -> Path:
-    """The checkpoint of the small teacher, trained on the digits' training half unless it is in the cache already.
-
-    Its name carries the hash of all that determines it: settings, model configuration, captions, training data, the source
-    of the training functions and the versions of torch and open_clip. A damaged file is trained again, with a warning.
-    """
-    config = config or TrainConfig()
-    dataset = load_dataset("digits-train")
-    determined_by = {
+def determined_by(dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
+    """All that determines the weights that `train` gives, the machine aside, as it is noted in a checkpoint: settings, model
+    configuration, captions, training data, versions of torch and open_clip, hash of the training functions."""
+    return {
         "settings": asdict(config),
-        "model": open_clip.factory.get_model_config(config.model),
+        "model": open_clip.factory.get_model_config(_register_config(config.model)),
         "captions": captions(dataset),
         "data": dataset.fingerprint,
         "versions": {"torch": str(torch.__version__), "open_clip": open_clip.__version__},
-        "recipe": [inspect.getsource(part) for part in RECIPE],
+        "recipe": sha256_of([inspect.getsource(part) for part in RECIPE]),
     }
-    folder = (cache_dir() if cache is None else Path(cache)) / "teachers"
-    path = folder / f"{config.model}-{sha256_of(determined_by)[:24]}.safetensors"
-    if path.is_file():
-        try:
-            load_file(str(path))
-            return path
-        except Exception as error:  # safetensors raises its own types for a cut or foreign file
-            warnings.warn(f"the cached teacher {path} cannot be read ({error}): training it again", stacklevel=2)
-    save(train(dataset, config), path, determined_by)
-    return path
 
 
 def accuracy(teacher: Teacher, dataset: Dataset, cache: str | Path | None = None) -> float:
@@ -1200,13 +1227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start = time.perf_counter()
         weights = train(data, config, device=options["device"])
         name = _register_config(config.model)
-        metadata = {
-            "settings": asdict(config),
-            "model": open_clip.factory.get_model_config(name),
-            "captions": captions(data),
-            "data": data.fingerprint,
-        }
-        save(weights, options["out"], metadata)
+        save(weights, options["out"], determined_by(data, config))
         print(
             f"trained {name} on {len(data)} images of {data.name} in {time.perf_counter() - start:.0f} s: {options['out']}"
         )

@@ -9,7 +9,7 @@ import plain
 import pytest
 import torch
 
-from apm import compute, model, published, ttt
+from apm import compute, lockstep, model, published, ttt
 from apm.model import preset
 
 RELEASED, FIVE = preset("released"), preset("five_layer")
@@ -314,7 +314,7 @@ def test_the_timed_iterations_hold_every_pass_of_the_iteration(monkeypatch: pyte
 
 
 def test_on_a_gpu_only_replayed_updates_are_timed_and_all_at_once() -> None:
-    captured = ttt._Students.WARM_UP + 1  # updates until the graph has been captured and replayed
+    captured = lockstep.WARM_UP + 1  # updates until the graph has been captured and replayed
     assert compute._marks(20, "cuda") == (captured, 20)
     assert compute._marks(4, "cpu") == (1, 2, 3, 4)
     with pytest.raises(ValueError, match=f"at least {captured + 1} are needed, found 3"):

@@ -580,3 +580,11 @@ def test_figures_say_what_they_show() -> None:
     assert "6 held-out images" in caption
     assert {text.get_text() for text in figure.axes[0].texts} == {"a", "b", "c"}
     assert len(set(field._palette(30))) == 30
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_field_trains_in_any_mode_of_the_caller(mode: type) -> None:
+    expected = field.train(problem(8), replace(CONFIG, epochs=2))
+    with mode():
+        found = field.train(problem(8), replace(CONFIG, epochs=2))
+    np.testing.assert_array_equal(found.losses, expected.losses)

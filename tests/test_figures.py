@@ -207,6 +207,10 @@ def test_grid_rgb_edges():
             grid_rgb(bad)
     with pytest.raises(ValueError, match="one width, found 8 and 3"):
         grid_rgb(many, fit=np.ones((2, 3)))
+    small = 1e-3 * (many[2] + 7)  # another size and place: in the range of fit a point, in its own the same picture
+    np.testing.assert_allclose(grid_rgb(small, fit=many[2], own_range=True), grid_rgb(many[2]), atol=1e-9)
+    assert np.ptp(grid_rgb(small, fit=many[2])) < 0.5
+    assert (grid_rgb(np.full((2, 2, 8), 1 / 3), fit=many, own_range=True) == 0.5).all()  # rounding is no variation
 
 
 def test_image_strip_shows_every_image_with_its_title():

@@ -1,7 +1,5 @@
 """Looking at the grid while it learns shows what is there and changes nothing."""
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -9,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from apm import figures, islands, ttt
+from apm import islands, numbers, stats, ttt
 from apm.model import APM, APMConfig, positional_encoding
 from apm.ttt import TTTConfig
 
@@ -53,6 +51,18 @@ def test_colours_are_pictures_of_the_grid_between_0_and_1() -> None:
     assert all(p.min() >= 0 and p.max() <= 1 for p in pictures)
 
 
+def test_a_map_that_stays_keeps_its_colours_whatever_its_size_and_noise() -> None:
+    shots = islands.Snapshots(CONFIG.student, torch.zeros(1, 3, 16, 16), range(6))
+    rng = np.random.default_rng(0)
+    grid = rng.normal(size=(4, 4, 16))
+    for k in shots.iterations:  # a growing map, with noise that turns components fitted anew
+        shots.grids[k] = (1 + k) * (grid + 0.1 * rng.normal(size=grid.shape))[None]
+    *before, last = shots.colours()
+    assert all(
+        np.corrcoef(look[..., c].ravel(), last[..., c].ravel())[0, 1] > 0.95 for look in before for c in range(3)
+    )
+
+
 def test_a_normalised_image_is_shown_as_it_was() -> None:
     from apm.teachers import student_images
 
@@ -63,27 +73,19 @@ def test_a_normalised_image_is_shown_as_it_was() -> None:
 # ------------------------------------------------------------------------------------------------- looking, extended
 
 
-def test_looking_in_float64_sees_what_float32_rounds_away() -> None:
+def test_looking_is_in_float64_whatever_is_trained() -> None:
     images, targets = problem()
-    single, double = (
-        islands.Snapshots(CONFIG.student, images, [0]),
-        islands.Snapshots(CONFIG.student, images, [0], double=True),
-    )
-    ttt.adapt(images, targets, CONFIG, callback=single)
-    ttt.adapt(images, targets, CONFIG, callback=double)
-    assert (single.grids[0].dtype, double.grids[0].dtype) == (np.float32, np.float64)
-    np.testing.assert_allclose(single.grids[0], double.grids[0], rtol=1e-4, atol=1e-7)
-    rounded = double.grids[0].astype(np.float32).astype(np.float64)
-    assert not np.array_equal(rounded, double.grids[0])
+    shots = islands.Snapshots(CONFIG.student, images, [0])
+    ttt.adapt(images, targets, CONFIG, callback=shots)
+    assert not np.array_equal(shots.grids[0], shots.grids[0].astype(np.float32).astype(np.float64))
 
 
 def test_watch_keeps_grids_and_final_weights() -> None:
     images, targets = problem()
     result, shots = islands.watch(images, targets, CONFIG, [0, 6])
-    weights = {name: value.double() for name, value in result.parameters.items()}
-    own = islands.feature_grids(weights, images, CONFIG.student).numpy()
+    own = islands.feature_grids(result.parameters, images, CONFIG.student)
     np.testing.assert_allclose(own, shots.grids[6], atol=1e-12)
-    other = islands.feature_grids(weights, images.roll(-1, 0), CONFIG.student).numpy()
+    other = islands.feature_grids(result.parameters, images.roll(-1, 0), CONFIG.student)
     assert not np.allclose(other, own, atol=1e-12)
     with pytest.raises(ValueError, match=r"0 to 6 iterations, found \[7\]"):
         islands.watch(images, targets, CONFIG, [0, 7])
@@ -225,26 +227,71 @@ def test_mask_agreement_with_own_and_other_masks() -> None:
         islands.mask_agreement(masks, masks, others=3)
 
 
-def test_measure_knows_an_object_from_a_shared_map() -> None:
+def maps() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Masks of 12 images, grids that show them, and grids that show the place alone."""
     rng = np.random.default_rng(0)
     masks = rng.random((12, 6, 6)) < 0.4
     seen = masks[..., None] + 0.01 * rng.normal(size=(12, 6, 6, 2))
-    shared = np.repeat(np.indices((6, 6)).transpose(1, 2, 0)[None] + 0.0, 12, axis=0)
-    knows, blind = islands.measure(seen, masks, counts=[2, 3]), islands.measure(shared, masks, counts=[2, 3])
+    place = np.repeat(np.indices((6, 6)).transpose(1, 2, 0)[None] + 0.0, 12, axis=0)
+    return masks, seen, place
+
+
+def test_measure_knows_an_object_from_a_shared_map() -> None:
+    masks, seen, place = maps()
+    knows = islands.measure(seen, masks, another=np.roll(seen, 1, axis=0), counts=[2, 3])
+    blind = islands.measure(place, masks, another=place, counts=[2, 3])
     assert list(knows) == list(islands.MEASURES)
     assert (knows["ari_two"] == 1).all()
     assert abs(knows["ari_two_others"].mean()) < 0.1
     np.testing.assert_allclose(knows["neighbour_minus_far"], knows["neighbour_centred"] - knows["far_centred"])
     np.testing.assert_allclose(knows["ari_two_gain"], knows["ari_two"] - knows["ari_two_others"])
-    assert islands.against_zero(islands.interval(knows["ari_two_gain"])) == "above 0"
-    assert islands.against_zero(islands.interval(blind["ari_two_gain"])) == "not distinguishable from 0"
+    np.testing.assert_allclose(knows["spread"], 100 * islands.spread(seen))
+    assert (
+        islands.interval(knows["ari_two_gain_another"]).low < 0.1
+    )  # another image's map does not fit this image's mask
+    assert blind["another"].to_numpy() == pytest.approx(np.ones(12))
+    np.testing.assert_array_equal(blind["ari_two_gain_another"], blind["ari_two_gain"])
     assert "ari" not in islands.measure(seen, counts=[2])
-    sentences = islands.reading({"seen": knows, "shared": blind}, "seen", "shared", {"seen": np.full(12, 0.5)})
-    assert sum("above 0." in s and "own mask" in s for s in sentences) == 1
-    assert sentences[-1].endswith("alike to 0.50 (1: the same map).")
-    assert "Neighbouring places agree more than distant ones by" in sentences[1]
-    with pytest.raises(ValueError, match="unknown source 'student'"):
-        islands.reading({"seen": knows}, "student", "seen", {})
+    assert "another" not in islands.measure(seen, masks, counts=[2])
+
+
+def test_whose_map_it_is_is_decided_by_place_and_by_the_own_image() -> None:
+    masks, seen, place = maps()
+    noise = np.random.default_rng(1).normal(size=seen.shape)
+    sources = {"object": seen, "place": place, "neither": noise}
+    told = islands.whose(
+        {
+            name: islands.measure(grid, masks, another=np.roll(grid, 1, axis=0), counts=[2])
+            for name, grid in sources.items()
+        }
+    )
+    assert told["a map of place"].tolist() == ["no", "yes", "no"]
+    assert told["shows its own image"].tolist()[0] == "yes"
+    assert "yes" not in told["shows its own image"].tolist()[1:]
+    assert "of place" in islands.WHOSE
+    # a mask that weights carry, whatever image is put in, is not the image's own map
+    carried = islands.measure(seen, masks, another=seen, counts=[2])
+    assert islands.whose({"carried": carried})["shows its own image"].tolist() == ["not decided"]
+
+
+def test_training_made_it_larger_only_if_it_was_not_there_before() -> None:
+    masks, seen, place = maps()
+    measured = {
+        name: islands.measure(grid, masks, counts=[2])
+        for name, grid in (("seen", seen), ("place", place), ("blur", seen + 0.6 * place))
+    }
+    before = {"as before": measured["seen"], "learnt": measured["place"], "lost": measured["seen"]}
+    after = {"as before": measured["seen"], "learnt": measured["seen"], "lost": measured["blur"]}
+    told = islands.changes(before, after, ["ari_two_gain", "position"])
+    assert told.index.names == ["measure", "student"]
+    gain = told.loc["own - other masks"]
+    assert gain["training made it"].to_dict() == {"as before": "not decided", "learnt": "larger", "lost": "smaller"}
+    assert gain.loc["as before", "trained"].low > 0.5  # far above 0, and not learnt
+    paired = stats.mean(measured["seen"]["ari_two_gain"] - measured["place"]["ari_two_gain"])
+    change = gain.loc["learnt", "change"]
+    assert (change.value, change.low, change.n) == pytest.approx((paired.value / 100, paired.low / 100, 12))
+    with pytest.raises(ValueError, match=r"same students before and after, found \['a'\] and \['b'\]"):
+        islands.changes({"a": measured["seen"]}, {"b": measured["seen"]}, ["position"])
 
 
 def test_grids_that_cannot_be_measured_are_refused() -> None:
@@ -258,61 +305,20 @@ def test_grids_that_cannot_be_measured_are_refused() -> None:
         islands.spread(np.array([[[[1.0], [-1.0]], [[1.0], [-1.0]]]]))
 
 
-# --------------------------------------------------------------------------------------------------- tables in words
-
-
-def test_summary_and_table_hold_means_with_intervals() -> None:
+def test_table_holds_means_with_intervals() -> None:
     values = np.linspace(0.2, 0.6, 20)
-    long = islands.summary({"a": pd.DataFrame({"ari": values, "spread": np.full(20, 0.014)})})
-    row = long[long["measure"] == "ari"].iloc[0]
-    assert row["value"] == pytest.approx(0.4)
-    error = values.std() / np.sqrt(20)  # the bootstrap of a mean is near normal
-    assert row["low"] == pytest.approx(0.4 - 1.96 * error, abs=0.01)
-    assert row["high"] == pytest.approx(0.4 + 1.96 * error, abs=0.01)
-    shown = islands.table(long, ["spread", "ari"])
-    assert list(shown) == ["features", "spread (%)", "ARI, chosen number"]
-    assert shown["spread (%)"][0] == "1.4"
-    assert shown["ARI, chosen number"][0] == f"0.40 [{row['low']:.2f}, {row['high']:.2f}]"
+    shown = islands.table({"a": pd.DataFrame({"ari": values, "spread": np.full(20, 1.4)})}, ["spread", "ari"])
+    assert list(shown) == ["spread (%)", "ARI, chosen number"]
+    found = shown.loc["a", "ARI, chosen number"]
+    assert (found.value, found.n, found.unit, found.kind) == (pytest.approx(0.4), 20, "", "measure")
+    error = values.std() / np.sqrt(20)
+    assert (found.low, found.high) == pytest.approx((0.4 - 2.1 * error, 0.4 + 2.1 * error), abs=0.01)
+    assert shown.loc["a", "spread (%)"].unit == "%"
+    assert len(numbers.tidy(shown, "06_x")) == 2
     with pytest.raises(ValueError, match="unknown measure 'clusters'"):
-        islands.table(long, ["clusters"])
+        islands.table({"a": pd.DataFrame({"ari": values})}, ["clusters"])
     with pytest.raises(ValueError, match="at least 10 images, found 9"):
-        islands.summary({"a": pd.DataFrame({"ari": values[:9]})})
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.5449, "0.54"), (0.01, "0.010"), (-0.0001, "0.000"), (0.99999, "1.0000"), (0.9967, "0.9967"), (1.0, "1.00")],
-)
-def test_cosines_near_one_keep_four_decimals(value: float, text: str) -> None:
-    assert islands._decimals(value) == text
-
-
-def test_the_published_loss_is_read_from_its_file() -> None:
-    paper = islands.published_loss()
-    assert (paper.iterations, paper.first, paper.last) == (250, 1e-3, 1e-12)
-    assert paper.source
-
-
-@pytest.mark.parametrize("row", ["Fig 3,x,y,about nothing,,s", "Fig 2,x,y,1,,s"])
-def test_a_published_loss_that_cannot_be_read_is_refused(
-    row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "table5_and_appendix.csv").write_text(f"table,row,column,value,unit,source\n{row}\n")
-    monkeypatch.setattr("apm.published.folder", lambda: tmp_path)
-    with pytest.raises(ValueError, match="Fig 3"):
-        islands.published_loss()
-
-
-def test_loss_table_puts_medians_under_the_published_values() -> None:
-    runs = {"float32": np.array([[1.0, 1e-3], [2.0, 2e-3], [3.0, 9e-3]]), "float64": np.array([[1.0, 1e-9]])}
-    table = islands.loss_table(runs, islands.PublishedLoss(250, 1e-3, 1e-12, "s"))
-    assert table["run"].tolist() == ["published, Figure 3", "float32", "float64"]
-    assert table["fall"].tolist() == ["1.0e+09-fold", "1.0e+03-fold", "1.0e+09-fold"]
-    assert table["lowest of any image"].tolist() == ["", "1.0e-03", "1.0e-09"]
-    (sentence,) = islands.by_precision(runs)
-    assert sentence.endswith("the rounding of float32 holds it up.")
-    (sentence,) = islands.by_precision({"float32": runs["float64"], "float64": runs["float64"]})
-    assert sentence.endswith("is not what limits it.")
+        islands.table({"a": pd.DataFrame({"ari": values[:9]})}, ["ari"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -323,60 +329,13 @@ def test_rounding_is_what_rounding_leaves(dtype: torch.dtype) -> None:
     assert islands.rounding(targets, dtype) == pytest.approx(left, rel=0.05)
 
 
-def test_photographs_have_one_row_each() -> None:
-    measured = islands.measure(np.random.default_rng(0).normal(size=(2, 4, 4, 3)) + 5, counts=[2])
-    grids = {"student": measured, "random weights": measured, "pixels": measured}
-    table = islands.photograph_table(["cat", "coffee"], grids, np.array([1.0, 0.25]))
-    assert table["another T, student"].tolist() == ["1.00", "0.25"]
-    assert table["clusters, student"].tolist() == table["clusters, random weights"].tolist() == ["2", "2"]
-    with pytest.raises(ValueError, match="one row per photograph, found 1 names"):
-        islands.photograph_table(["cat"], grids, np.array([1.0, 0.25]))
-
-
-def test_photographs_are_counted_by_their_numbers() -> None:
-    told = islands.photograph_reading(
-        ["cat", "coffee", "rocket"], np.array([1.0, 0.95, 0.4]), np.array([0.99, 0.5, 0.3])
-    )
-    assert "on 2 of 3 the grid is a map of place" in told[0]
-    assert "lowest is 0.40" in told[0]
-    assert "on 1 of 3 and changes on coffee, rocket" in told[1]
-    assert islands.photograph_reading(["cat"], np.array([1.0]), np.array([1.0]))[1].endswith("on 1 of 1.")
-    with pytest.raises(ValueError, match="one value per photograph, found 1, 1 and 2"):
-        islands.photograph_reading(["cat"], np.array([1.0]), np.array([1.0, 1.0]))
-
-
-def test_whose_islands_they_are_is_decided_by_numbers() -> None:
-    def measures(position: float, gain: float) -> pd.DataFrame:
-        wave = np.linspace(-0.01, 0.01, 20)
-        return pd.DataFrame({"position": position + 0 * wave, "ari_two_gain": gain + wave})
-
-    high, low = np.full(20, 0.99), np.full(20, 0.3)
-    told = islands.conclusion(
-        {
-            "place": measures(1.0, 0.0),
-            "both": measures(1.0, 0.1),
-            "image": measures(0.5, 0.2),
-            "lost": measures(0.5, 0.0),
-        },
-        {"place": high, "both": high, "image": low, "lost": low},
-    )
-    assert told[0].startswith("place: the islands are a map of place, not of the image. R2 of P 1.00; CKA")
-    assert "a map of place, with a trace of the image" in told[1]
-    assert "at least in part a map of the image" in told[2]
-    assert "not to the object in it" in told[3]
-    assert told[2].endswith("above 0.")
-    assert "undecided" in islands.conclusion({"x": measures(0.5, 0.0)}, {"x": high})[0]
-    with pytest.raises(ValueError, match="unknown student 'y'"):
-        islands.conclusion({"x": measures(0.5, 0.0)}, {"y": high})
-
-
 def test_two_components_are_orange_and_blue() -> None:
     first, second = islands.as_colour(np.eye(2)[None])[0]
     assert first.tolist() == [1.0, 0.5, 0.0]
     assert second.tolist() == [0.0, 0.5, 1.0]
 
 
-@pytest.mark.parametrize("name", ["alike", "clusters", "measure", "embed"])
+@pytest.mark.parametrize("name", ["alike", "measure", "embed"])
 def test_measures_do_not_depend_on_the_number_of_threads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -390,9 +349,8 @@ def test_measures_do_not_depend_on_the_number_of_threads(name: str, monkeypatch:
     grid = np.random.default_rng(0).normal(size=(1, 4, 4, 2))
     calls = {
         "alike": lambda: islands.alike(grid, grid),
-        "clusters": lambda: islands.clusters(grid[0]),
         "measure": lambda: islands.measure(grid),
-        "embed": lambda: islands.embed(grid[0], method="tsne"),
+        "embed": lambda: islands.embed(grid[0]),
     }
     with threadpool_limits(2), pytest.raises(InterruptedError):
         calls[name]()
@@ -402,10 +360,16 @@ def test_measures_do_not_depend_on_the_number_of_threads(name: str, monkeypatch:
 # ------------------------------------------------------------------------------------------- embeddings and pictures
 
 
-def test_pca_colours_are_those_of_grid_rgb() -> None:
-    grid = np.random.default_rng(0).normal(size=(5, 5, 6))
-    np.testing.assert_array_equal(islands.picture(grid), figures.grid_rgb(grid))
-    np.testing.assert_array_equal(islands.embed(grid, components=1)[..., 0], figures.grid_rgb(grid)[..., 0])
+def test_a_component_without_weight_stays_grey_and_its_share_is_told() -> None:
+    rows, columns = np.indices((5, 5))[..., None] - 2.0
+    grid = np.concatenate([rows, 0.01 * columns, np.zeros((5, 5, 4))], axis=-1)  # 0.01 % of the variance
+    colours = islands.picture(grid)
+    assert np.ptp(colours[..., 0]) == pytest.approx(1, abs=0.01)
+    assert np.ptp(colours[..., 1]) < 0.02
+    assert (colours[..., 2] == 0.5).all()
+    assert islands.shares(grid) == pytest.approx([1 / 1.0001, 0.0001 / 1.0001, 0], abs=1e-9)
+    other = grid[..., [1, 0, 2, 3, 4, 5]]  # the same in other directions: along the first component lies little of it
+    assert islands.shares(other, grid) == pytest.approx([0.0001 / 1.0001, 1 / 1.0001, 0], abs=1e-9)
 
 
 @pytest.mark.parametrize("components", [1, 2, 3])
@@ -413,34 +377,32 @@ def test_tsne_keeps_groups_apart_and_repeats(components: int) -> None:
     which = np.zeros((6, 6), dtype=int)
     which[:, 3:] = 1
     grid = 50.0 * np.eye(4)[which] + np.random.default_rng(0).normal(size=(6, 6, 4))
-    found = islands.embed(grid, method="tsne", components=components)
+    found = islands.embed(grid, components)
     assert found.shape == (6, 6, components)
     assert found.min() >= 0
     assert found.max() <= 1
     middle = [found[which == k].mean(axis=0) for k in (0, 1)]
     within = max(np.linalg.norm(found[which == k] - middle[k], axis=-1).mean() for k in (0, 1))
     assert np.linalg.norm(middle[0] - middle[1]) > within
-    np.testing.assert_array_equal(found, islands.embed(grid, method="tsne", components=components))
+    np.testing.assert_array_equal(found, islands.embed(grid, components))
 
 
 def test_tsne_lays_the_positional_code_out_smoothly() -> None:
     code = positional_encoding((8, 8), 64, dtype=torch.float64).numpy()
     for components in (2, 3):
-        laid = islands.embed(code, method="tsne", components=components)[None]
+        laid = islands.embed(code, components)[None]
         assert islands.neighbour_cosine(laid, centre=True)[0] > 0.6
 
 
 def test_embeddings_that_make_no_sense() -> None:
     grid = np.random.default_rng(0).normal(size=(4, 4, 3))
     with pytest.raises(ValueError, match=r"unknown embedding method 'tsn'.*Did you mean 'tsne'"):
-        islands.embed(grid, method="tsn")
+        islands.picture(grid, "tsn")
     with pytest.raises(ValueError, match="1, 2 or 3 components to show as colour, found 4"):
-        islands.embed(grid, components=4)
+        islands.picture(grid, components=4)
     with pytest.raises(ValueError, match=r"one grid of shape \(h, w, D\)"):
-        islands.embed(grid[None])
-    with pytest.raises(ValueError, match="found 4"):
-        islands.as_colour(np.zeros((2, 2, 4)))
-    assert (islands.embed(np.ones((3, 3, 2)), method="tsne") == 0.5).all()
+        islands.picture(grid[None])
+    assert (islands.picture(np.ones((3, 3, 2)), "tsne") == 0.5).all()
 
 
 def test_swapped_shows_equal_maps_in_equal_colours() -> None:
@@ -450,31 +412,12 @@ def test_swapped_shows_equal_maps_in_equal_colours() -> None:
     assert not np.allclose(own, islands.swapped(grid, grid[::-1])[1])
 
 
-def test_figures_say_n_and_refuse_what_they_cannot_show() -> None:
-    rng = np.random.default_rng(0)
-    masks = rng.random((10, 4, 4)) < 0.5
-    measures = islands.measure(rng.normal(size=(10, 4, 4, 3)) + 2, masks, counts=[2])
-    paper = islands.PublishedLoss(3, 1e-3, 1e-12, "s")
-    shown = [
-        islands.iterations_figure({0: measures, 5: measures}),
-        islands.sources_figure(islands.summary({"a": measures})),
-        islands.loss_figure({"float32": np.array([[1.0, 0.1], [2.0, 0.3]])}, paper, {"float32": 1e-3}),
-    ]
-    assert ["n = 10" in caption for _, caption in shown] == [True, True, False]
-    spread, *_ = shown[0][0].axes
-    assert spread.get_ylabel() == "spread (% of the mean's length)"
-    assert spread.lines[0].get_ydata()[0] == pytest.approx(100 * measures["spread"].mean())
-    assert all(axes.get_ylabel() for axes in shown[0][0].axes)
-    assert "n = 2 images" in shown[2][1]
-    figure, caption = islands.picture_table({"a": [np.zeros((2, 2, 3)), masks[0]]}, ["x", "y"])
-    assert caption == "1 rows of 2 pictures."
-    for made in (figure, *(f for f, _ in shown)):
-        plt.close(made)
+def test_picture_tables_refuse_what_they_cannot_show() -> None:
+    figure = islands.picture_table({"a": [np.zeros((2, 2, 3)), np.ones((2, 2), dtype=bool)]}, ["x", "y"])
+    assert [axes.get_title() for axes in figure.axes] == ["x", "y"]
+    assert figure.axes[0].get_ylabel() == "a"
+    plt.close(figure)
     with pytest.raises(ValueError, match="row 'a': expected 2 pictures, one per heading, found 1"):
         islands.picture_table({"a": [np.zeros((2, 2, 3))]}, ["x", "y"])
     with pytest.raises(ValueError, match="at least one row"):
         islands.picture_table({}, [])
-    with pytest.raises(ValueError, match="float32: expected losses of shape"):
-        islands.loss_figure({"float32": np.zeros(3)}, paper)
-    with pytest.raises(ValueError, match="at least one source"):
-        islands.sources_figure(islands.summary({"a": measures}).iloc[:0])

@@ -41,6 +41,7 @@ def table() -> pd.DataFrame:
         (Number(math.nan), False, ""),
         (Number(0.0004, kind="p"), False, "< 0.001"),
         (Number(12.0, kind="count"), False, "12"),
+        (Number(0.0003, -0.011, 0.02, unit="", kind="measure"), True, "0.0003 [-0.0110, 0.0200]"),
         (1.26e-8, True, "1.26e-08"),
         (0.0123, True, "0.0123"),
         (np.float32(12.34), False, "12.3"),
@@ -53,6 +54,12 @@ def table() -> pd.DataFrame:
 )
 def test_a_cell_is_shown_with_the_digits_that_it_needs(cell: object, small: bool, shown: str) -> None:
     assert numbers.text(cell, small=small) == shown
+
+
+@pytest.mark.parametrize(("kind", "small"), [("measure", True), ("difference", False), ("accuracy", False)])
+def test_a_measure_below_1_needs_more_than_one_decimal_and_a_percentage_does_not(kind: str, small: bool) -> None:
+    assert numbers.is_small(pd.Series([Number(0.571, 0.535, 0.606, 64, "", kind), Number(2.0, kind=kind)])) == small
+    assert not numbers.is_small(pd.Series([Number(2.0, kind=kind), 0.571]))
 
 
 @pytest.mark.parametrize(
