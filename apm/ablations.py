@@ -366,13 +366,13 @@ def side(difference: Number) -> str:
     return SIDES[0] if difference.high < -image else SIDES[2] if difference.low > image else SIDES[1]
 
 
-def measured(values: Any) -> Number:
-    """Mean of a measure (n,) over images with its 95 % t interval; without one for a single image."""
+def measured(values: Any, least: float = -math.inf, most: float = math.inf) -> Number:
+    """Mean of a measure (n,) between least and most over images, with its 95 % t interval; without one for a single image."""
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 2:
         return Number(float(values.mean()), n=len(values), unit="", kind="measure")
     mean = stats.mean(values, minimum=2)
-    return Number(mean.value / 100, mean.low / 100, mean.high / 100, mean.n, "", "measure")
+    return Number(mean.value / 100, max(least, mean.low / 100), min(most, mean.high / 100), mean.n, "", "measure")
 
 
 def stopped(own: pd.DataFrame, k: int) -> pd.DataFrame:
@@ -589,7 +589,7 @@ def feature_and_tokens(teacher: Teacher, dataset: Dataset, *, images: int = 32) 
     encoding = teacher.encode(teacher.transform(pictures), tokens=True)
     assert encoding.tokens is not None
     mean = encoding.tokens.flatten(1, 2).mean(dim=1)
-    return measured(nn.functional.cosine_similarity(encoding.feature, mean, dim=-1))
+    return measured(nn.functional.cosine_similarity(encoding.feature, mean, dim=-1), -1, 1)
 
 
 def towards_target(teacher: Teacher, dataset: Dataset, config: TTTConfig, counts: Sequence[int]) -> pd.DataFrame:
@@ -614,11 +614,11 @@ def towards_target(teacher: Teacher, dataset: Dataset, config: TTTConfig, counts
     same = ttt.cosine_scores(features, text).argmax(-1) == ttt.cosine_scores(targets, text).argmax(-1)[:, None]
     lines = {}
     for k in counts:
-        close = measured(cosine[:, k])
+        close = measured(cosine[:, k], -1, 1)
         low, high = close.bounds
         lines[k] = {
             "images": len(dataset),
-            "loss": measured(result.losses[:, k].cpu()),
+            "loss": measured(result.losses[:, k].cpu(), 0),
             "cosine to the target": close,
             "as teacher": tables.percent(stats.accuracy(same[:, k].cpu().numpy(), minimum=1)),
             "reached": "yes" if low > CLOSE else "no" if high < CLOSE else "undecided",

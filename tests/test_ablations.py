@@ -226,6 +226,8 @@ def test_how_close_students_come_is_read_from_their_features(teacher: FakeTeache
     assert table.loc[40, "loss"].value < table.loc[0, "loss"].value / 10
     assert table["reached"].to_dict() == {0: "no", 40: "yes"}
     assert table["images"].tolist() == [4, 4]
+    assert all(cell.low >= 0 for cell in table["loss"])
+    assert all(-1 <= cell.low <= cell.high <= 1 for cell in table["cosine to the target"])
     with pytest.raises(ValueError, match="trained for 40 iterations; found k = 41"):
         ablations.towards_target(teacher, few, config, [41])
 
