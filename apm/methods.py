@@ -209,7 +209,7 @@ def confidence(teacher: Teacher, scores: torch.Tensor, prediction: torch.Tensor)
 
     scores: (n, C) cosine similarities. prediction: (n,); -1 for failures, whose confidence is NaN.
     """
-    probabilities = (teacher.logit_scale * scores.float()).softmax(dim=-1).cpu()
+    probabilities = teacher.probabilities(scores).cpu()
     chosen = prediction.cpu().long()
     of_chosen = probabilities.gather(1, chosen.clamp(min=0)[:, None])[:, 0]
     return {

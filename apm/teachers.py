@@ -34,6 +34,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,24 @@ class Teacher:
         return float(self.model.logit_scale.exp())
 
     @property
+    def logit_bias(self) -> float | None:
+        """What is added to scaled cosines, for models trained on pairs (SigLIP; Zhai et al. 2023); None for the others.
+
+        The same for every class: it changes neither a decision nor a softmax over classes, only `probabilities`.
+        """
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else float(bias)
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """(n, C) float32 probabilities of cosine similarities (n, C), as the model was trained to give them.
+
+        CLIP: the softmax over classes. A model with a logit bias (SigLIP): that image and text belong together, the sigmoid of
+        each scaled and shifted cosine; they do not sum to one.
+        """
+        logits = self.logit_scale * scores.float()
+        return logits.softmax(dim=-1) if self.logit_bias is None else (logits + self.logit_bias).sigmoid()
+
+    @property
     def grid(self) -> tuple[int, int] | None:
         """(h, w) of the patch tokens that `encode` can return; None for towers without."""
         visual = self.model.visual
@@ -223,9 +242,11 @@ class Teacher:
         """The image tower on `transform`ed images (N, 3, S, S), as one batch.
 
         tokens=True adds the patch tokens, through the tower's own last LayerNorm and projection (L_grid, section 3.6), or, for a
-        convolutional tower with average pooling, the places of its last map through its projection; they are None for towers
-        that have none (`grid`). Raises ValueError for another shape.
+        convolutional tower with average pooling, the places of its last map through its projection. Raises ValueError for another
+        shape, and for tokens of a tower that has none (`grid`), such as those with an attention pool (CoCa, SigLIP).
         """
+        if tokens and self.grid is None:
+            raise ValueError(_no_tokens(self.name))
         size = (3, *_pair(self.preprocess_config.size))
         if images.ndim != 4 or tuple(images.shape[1:]) != size:
             expected = ", ".join(map(str, size))
@@ -273,6 +294,13 @@ class Teacher:
         return F.normalize(self.model.encode_text(_tokenize(self.tokenizer, texts).to(self.device)).float(), dim=-1)
 
 
+def _no_tokens(name: str) -> str:
+    return (
+        f"teacher {name} has no patch tokens in its feature's space: L_grid, column='tokens' and the islands need a vision "
+        "transformer without attention pool, or a convolutional tower with average pooling"
+    )
+
+
 def _copy(x: Tensor) -> Tensor:
     return x.to(torch.float32, copy=True)
 
@@ -283,11 +311,19 @@ def _tokenize(tokenizer: Any, texts: list[str]) -> Tensor:
         for text in texts:
             length = len(tokenizer.encode(text)) + 2  # start and end of text
             if length > tokenizer.context_length:
-                raise ValueError(
-                    f"the prompt {text!r} has {length} tokens, the text tower reads {tokenizer.context_length}: "
-                    "use shorter templates or class names"
-                )
+                raise ValueError(_too_long(text, length, tokenizer.context_length))
+    elif isinstance(tokenizer, open_clip.tokenizer.HFTokenizer):
+        lengths = [len(ids) for ids in tokenizer.tokenizer([tokenizer.clean_fn(t) for t in texts]).input_ids]
+        longest = max(range(len(texts)), key=lengths.__getitem__)
+        if lengths[longest] > tokenizer.context_length:
+            raise ValueError(_too_long(texts[longest], lengths[longest], tokenizer.context_length))
     return tokenizer(texts)
+
+
+def _too_long(text: str, length: int, context: int) -> str:
+    return (
+        f"the prompt {text!r} has {length} tokens, the text tower reads {context}: use shorter templates or class names"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- loading
@@ -316,7 +352,7 @@ def load(
 
     Raises ValueError for unknown names, tags, precisions and devices that are not there, for weights trained with another
     activation (QuickGELU), for checkpoints of another architecture and for files that are not what their card says; FileNotFoundError for weights that are neither here
-    nor reachable. Warns of a file without tag where the model's tags want their images in different ways.
+    nor reachable; ModuleNotFoundError for a teacher whose tokenizer needs transformers (SigLIP) where that is not installed. Warns of a file without tag where the model's tags want their images in different ways.
     """
     teacher = _load(name, pretrained, device, precision, cache)
     if feature_dtype not in ("float32", "float16"):
@@ -422,6 +458,7 @@ def _create(
 ) -> Teacher:
     """open_clip's own factory and tokenizer."""
     config = open_clip.factory.get_model_config(name)
+    _check_tokenizer(label, config)
     where = None if cache is None else str(cache)
     from_file = bool(pretrained) and Path(pretrained).is_file()
     if from_file:
@@ -455,7 +492,24 @@ def _create(
         ) from error
     if pretrained and Path(pretrained).is_file():
         _check_positions(name, model, Path(pretrained))
-    return Teacher(label, model, open_clip.get_tokenizer(name, cache_dir=where), config, precision)
+    try:
+        tokenizer = open_clip.get_tokenizer(name, cache_dir=where)
+    except OSError as error:  # transformers' word for a repository that is neither here nor reachable
+        raise FileNotFoundError(
+            f"teacher {label}: its tokenizer {config['text_cfg'].get('hf_tokenizer_name')} is not in {_hub_folder(cache)}, and the "
+            "hub cannot be reached. Load it once where there is a network, and copy that folder here (HF_HOME says where)"
+        ) from error
+    return Teacher(label, model, tokenizer, config, precision)
+
+
+def _check_tokenizer(label: str, config: dict[str, Any] | None) -> None:
+    """Raises ModuleNotFoundError for a text tower or tokenizer of transformers where that is not installed."""
+    text = (config or {}).get("text_cfg", {})
+    if (text.get("hf_tokenizer_name") or text.get("hf_model_name")) and not find_spec("transformers"):
+        raise ModuleNotFoundError(
+            f"teacher {label} needs the package transformers, for its text: pip install 'apm[hf]', or pip install transformers",
+            name="transformers",
+        )
 
 
 class TimmTeacher(Teacher):
@@ -492,6 +546,8 @@ class TimmTeacher(Teacher):
 
     def encode(self, images: Tensor, *, tokens: bool = False) -> Encoding:
         """As `Teacher.encode`."""
+        if tokens and self.grid is None:
+            raise ValueError(_no_tokens(self.name))
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, self.image_size, self.image_size):
             raise ValueError(
                 f"teacher {self.name} expects images (N, 3, {self.image_size}, {self.image_size}), found {tuple(images.shape)}"
@@ -500,7 +556,7 @@ class TimmTeacher(Teacher):
             every = self.model.forward_features(images.to(self.device, PRECISIONS[self.precision], non_blocking=True))
             pooled = self.model.forward_head(every, pre_logits=True)  # (N, D)
             patches = None
-            if tokens and self.grid is not None:
+            if tokens:
                 patches = every[:, self.model.num_prefix_tokens :].unflatten(1, self.grid)  # without CLS and registers
         return Encoding(_copy(pooled), None if patches is None else _copy(patches))
 
@@ -861,10 +917,7 @@ def token_grid(teacher: Teacher, images: Images, grid: tuple[int, int], *, batch
     Where the teacher's grid has another size it is resampled bilinearly. Raises ValueError for a tower without patch tokens.
     """
     if teacher.grid is None:
-        raise ValueError(
-            f"teacher {teacher.name} has no patch tokens: L_grid and column='tokens' need a vision transformer without attention "
-            "pool, or a convolutional tower with average pooling"
-        )
+        raise ValueError(_no_tokens(teacher.name))
     parts = []
     for start in range(0, len(images), batch_size):
         tokens = teacher.encode(teacher.transform(images[start : start + batch_size]), tokens=True).tokens

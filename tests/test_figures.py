@@ -233,14 +233,13 @@ def test_image_strip_shows_every_image_with_its_title():
 def test_saved_figures_repeat_byte_for_byte_without_dates(data, tmp_path):
     contents = []
     for folder in ("a", "b"):
-        figure, caption = severity_curves(data[1])
-        paths = save(figure, "curves", tmp_path / folder, caption)
-        assert sorted(p.name for p in (tmp_path / folder).iterdir()) == ["curves.pdf", "curves.png", "curves.txt"]
+        figure, _ = severity_curves(data[1])
+        paths = save(figure, "curves", tmp_path / folder)
+        assert sorted(p.name for p in (tmp_path / folder).iterdir()) == ["curves.pdf", "curves.png"]
         contents.append({suffix: path.read_bytes() for suffix, path in paths.items()})
     assert contents[0] == contents[1]
     assert b"CreationDate" not in contents[0]["pdf"]
     assert b"Software" not in contents[0]["png"]
-    assert contents[0]["txt"].decode() == caption + "\n"
 
 
 def test_save_refuses_paths_and_unwritable_folders(data, tmp_path):
