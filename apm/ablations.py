@@ -355,7 +355,6 @@ def run(
 
 KEY = ["dataset", "corruption", "severity", "sample", "seed"]  # which prediction is compared with which
 SIDES = ("below", "not told apart", "above")
-CLOSE = 0.95  # cosine to its target from which a student is said to have reached it
 
 
 def side(difference: Number) -> str:
@@ -366,13 +365,13 @@ def side(difference: Number) -> str:
     return SIDES[0] if difference.high < -image else SIDES[2] if difference.low > image else SIDES[1]
 
 
-def measured(values: Any, least: float = -math.inf, most: float = math.inf) -> Number:
+def measured(values: Any, least: float, most: float, unit: str = "") -> Number:
     """Mean of a measure (n,) between least and most over images, with its 95 % t interval; without one for a single image."""
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 2:
-        return Number(float(values.mean()), n=len(values), unit="", kind="measure")
+        return Number(float(values.mean()), n=len(values), unit=unit, kind="measure")
     mean = stats.mean(values, minimum=2)
-    return Number(mean.value / 100, max(least, mean.low / 100), min(most, mean.high / 100), mean.n, "", "measure")
+    return Number(mean.value / 100, max(least, mean.low / 100), min(most, mean.high / 100), mean.n, unit, "measure")
 
 
 def stopped(own: pd.DataFrame, k: int) -> pd.DataFrame:
@@ -589,14 +588,14 @@ def feature_and_tokens(teacher: Teacher, dataset: Dataset, *, images: int = 32) 
     encoding = teacher.encode(teacher.transform(pictures), tokens=True)
     assert encoding.tokens is not None
     mean = encoding.tokens.flatten(1, 2).mean(dim=1)
-    return measured(nn.functional.cosine_similarity(encoding.feature, mean, dim=-1), -1, 1)
+    return measured(nn.functional.cosine_similarity(encoding.feature, mean, dim=-1), -1, 1, "cosine")
 
 
 def towards_target(teacher: Teacher, dataset: Dataset, config: TTTConfig, counts: Sequence[int]) -> pd.DataFrame:
     """How close students come to their targets: one row per number of updates in counts (0: random weights), at most K.
 
-    Columns: images, loss, cosine to the target (means over images with t intervals), as teacher (same class, Wilson), reached:
-    "yes" where the cosine's interval lies above `CLOSE`, "no" below, else "undecided". Images are all of the dataset, seed 0.
+    Columns: images, loss, cosine to the target (means over images with t intervals), as teacher (same class, Wilson). Images are
+    all of the dataset, seed 0.
     Raises ValueError for a count beyond K.
     """
     if max(counts) > config.iterations:
@@ -614,13 +613,10 @@ def towards_target(teacher: Teacher, dataset: Dataset, config: TTTConfig, counts
     same = ttt.cosine_scores(features, text).argmax(-1) == ttt.cosine_scores(targets, text).argmax(-1)[:, None]
     lines = {}
     for k in counts:
-        close = measured(cosine[:, k], -1, 1)
-        low, high = close.bounds
         lines[k] = {
             "images": len(dataset),
-            "loss": measured(result.losses[:, k].cpu(), 0),
-            "cosine to the target": close,
+            "loss": measured(result.losses[:, k].cpu(), 0, math.inf),
+            "cosine to the target": measured(cosine[:, k], -1, 1, "cosine"),
             "as teacher": tables.percent(stats.accuracy(same[:, k].cpu().numpy(), minimum=1)),
-            "reached": "yes" if low > CLOSE else "no" if high < CLOSE else "undecided",
         }
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("updates")

@@ -722,7 +722,8 @@ def ratios(student: APMConfig, iterations: int, published: pd.DataFrame) -> pd.D
         )
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=["ratio", "published", "beside"])
     frame.index = pd.MultiIndex.from_tuples(rows, names=["scope", "student"])
-    frame["published"] = [Number(value, unit="", kind="published") for value in frame["published"]]
+    frame["ratio"] = [Number(value, unit="ratio", kind="measure") for value in frame["ratio"]]
+    frame["published"] = [Number(value, unit="ratio", kind="published") for value in frame["published"]]
     return frame
 
 
