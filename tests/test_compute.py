@@ -9,7 +9,7 @@ import plain
 import pytest
 import torch
 
-from apm import compute, lockstep, model, published, ttt
+from apm import compute, lockstep, model, numbers, published, ttt
 from apm.model import preset
 
 RELEASED, FIVE = preset("released"), preset("five_layer")
