@@ -24,10 +24,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from apm import datasets, figures, lockstep, methods, profiles, project, records, stats, tables, teachers, ttt
+from apm import datasets, lockstep, methods, profiles, project, records, stats, tables, teachers, ttt
 from apm.datasets import Dataset
 from apm.methods import Predictions
 from apm.model import APMConfig, count_parameters
+from apm.numbers import Number
 from apm.teachers import Teacher
 from apm.ttt import TTTConfig
 from apm.typed import check_fields, checked
@@ -353,66 +354,46 @@ def run(
 
 
 KEY = ["dataset", "corruption", "severity", "sample", "seed"]  # which prediction is compared with which
+SIDES = ("below", "not told apart", "above")
 
 
-def summary(rows: pd.DataFrame, base: str) -> pd.DataFrame:
-    """One row of numbers per variant, from the records of `run`.
-
-    Columns: those of `apm.tables.summary` by part and variant, data (name of the set), parameters and same_as; k (iterations);
-    spread (standard deviation over the seeds of the accuracy, points); first_loss and last_loss (medians over images and seeds);
-    against: the variant that it is compared with, and at: after how many of that one's iterations; step, step_low, step_high:
-    final minus that variant's on the same images and seeds, with the paired bootstrap interval over images; empty for a
-    variant on another dataset.
-
-    Raises ValueError for an unknown base, and for a variant with images that the one it is compared with has not seen.
-    """
-    if base not in set(rows["variant"]):
-        raise project.unknown("base variant", base, list(dict.fromkeys(rows["variant"])))
-    table = tables.summary(rows, by=("part", "variant"))
-    parts = {variant: own for variant, own in rows.groupby("variant", sort=False)}
-    extra = []
-    for variant in table["variant"]:
-        own = parts[variant]
-        against = own["against"].iloc[0] or base
-        right = stats.correct(own, "final")
-        assert right is not None
-        step, at = _step(own, parts[against])
-        by_seed = 100 * pd.Series(right).groupby(own["seed"].to_numpy()).mean()
-        extra.append(
-            {
-                "data": str(own["dataset"].iloc[0]),
-                "parameters": int(own["parameters"].iloc[0]),
-                "same_as": own["same_as"].iloc[0],
-                "k": _updates(own),
-                "spread": by_seed.std(ddof=1),
-                "first_loss": own["first_loss"].median(),
-                "last_loss": own["last_loss"].median(),
-                "against": against,
-                "at": at,
-                "step": step.value,
-                "step_low": step.low,
-                "step_high": step.high,
-            }
-        )
-    return pd.concat([table, pd.DataFrame(extra)], axis=1)
+def side(difference: Number) -> str:
+    """Whether an interval of points leaves out 0 by more than one image would move it: below, above, not told apart; "" if empty."""
+    if math.isnan(difference.low):
+        return ""
+    image = 100 / (difference.n or 1)
+    return SIDES[0] if difference.high < -image else SIDES[2] if difference.low > image else SIDES[1]
 
 
-def _updates(own: pd.DataFrame) -> int:
+def measured(values: Any, least: float, most: float, unit: str = "") -> Number:
+    """Mean of a measure (n,) between least and most over images, with its 95 % t interval; without one for a single image."""
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2:
+        return Number(float(values.mean()), n=len(values), unit=unit, kind="measure")
+    mean = stats.mean(values, minimum=2)
+    return Number(mean.value / 100, max(least, mean.low / 100), min(most, mean.high / 100), mean.n, unit, "measure")
+
+
+def stopped(own: pd.DataFrame, k: int) -> pd.DataFrame:
+    """The records of a variant had it been stopped after k updates: training does not know how long it will last."""
+    path = stats.paths(own)
+    if not 1 <= k < path.shape[1]:
+        raise ValueError(f"{own['variant'].iloc[0]} was trained for {path.shape[1] - 1} iterations; found k = {k}")
+    return own.assign(prediction=path[:, k].astype(np.int64), path=list(path[:, : k + 1]))
+
+
+def updates(own: pd.DataFrame) -> int:
+    """K, the number of updates of a variant's records."""
     return stats.paths(own).shape[1] - 1
 
 
-def _step(own: pd.DataFrame, other: pd.DataFrame, k: int | None = None) -> tuple[stats.Interval, int]:
-    """Accuracy of a variant minus another's on the same images and seeds, and the other's iterations.
+def compared(own: pd.DataFrame, other: pd.DataFrame, k: int, k_other: int) -> stats.Interval:
+    """Accuracy of a variant after k updates minus another's after k_other, on the same images and seeds, percentage points.
 
-    k: after how many updates of both; None: all of the variant's, and as many of the other's where it has more. Empty where the
-    two have no dataset in common.
+    Empty where the two have no dataset in common. Raises ValueError for images that the other one has not seen.
     """
-    mine = stats.paths(own)
-    theirs = stats.paths(other)
-    k_own = mine.shape[1] - 1 if k is None else k
-    k_other = min(k_own, theirs.shape[1] - 1)
     if set(own["dataset"]) != set(other["dataset"]):
-        return stats.Interval(np.nan, np.nan, np.nan, 0), k_other
+        return stats.Interval(math.nan, math.nan, math.nan, 0)
     place = pd.Series(np.arange(len(other)), index=pd.MultiIndex.from_frame(other[KEY]))
     found = place.reindex(pd.MultiIndex.from_frame(own[KEY]))
     if found.isna().any():
@@ -421,126 +402,137 @@ def _step(own: pd.DataFrame, other: pd.DataFrame, k: int | None = None) -> tuple
             f"variant {own['variant'].iloc[0]!r} has {missing} images that {other['variant'].iloc[0]!r}, with which it is "
             f"compared, has not seen: give it at most {other['sample'].nunique()} samples, or the other one more"
         )
-    where = found.to_numpy(dtype=np.int64)
-    right = mine[:, k_own] == own["label"].to_numpy()
-    reference = theirs[where, k_other] == other["label"].to_numpy()[where]
-    return stats.paired_difference(right, reference, own["sample"].to_numpy(), seeds=own["seed"].to_numpy()), k_other
+    theirs = stopped(other, k_other)["prediction"].to_numpy()[found.to_numpy(dtype=np.int64)]
+    difference = stats.mean_difference(stopped(own, k).assign(teacher_prediction=theirs))
+    assert difference is not None
+    return difference
 
 
-def early(rows: pd.DataFrame, base: str, counts: Sequence[int]) -> pd.DataFrame:
-    """Every variant after few updates, k in counts, where accuracies are not yet all the teacher's: from predictions per iteration.
+def after(rows: pd.DataFrame, base: str, k: int | None = None) -> pd.DataFrame:
+    """One row per variant (index part, variant) after k updates, or after its last for None: what it reaches, how it compares.
 
-    Columns: part, variant, same_as, n, k; accuracy with low and high (%); against, step, step_low, step_high: accuracy minus
-    that variant's after as many updates, paired (percentage points). Variants that were trained for fewer than k updates
-    have no row there. Raises ValueError as `summary`.
+    Columns: images, k; final, teacher, as teacher (same prediction), final - teacher, each with its interval over images and
+    seeds; against teacher (`side`); sd over seeds (points); compared with (the line, base where it names none), its k; difference
+    and which side. Variants trained for fewer than k updates have no row; a variant is compared with another after as many
+    updates, where that one has them (without k: after its last where it has fewer).
+
+    Raises ValueError for an unknown base, when no variant was trained for k updates, and as `compared`.
     """
-    if base not in set(rows["variant"]):
-        raise project.unknown("base variant", base, list(dict.fromkeys(rows["variant"])))
-    parts = {variant: own for variant, own in rows.groupby("variant", sort=False)}
-    lines = []
+    parts = _variants(rows, base)
+    lines = {}
     for variant, own in parts.items():
-        path = stats.paths(own)
-        against = own["against"].iloc[0] or base
-        for k in counts:
-            if not 1 <= k < path.shape[1]:
-                continue
-            value = stats.bootstrap_mean(path[:, k] == own["label"].to_numpy(), own["sample"].to_numpy())
-            step, at = _step(own, parts[against], k)
-            if at < k:
-                step = stats.Interval(np.nan, np.nan, np.nan, 0)
-            lines.append(
-                {
-                    "part": own["part"].iloc[0],
-                    "variant": variant,
-                    "same_as": own["same_as"].iloc[0],
-                    "n": value.n,
-                    "k": k,
-                    "accuracy": value.value,
-                    "low": value.low,
-                    "high": value.high,
-                    "against": against,
-                    "step": step.value,
-                    "step_low": step.low,
-                    "step_high": step.high,
-                }
-            )
-    if not lines:
-        raise ValueError(f"no variant was trained for {min(counts)} iterations: name smaller counts")
-    return pd.DataFrame(lines)
-
-
-def compact_early(table: pd.DataFrame) -> pd.DataFrame:
-    """`early` for reading: one row per run, for every k the accuracy and the paired difference."""
-    runs = table[table["same_as"] == ""]
-    shown = runs.drop_duplicates("variant")[["part", "variant", "n", "against"]].set_index("variant")
-    for k, own in runs.groupby("k"):
-        own = own.set_index("variant")
-        for heading, names in (
-            (f"k = {k}", ("accuracy", "low", "high")),
-            ("difference", ("step", "step_low", "step_high")),
-        ):
-            cells = [tables.percent(cell) for cell in zip(*(own[name] for name in names), strict=True)]
-            heading = heading if heading != "difference" else f"difference, k = {k}"
-            shown[heading] = pd.Series(cells, index=own.index).reindex(shown.index).fillna("")
-    shown = shown.reset_index()
-    shown.insert(0, "part", shown.pop("part"))
-    shown["part"] = shown["part"].where(shown["part"] != shown["part"].shift(), "")
-    return shown.rename(columns={"against": "compared with"})
-
-
-def compact(table: pd.DataFrame, published: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """`summary` for reading. published: variant -> text of the published value, for the last column."""
-
-    def cells(*names: str) -> list[str]:
-        return [tables.percent(cell) for cell in zip(*(table[name] for name in names), strict=True)]
-
-    longest = dict(zip(table["variant"], table["k"], strict=True))
-    compared = [
-        "" if own == other else other if at == longest[other] else f"{other}, k = {at}"
-        for own, other, at in zip(table["variant"], table["against"], table["at"], strict=True)
-    ]
-    shown = pd.DataFrame(
-        {
-            "part": table["part"].where(table["part"] != table["part"].shift(), ""),
-            "variant": table["variant"],
-            "same run as": table["same_as"],
-            "n": table["n"],
-            "K": table["k"],
-            "weights": [_count(p) for p in table["parameters"]],
-            "median loss": [
-                f"{a:.0e} to {b:.0e}" for a, b in zip(table["first_loss"], table["last_loss"], strict=True)
-            ],
-            "final": cells("final", "final_low", "final_high"),
-            "sd": table["spread"].round(1),
-            "as teacher": table["agreement"].round(1),
-            "final - teacher": cells("difference", "low", "high"),
-            "compared with": compared,
-            "difference": cells("step", "step_low", "step_high"),
+        chosen = updates(own) if k is None else k
+        if chosen > updates(own):
+            continue
+        reached = stopped(own, chosen)
+        cells = _reached(reached)
+        line: dict[str, Any] = {
+            "images": own["sample"].nunique(),
+            "k": chosen,
+            "final": cells["final"],
+            "sd over seeds": _spread(reached),
+            **{name: cells[name] for name in ("teacher", "as teacher", "final - teacher")},
+            "against its teacher": side(cells["final - teacher"]),
         }
-    )
-    if len(set(table["data"])) > 1:
-        shown.insert(2, "data", table["data"])
-    if published is not None:
-        shown["published"] = [published.get(variant, "") for variant in table["variant"]]
-    return shown
+        against = own["against"].iloc[0] or base
+        at = min(chosen, updates(parts[against]))
+        if against != variant and (k is None or at == k):
+            difference = _points(compared(own, parts[against], chosen, at))
+            if not math.isnan(difference.value):
+                line |= {
+                    "compared with": against if at == updates(parts[against]) else f"{against}, k = {at}",
+                    "difference": difference,
+                    "against that": side(difference),
+                }
+        lines[own["part"].iloc[0], variant] = line
+    if not lines:
+        raise ValueError(f"no variant was trained for {k} iterations: name fewer")
+    table = pd.DataFrame.from_dict(lines, orient="index").rename_axis(["part", "variant"])
+    return table.reindex(columns=[*list(table)[:8], "compared with", "difference", "against that"])
 
 
-def split(shown: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A `compact` table in two that fit a page: what every variant is and reaches; how it compares."""
-    cut = list(shown).index("final - teacher")
-    return shown.iloc[:, :cut], pd.concat([shown[["part", "variant", "final"]], shown.iloc[:, cut:]], axis=1)
+def _variants(rows: pd.DataFrame, base: str) -> dict[str, pd.DataFrame]:
+    if base not in set(rows["variant"]):
+        raise project.unknown("variant", base, list(dict.fromkeys(rows["variant"])))
+    return {str(variant): own for variant, own in rows.groupby("variant", sort=False)}
 
 
-def _count(parameters: int) -> str:
-    return f"{parameters / 1e6:.3g} M" if parameters >= 1e6 else f"{parameters / 1e3:.3g} k"
+def _reached(own: pd.DataFrame) -> dict[str, Number]:
+    """Accuracies under each rule, agreement with the teacher and final - teacher, each as a Number."""
+    as_teacher = own.assign(label=own["teacher_prediction"].fillna(-2).to_numpy(dtype=np.int64))  # -2: nobody's answer
+    found = {
+        "final": stats.mean_accuracy(own, "final"),
+        "teacher": stats.mean_accuracy(own, "teacher"),
+        "as teacher": stats.mean_accuracy(as_teacher, "final"),
+        "any": stats.mean_accuracy(own, "any"),
+    }
+    cells = {name: tables.percent(math.nan if value is None else value) for name, value in found.items()}
+    step = stats.mean_difference(own)
+    return cells | {"final - teacher": _points(math.nan if step is None else step)}
 
 
-def published_cells(lines: Sequence[Ablation], published: pd.DataFrame) -> dict[str, str]:
+def _points(value: stats.Interval | float) -> Number:
+    return tables.percent(value, kind="difference", unit="points")
+
+
+def _spread(own: pd.DataFrame) -> Number:
+    """Standard deviation over seeds of the accuracy."""
+    by_seed = 100 * (own["prediction"] == own["label"]).groupby(own["seed"]).mean()
+    return Number(float(by_seed.std(ddof=1)), n=len(by_seed), unit="points", kind="measure")
+
+
+def settings(rows: pd.DataFrame) -> pd.DataFrame:
+    """What every variant is: data, images, seeds, K, weights, same run as, medians of first and last loss. Index part, variant."""
+    lines = {
+        (own["part"].iloc[0], variant): {
+            "data": str(own["dataset"].iloc[0]),
+            "images": own["sample"].nunique(),
+            "seeds": own["seed"].nunique(),
+            "K": updates(own),
+            "weights": int(own["parameters"].iloc[0]),
+            "loss before": own["first_loss"].median(),
+            "loss after": own["last_loss"].median(),
+            "same run as": own["same_as"].iloc[0],
+        }
+        for variant, own in rows.groupby("variant", sort=False)
+    }
+    table = pd.DataFrame.from_dict(lines, orient="index").rename_axis(["part", "variant"])
+    return table if len(set(table["data"])) > 1 else table.drop(columns="data")
+
+
+def moved(found: Mapping[str, pd.DataFrame], same: Sequence[str]) -> pd.DataFrame:
+    """How many distinct runs are below, above or not told apart from their teacher and from the line that they are compared with.
+
+    found: name of a row -> table of `after`. same: variants that are the same run as an earlier one, no findings of their own.
+    of them p (Holm) < 0.05: of those below or above, how many survive the correction for as many tests.
+    """
+    lines: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, table in found.items():
+        runs = table[~table.index.get_level_values("variant").isin(list(same))]
+        for what, column, verdicts in (
+            ("its teacher", "final - teacher", "against its teacher"),
+            ("the line compared with", "difference", "against that"),
+        ):
+            own = runs[runs[column].notna() & runs[verdicts].isin(SIDES)]
+            p = [stats.p_value(stats.Interval(c.value, c.low, c.high, c.n or 0)) for c in own[column]]
+            told = own[verdicts].ne(SIDES[1]).to_numpy()
+            variants = own.index.get_level_values("variant")
+            lines[name, what] = {
+                "runs": len(own),
+                **{word: int((own[verdicts] == word).sum()) for word in SIDES},
+                "of them p (Holm) < 0.05": int(((stats.holm(p) < 0.05) & told).sum()) if p else 0,
+                "which below": "; ".join(variants[own[verdicts] == SIDES[0]]),
+                "which above": "; ".join(variants[own[verdicts] == SIDES[2]]),
+            }
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis(["stopped", "against"])
+
+
+def published_cells(lines: Sequence[Ablation], published: pd.DataFrame) -> dict[str, Number | str]:
     """Variant -> the published value, or what the paper's text says of it where no number was found.
 
     published: `apm.published.load("table5")`. Raises ValueError for a row and column that are not there.
     """
-    cells = {}
+    cells: dict[str, Number | str] = {}
     for line in lines:
         if line.published is None:
             continue
@@ -552,83 +544,39 @@ def published_cells(lines: Sequence[Ablation], published: pd.DataFrame) -> dict[
                 f"ablation {line.name!r}: {project.unknown('published cell', f'[{row}, {column}]', known)}"
             )
         value, text = found.iloc[0]["value"], found.iloc[0]["text"]
-        cells[line.name] = text if pd.notna(value) else text.removeprefix("not found ").strip("()")
+        known_value = Number(float(value), kind="published") if pd.notna(value) else None
+        cells[line.name] = known_value or text.removeprefix("not found ").strip("()")
     return cells
 
 
 def over_iterations(rows: pd.DataFrame, variant: str, counts: Sequence[int]) -> pd.DataFrame:
-    """Accuracy of one variant had it been stopped after k updates, for k in counts: read from its predictions per iteration.
+    """Accuracy of one variant had it been stopped after k updates, for k in counts; index "k = 5" and so on.
 
-    Training does not know how long it will last, so a run of K updates begins with the run of k < K. Columns: k, n, seeds,
-    final with final_low and final_high (%), sd (standard deviation over seeds, points), agreement with the teacher (%), any: right
-    after at least one of the first k updates (%); step, step_low, step_high: accuracy after k minus that after the last of counts,
-    paired (percentage points). Raises ValueError for an unknown variant or a k beyond its last update.
+    A run of K updates begins with the run of k < K. Columns: images, seeds, final, sd over seeds, as teacher, any (right after at
+    least one of the first k updates), final - teacher, and final minus that after the last of counts, paired. Raises ValueError
+    for an unknown variant or a k beyond its last update.
     """
-    if variant not in set(rows["variant"]):
-        raise project.unknown("variant", variant, list(dict.fromkeys(rows["variant"])))
-    own = rows[rows["variant"] == variant]
-    path, label = stats.paths(own), own["label"].to_numpy()
-    teacher, sample = own["teacher_prediction"].to_numpy(dtype=np.int64), own["sample"].to_numpy()
-    table = []
+    own = _variants(rows, variant)[variant]
+    lines: dict[str, dict[str, Any]] = {}
     for k in counts:
-        if not 1 <= k < path.shape[1]:
-            raise ValueError(f"{variant} was trained for {path.shape[1] - 1} iterations; found k = {k}")
-    for k in counts:
-        right = path[:, k] == label
-        value = stats.bootstrap_mean(right, sample)
-        step = stats.paired_difference(right, path[:, counts[-1]] == label, sample)
-        table.append(
-            {
-                "k": k,
-                "n": value.n,
-                "seeds": own["seed"].nunique(),
-                "final": value.value,
-                "final_low": value.low,
-                "final_high": value.high,
-                "sd": 100 * pd.Series(right).groupby(own["seed"].to_numpy()).mean().std(ddof=1),
-                "agreement": stats.agreement(path[:, k], teacher),
-                "any": 100 * float((path[:, 1 : k + 1] == label[:, None]).any(axis=1).mean()),
-                "step": step.value,
-                "step_low": step.low,
-                "step_high": step.high,
-            }
-        )
-    return pd.DataFrame(table)
+        reached = stopped(own, k)
+        cells = _reached(reached)
+        del cells["teacher"]
+        counted = {"images": own["sample"].nunique(), "seeds": own["seed"].nunique()}
+        lines[f"k = {k}"] = counted | cells | {"sd over seeds": _spread(reached)}
+        if k != counts[-1]:
+            lines[f"k = {k}"][f"final - final after {counts[-1]}"] = _points(compared(own, own, k, counts[-1]))
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("stopped")
 
 
-def reading(table: pd.DataFrame) -> list[str]:
-    """What moved, in sentences, from `summary`: lines that are the same run are one finding."""
-    runs = table[table["same_as"] == ""]
-    compared = runs[runs["step"].notna() & (runs["variant"] != runs["against"])]
-    moved = compared[(compared["step_low"] > 0) | (compared["step_high"] < 0)]
-
-    def names(which: pd.DataFrame) -> str:
-        return "; ".join(which["variant"]) or "none"
-
-    equal = compared[(compared["step_low"] == 0) & (compared["step_high"] == 0)]
-    lines = [
-        f"{len(table)} lines are {len(runs)} distinct runs",
-        f"{len(moved)} of the {len(compared)} compared differ from what they are compared with beyond their interval: {names(moved)}",
-        f"below their teacher: {names(runs[runs['high'] < 0])}",
-        f"above their teacher: {names(runs[runs['low'] > 0])}",
-        f"{len(runs[runs['agreement'] > 97])} of {len(runs)} give the teacher's own prediction on more than 97 % of the images",
-    ]
-    if len(equal):
-        most = int(equal["n"].max())
-        lines.append(
-            f"{len(equal)} show no difference on any image: with n = {most}, up to about 3/n = {300 / most:.1f} points "
-            "would still go unseen"
-        )
-    return lines
-
-
-def feature_and_tokens(teacher: Teacher, dataset: Dataset, *, images: int = 32) -> float:
+def feature_and_tokens(teacher: Teacher, dataset: Dataset, *, images: int = 32) -> Number:
     """Mean cosine of the teacher's image feature and the mean of its patch tokens, over some images of a dataset.
 
-    1: the target of L_grid, folded, is that of L_cls. NaN for a teacher without patch tokens or where no image can be read.
+    1: the target of L_grid, folded, is that of L_cls. With its interval over images; empty for a teacher without patch tokens or where no image can be read.
     """
+    nothing = Number(math.nan, unit="", kind="measure")
     if teacher.grid is None:
-        return math.nan
+        return nothing
     pictures = []
     for i in range(min(images, len(dataset))):
         try:
@@ -636,154 +584,39 @@ def feature_and_tokens(teacher: Teacher, dataset: Dataset, *, images: int = 32) 
         except datasets.UnreadableImage:
             continue
     if not pictures:
-        return math.nan
+        return nothing
     encoding = teacher.encode(teacher.transform(pictures), tokens=True)
     assert encoding.tokens is not None
-    return float(
-        nn.functional.cosine_similarity(encoding.feature, encoding.tokens.flatten(1, 2).mean(dim=1), dim=-1).mean()
-    )
+    mean = encoding.tokens.flatten(1, 2).mean(dim=1)
+    return measured(nn.functional.cosine_similarity(encoding.feature, mean, dim=-1), -1, 1, "cosine")
 
 
-def compact_iterations(steps: pd.DataFrame) -> pd.DataFrame:
-    """`over_iterations` for reading."""
-    last = steps["k"].iloc[-1]
-    final, step = (
-        [tables.percent(cell) for cell in steps[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)]
-        for name in ("final", "step")
-    )
-    shown = steps[["k", "n", "seeds"]].assign(final=final)
-    shown[["sd", "agreement", "any"]] = steps[["sd", "agreement", "any"]]
-    return shown.assign(**{f"final - final after {last}": step})
+def towards_target(teacher: Teacher, dataset: Dataset, config: TTTConfig, counts: Sequence[int]) -> pd.DataFrame:
+    """How close students come to their targets: one row per number of updates in counts (0: random weights), at most K.
 
-
-def times(rows: pd.DataFrame) -> pd.DataFrame:
-    """Median milliseconds per image of every distinct run, fastest first, from the records of `run`. Columns: variant, n, K, ms."""
-    runs = rows[rows["same_as"] == ""]
-    lines = [
-        {
-            "variant": variant,
-            "n": own["sample"].nunique(),
-            "K": _updates(own),
-            "ms per image": own["milliseconds"].median(),
+    Columns: images, loss, cosine to the target (means over images with t intervals), as teacher (same class, Wilson). Images are
+    all of the dataset, seed 0.
+    Raises ValueError for a count beyond K.
+    """
+    if max(counts) > config.iterations:
+        raise ValueError(f"the student is trained for {config.iterations} iterations; found k = {max(counts)}")
+    places = np.arange(len(dataset))
+    mode = teacher.preprocess_config.resize_mode
+    size = config.student.image_size[0]
+    images = teachers.student_images(teachers.pictures(dataset, places), size, resize_mode=mode).to(teacher.device)
+    targets = teachers.features_at(teacher, dataset, places).to(images)
+    text = teacher.text_features(dataset.classnames, dataset.templates).to(images)
+    result = ttt.adapt(images, targets, config)
+    assert result.features is not None
+    features = result.features.float()
+    cosine = nn.functional.cosine_similarity(features, targets[:, None], dim=-1).cpu()  # (n, K + 1)
+    same = ttt.cosine_scores(features, text).argmax(-1) == ttt.cosine_scores(targets, text).argmax(-1)[:, None]
+    lines = {}
+    for k in counts:
+        lines[k] = {
+            "images": len(dataset),
+            "loss": measured(result.losses[:, k].cpu(), 0, math.inf),
+            "cosine to the target": measured(cosine[:, k], -1, 1, "cosine"),
+            "as teacher": tables.percent(stats.accuracy(same[:, k].cpu().numpy(), minimum=1)),
         }
-        for variant, own in runs.groupby("variant", sort=False)
-    ]
-    found = pd.DataFrame(lines).sort_values("ms per image", ignore_index=True)
-    return found.assign(**{"ms per image": [f"{ms:.2g}" if ms < 10 else f"{ms:,.0f}" for ms in found["ms per image"]]})
-
-
-# ---------------------------------------------------------------------------------------------------------------- figures
-
-
-def overview(table: pd.DataFrame) -> tuple[Any, str]:
-    """Final accuracy of every variant with its interval, part by part, the teacher's on the same images as a tick.
-
-    table: from `summary`. Returns figure and caption.
-    """
-    import matplotlib.pyplot as plt
-
-    figures.style()
-    parts = list(dict.fromkeys(table["part"]))
-    at, labels, y = [], [], 0.0
-    figure, axes = plt.subplots(figsize=(7.5, 0.24 * (len(table) + len(parts)) + 1.2))
-    for number, part in enumerate(parts):
-        own = table[table["part"] == part]
-        places = y + np.arange(len(own))
-        value, low, high = (own[name].to_numpy() for name in ("final", "final_low", "final_high"))
-        for again in (False, True):
-            chosen = (own["same_as"] != "").to_numpy() == again
-            axes.errorbar(
-                value[chosen],
-                places[chosen],
-                xerr=np.abs([value - low, high - value])[:, chosen],
-                fmt="o",
-                ms=4,
-                lw=1.2,
-                capsize=2,
-                color="C0",
-                mfc="white" if again else "C0",
-            )
-        axes.plot(own["teacher"], places, "|", ms=11, mew=1.6, color="black", label="teacher" if number == 0 else None)
-        at += list(places)
-        labels += [f"{variant} ({n})" for variant, n in zip(own["variant"], own["n"], strict=True)]
-        axes.text(1.01, places.mean(), part, transform=axes.get_yaxis_transform(), va="center")
-        y = places[-1] + 2
-        if number < len(parts) - 1:
-            axes.axhline(places[-1] + 1, color="0.85", lw=0.8)
-    axes.set_yticks(at, labels)
-    axes.set_ylim(y - 1, -1)
-    axes.set_xlabel("top-1 accuracy after the last iteration, %")
-    axes.grid(axis="y", visible=False)
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    figure.tight_layout()
-    caption = (
-        f"Final accuracy of every variant (number of images), {table['seeds'].iloc[0]} seeds; bars: 95 % bootstrap intervals over "
-        "images; hollow: the same run as an earlier line; black ticks: the teacher on the same images."
-    )
-    return figure, caption
-
-
-def along_sequence(rows: pd.DataFrame, variants: Sequence[str]) -> tuple[Any, str]:
-    """Last loss of every image against its place in the sequence, one line per variant, seeds as thin lines.
-
-    rows: records of `run`, in the order in which the images were met. Returns figure and caption.
-    """
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-
-    figures.style()
-    figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
-    palette = plt.rcParams["axes.prop_cycle"].by_key()["color"]
-    for number, variant in enumerate(variants):
-        if variant not in set(rows["variant"]):
-            raise project.unknown("variant", variant, list(dict.fromkeys(rows["variant"])))
-        own = rows[rows["variant"] == variant]
-        for place, (_, one) in enumerate(own.groupby("seed", sort=True)):
-            ratio = (one["last_loss"] / one["first_loss"]).to_numpy()
-            label = variant if place == 0 else None
-            axes.plot(np.arange(1, len(ratio) + 1), ratio, color=palette[number], lw=1, alpha=0.8, label=label)
-    axes.set_yscale("log")
-    axes.set_xlabel("image, in the order in which they come")
-    axes.set_ylabel("loss after the last iteration\ndivided by the first")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    # above the axes: lines may be anywhere inside
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    seeds = rows["seed"].nunique()
-    return figure, f"How far the loss of each image falls, along the sequence of images; one line per seed ({seeds})."
-
-
-def by_size(table: pd.DataFrame, published: pd.DataFrame) -> tuple[Any, str]:
-    """Final minus teacher against the number of weights, with intervals and n (left), published Table 9 (right).
-
-    table: rows of `summary`; their differences to the teacher are on each one's own images, so that variants with fewer images can
-    stand beside the others. published: columns parameters (millions) and accuracy (%). Returns figure and caption.
-    """
-    import matplotlib.pyplot as plt
-
-    figures.style()
-    figure, (ours, theirs) = plt.subplots(1, 2, figsize=(8.5, 3.4), width_ratios=(3, 2))
-    table = table.sort_values("parameters")
-    value, low, high = (table[name].to_numpy() for name in ("difference", "low", "high"))
-    size = table["parameters"].to_numpy() / 1e6
-    ours.axhline(0, ls="--", color="black", lw=1)
-    ours.errorbar(size, value, yerr=np.abs([value - low, high - value]), fmt="o-", ms=4, capsize=2)
-    for x, y, n in zip(size, high, table["n"], strict=True):
-        ours.annotate(f"n = {n}", (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=8)
-    ours.set_title("ours: final - teacher")
-    reach = max(1.0, 1.4 * float(np.nanmax(np.abs([low, high]))))
-    ours.set_ylim(-reach, reach)
-    ours.margins(x=0.12)
-    theirs.plot(published["parameters"], published["accuracy"], "o-", color="0.4", ms=4)
-    theirs.set_title("published (DTD): accuracy")
-    ours.set_xscale("log")
-    theirs.set_xticks(published["parameters"])
-    theirs.margins(0.15)
-    for axes, label in ((ours, "percentage points"), (theirs, "top-1 accuracy, %")):
-        axes.set_xlabel("weights of the student, millions")
-        axes.set_ylabel(label)
-    figure.tight_layout()
-    caption = (
-        "Size of the student: ours as the difference to the teacher on the same images, 95 % paired intervals over images (none "
-        "where no image differs), and the values known of the published Table 9 (other images, another teacher, another axis)."
-    )
-    return figure, caption
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("updates")

@@ -426,7 +426,7 @@ def chunk_cost(config: APMConfig, chunk: int, *, formulation: str = "plain") -> 
         with torch.no_grad():
             image_to_feature(weights, x, config, chunk, formulation=formulation, codes=codes, most=most)
 
-    one, two = (flops(lambda most=most: run(most)) for most in (1, 2))  # every further column costs the same
+    one, two = (flops(functools.partial(run, most)) for most in (1, 2))  # every further column costs the same
     count = one + round((two - one) * (config.locations / chunk - 1))
     # from the second chunk on each finds what was folded so far beside it
     return count, memory(lambda: run(3), [*weights.values(), x, *codes.values()])
@@ -722,7 +722,8 @@ def ratios(student: APMConfig, iterations: int, published: pd.DataFrame) -> pd.D
         )
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=["ratio", "published", "beside"])
     frame.index = pd.MultiIndex.from_tuples(rows, names=["scope", "student"])
-    frame["published"] = [Number(value, unit="", kind="published") for value in frame["published"]]
+    frame["ratio"] = [Number(value, unit="ratio", kind="measure") for value in frame["ratio"]]
+    frame["published"] = [Number(value, unit="ratio", kind="published") for value in frame["published"]]
     return frame
 
 

@@ -31,6 +31,7 @@ MANIFEST = "manifest.json"
 # "cost" is of the machine (seconds, memory), so another machine may have another; "word" is text, "verdict" that of a rule
 KINDS = ("accuracy", "difference", "measure", "count", "loss", "p", "cost", "published", "verdict", "word")
 COLUMNS = ("table", "row", "column", "value", "low", "high", "n", "unit", "kind", "decimals", "text")
+FINE = ("ratio", "cosine")  # units of numbers about 1, shown with three significant digits
 SEPARATOR = " · "  # between the parts of a row's name
 
 
@@ -122,6 +123,8 @@ def _digits(value: float, small: bool, places: int | None = None) -> str:
 def is_small(column: pd.Series) -> bool:
     """Whether a column holds a number that one decimal would show as 0.0, or a measure below 1 such as a cosine."""
     cells = [cell for cell in column if isinstance(cell, (float, np.floating, Number)) and not is_empty(cell)]
+    if any(isinstance(cell, Number) and cell.unit in FINE for cell in cells):
+        return True
     return any(
         0.0 < abs(float(cell)) < (1.0 if isinstance(cell, Number) and cell.kind == "measure" else 0.05)
         for cell in cells

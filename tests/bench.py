@@ -1,11 +1,15 @@
 """Speed of test-time training as ratios within one run: `make bench`.
 
 Scale `mini` compares `apm.ttt.adapt` with the plain formulation of tests/plain.py, looped image by image, on the same images,
-targets and number of iterations. Scale `paper` (448 px, 32 x 32 columns, 22.8 M weights) compares one iteration of it with the
-released form (every image 8 times in the batch, columns in chunks of 16, and, in a row of its own, the teacher encoded again in
-every iteration) and with the plain formulation without the repeats; on a GPU too where there is one. Variants take turns,
-so that a machine that slows down slows all of them; medians are reported. Matrix peak and memory bandwidth are measured
-in the same run. Writes results/bench/<scale>.{csv,md}.
+targets and number of iterations, with all threads and with one. Scale `paper` (448 px, 32 x 32 columns, 22.8 M weights) compares one
+iteration of it with the released form (every image 8 times in the batch, columns in chunks of 16) and with the plain formulation
+without the repeats, each in float32 and under bfloat16 autocast, as the release runs; on a GPU too where there is one. A factor is taken
+within one precision. Its share of the teacher: the released form encodes it in every iteration, ours once for `RUN` iterations. The
+factor is split into what the repeats, the factorised form and the rest, efficiency, make of it.
+
+Variants take turns, so that a machine that slows down slows all of them; a round in which a variant took more than `DISTURBED` times
+its median is measured again, and a variant that stays unsteady is marked. Medians are reported. Matrix peak and memory bandwidth are
+measured in the same run. Writes results/bench/<scale>.{csv,md}.
 """
 
 from __future__ import annotations
@@ -18,9 +22,11 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -35,6 +41,33 @@ from apm.project import atomic_write, root
 from apm.ttt import TTTConfig
 
 CPU = torch.device("cpu")
+TEACHER = "ViT-L-14"  # of the released script
+RUN = 20  # iterations of one image, over which one pass of the teacher is spread
+DISTURBED = 1.25  # times a variant's median from which a round is taken to have met another process
+
+
+def in_turn(variants: Mapping[str, Callable[[], float]], repeats: int) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Seconds of every variant, in rounds in which they take turns after one to warm up; and which are unsteady.
+
+    What another process disturbed is measured again, as often as there are rounds; where more than a quarter of the rounds are
+    still disturbed, the variant is marked.
+    """
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for repeat in range(repeats + 1):
+        for name, function in variants.items():
+            elapsed = function()
+            if repeat:  # the first round warms up
+                times[name].append(elapsed)
+    for _ in range(repeats):
+        disturbed = [name for name, own in times.items() if max(own) > DISTURBED * statistics.median(own)]
+        for name in disturbed:
+            worst = times[name].index(max(times[name]))
+            times[name][worst] = min(times[name][worst], variants[name]())
+    marks = {}
+    for name, own in times.items():
+        late = sum(t > DISTURBED * statistics.median(own) for t in own)
+        marks[name] = f"unsteady: {min(own):.3g} to {max(own):.3g} s" if late > len(own) / 4 else ""
+    return times, marks
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -108,7 +141,19 @@ def measure(iterations: int, images: int, repeats: int) -> pd.DataFrame:
             for k in range(few):
                 plain.adapt_one(x[k], t[k], config, {name: value[k] for name, value in weights.items()})
 
-        variants: dict[str, tuple[Callable[[], object], int, str]] = {"plain loop": (plain_loop, few, "float32")}
+        def one_thread(plain_loop=plain_loop) -> None:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                plain_loop()
+            finally:
+                torch.set_num_threads(threads)
+
+        variants: dict[str, tuple[Callable[[], object], int, str]] = {
+            "plain loop": (plain_loop, few, "float32"),
+            # many threads get in each other's way on small matrices
+            "plain loop, one thread": (one_thread, few, "float32"),
+        }
         for precision in ("float32", "bfloat16"):
             for width in (1, 32) if precision == "float32" else (32,):
                 n = few if width == 1 else images
@@ -120,28 +165,26 @@ def measure(iterations: int, images: int, repeats: int) -> pd.DataFrame:
 
                 label = f"apm, {width} in lockstep" + (", bfloat16" if precision == "bfloat16" else "")
                 variants[label] = (ours, n, precision)
-        times: dict[str, list[float]] = {name: [] for name in variants}
-        for repeat in range(repeats + 1):
-            for name, (function, n, _) in variants.items():
-                elapsed = seconds(function)
-                if repeat:  # the first round warms up
-                    times[name].append(elapsed / n)
-        reference = statistics.median(times["plain loop"])
+        rounds = {name: partial(seconds, function) for name, (function, _, _) in variants.items()}
+        times, marks = in_turn(rounds, repeats)
+        plain_loops = [statistics.median(times[name]) / few for name in ("plain loop", "plain loop, one thread")]
         work = operations(x[:16], t[:16], config)
         counted.append(f"{work / 1e6:.1f} MFLOP with {fold} fold")
         for name, (_, _, precision) in variants.items():
-            per_image = statistics.median(times[name])
+            per_image = statistics.median(times[name]) / variants[name][1]
             rate = work * (iterations + 1 / 3) / per_image / 1e9  # the last forward pass has no backward one
-            ours_work = name != "plain loop"
+            ours_work = not name.startswith("plain")
             rows.append(
                 {
                     "fold": fold,
                     "variant": name,
                     "ms per image and iteration": per_image * 1e3 / iterations,
                     "images/s": 1 / per_image,
-                    "times faster": reference / per_image,
+                    "times faster": plain_loops[0] / per_image,
+                    "than one thread": plain_loops[1] / per_image,
                     "GFLOP/s": rate if ours_work else float("nan"),
                     "of matrix peak": rate / peaks[precision] if ours_work else float("nan"),
+                    "marked": marks[name],
                 }
             )
     table = pd.DataFrame(rows)
@@ -150,7 +193,9 @@ def measure(iterations: int, images: int, repeats: int) -> pd.DataFrame:
         f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}, torch {torch.__version__}; "
         f"measured matrix peak {peaks['float32']:.0f} GFLOP/s float32, {peaks['bfloat16']:.0f} bfloat16, fused Adam "
         f"{adam_bandwidth():.0f} GB/s; medians of {repeats} rounds in which the variants take turns. GFLOP/s count the "
-        "matrix products that apm needs; the plain loop needs more for the same result, so it has no such figure."
+        "matrix products that apm needs; the plain loop needs more for the same result, so it has no such figure. times faster: than the "
+        "plain loop with all threads; than one thread: than the same loop on one thread. marked: rounds that differ by more than "
+        f"{DISTURBED:g} times even when measured again."
     )
     return table
 
@@ -172,11 +217,14 @@ def plain_iterations(
     student.code, student.code_out = student.code.to(x.device), student.code_out.to(x.device)
     optimiser = torch.optim.Adam(student.parameters(), lr=config.learning_rate)
 
+    low = config.precision == "bfloat16"
+
     def iteration() -> float:
         start = _synchronised(x.device)
         optimiser.zero_grad()
-        folded = student(x)[0][None] if copies == 1 else student.released(x, copies)
-        (folded - t).square().mean().backward()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
+            folded = student(x)[0][None] if copies == 1 else student.released(x, copies)
+        (folded.float() - t).square().mean().backward()
         optimiser.step()
         return _synchronised(x.device) - start
 
@@ -221,56 +269,88 @@ def measure_paper(repeats: int, *, teacher: bool, device: torch.device) -> pd.Da
     factorised = compute.student_cost(student, formulation="factorised")
     work = {8: 8 * (count.forward + count.backward), 1: count.forward + count.backward}
     work[0] = factorised.forward + factorised.backward
-    forms: dict[tuple[str, str, int], tuple[Callable[[], float], float]] = {
-        ("released: 8 identical rows, chunks of 16", "float32", 1): (plain_iterations(config, weights, x[0], t[:1], copies=8), work[8]),
-        ("plain: 1 row, all columns at once", "float32", 1): (plain_iterations(config, weights, x[0], t[:1], copies=1), work[1]),
-    }  # fmt: skip
-    for precision in ("float32", "bfloat16") if device.type == "cpu" else ("float32", "tf32", "bfloat16"):
+    forms: dict[tuple[str, str, int], tuple[Callable[[], float], float]] = {}
+    released, whole = "released: 8 identical rows, chunks of 16", "plain: 1 row, all columns at once"
+    precisions = ("float32", "bfloat16") if device.type == "cpu" else ("float32", "tf32", "bfloat16")
+    for precision in precisions:
+        chosen = replace(config, precision=precision)
+        if precision != "tf32":
+            for name, copies in ((released, 8), (whole, 1)):
+                forms[name, precision, 1] = (
+                    plain_iterations(chosen, weights, x[0], t[:1], copies=copies),
+                    work[copies],
+                )
         for n in side_by_side:
-            run = our_iterations(replace(config, precision=precision), x[:n], t[:n])
-            forms[("apm", precision, n)] = (run, work[0])
-    times: dict[tuple[str, str, int], list[float]] = {name: [] for name in forms}
-    peaks = dict.fromkeys(dict.fromkeys(precision for _, precision, _ in forms), 0.0)
-    bandwidth = 0.0
-    for repeat in range(repeats + 1):
-        for name in peaks:  # in turn with the variants: the best of a busy machine is the machine
-            torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-            dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
-            peaks[name] = max(peaks[name], matrix_peak(dtype, device=device, repeats=3))
-            torch.set_float32_matmul_precision("highest")
-        bandwidth = max(bandwidth, adam_bandwidth(parameters=20_000_000, repeats=3, device=device))
-        for name, (function, _) in forms.items():
-            elapsed = function()
-            if repeat:  # the first round warms up
-                times[name].append(elapsed)
-    encode = teacher_seconds(device) if teacher else float("nan")
-    first = statistics.median(times[next(iter(forms))])
+            forms["apm", precision, n] = (our_iterations(chosen, x[:n], t[:n]), work[0])
+    peaks, widths = dict.fromkeys(precisions, 0.0), [0.0]
+
+    def best_of(name: str) -> float:
+        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+        dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
+        peaks[name] = max(peaks[name], matrix_peak(dtype, device=device, repeats=3))
+        torch.set_float32_matmul_precision("highest")
+        widths[0] = max(widths[0], adam_bandwidth(parameters=20_000_000, repeats=3, device=device))
+        return 1.0  # no time of a variant: the best of a busy machine is the machine
+
+    asked = ["float32", "bfloat16"] if teacher else []
+    encoders = {(f"teacher {TEACHER}, 8 rows", p, 8): teacher_pass(device, p, rows=8) for p in asked}
+    encoders |= {(f"teacher {TEACHER}, 1 row", p, 1): teacher_pass(device, p, rows=1) for p in asked}
+    named: dict[Any, Callable[[], float]] = {name: form for name, (form, _) in forms.items()}
+    times, marks = in_turn({**{("peak", p): partial(best_of, p) for p in peaks}, **named, **encoders}, repeats)
+    bandwidth = widths[0]
+    middle = {name: statistics.median(own) for name, own in times.items()}
     numbers = sum(math.prod(shape) for shape in parameter_shapes(student).values())
     rows = []
-    if teacher:
-        rows.append(
-            ("released, teacher ViT-L-14 encoded in every iteration", "float32", 1, first + encode, float("nan"))
+    for (label, precision, n), (_, flop) in forms.items():
+        each = middle[label, precision, n]
+        base = (
+            "float32" if precision == "tf32" else precision
+        )  # the release is measured in both, and each factor is within one
+        first = middle[released, base, 1]
+        factor: dict[str, float] = {}
+        again, once = (
+            middle.get((f"teacher {TEACHER}, {what}", base, k), math.nan) for what, k in (("8 rows", 8), ("1 row", 1))
         )
-    rows += [(*name, statistics.median(times[name]), forms[name][1]) for name in forms]
-    table = pd.DataFrame(
-        [
+        with_teacher = each + (again if label == released else once / RUN)
+        if label == "apm":
+            factor = {
+                "of it repeats": work[8] / work[1],
+                "of it factorised form": work[1] / work[0],
+                "of it efficiency": first / each / (work[8] / work[0]),
+            }
+        rows.append(
             {
                 "device": device.type,
                 "variant": label,
                 "precision": precision,
                 "images side by side": n,
-                "s per image and iteration": seconds_each,
-                "times faster": first / seconds_each,
-                "with its teacher": (first + encode) / seconds_each,
+                "s per image and iteration": each,
+                "times faster": first / each,
+                "with its teacher": (first + again) / with_teacher,
+                "of it repeats": math.nan,
+                "of it factorised form": math.nan,
+                "of it efficiency": math.nan,
+                **factor,
                 "GFLOP": flop / 1e9,
-                "GFLOP/s": flop / seconds_each / 1e9,
-                "of matrix peak": flop / seconds_each / 1e9 / peaks[precision],
-                "Adam's share at measured bandwidth": 28 * numbers / bandwidth / 1e9 / seconds_each,
-                "times the floor": seconds_each / (flop / peaks[precision] + 28 * numbers / bandwidth) * 1e9,
+                "GFLOP/s": flop / each / 1e9,
+                "of matrix peak": flop / each / 1e9 / peaks[precision],
+                "Adam's share at measured bandwidth": 28 * numbers / bandwidth / 1e9 / each,
+                "times the floor": each / (flop / peaks[precision] + 28 * numbers / bandwidth) * 1e9,
+                "marked": marks[label, precision, n],
             }
-            for label, precision, n, seconds_each, flop in rows
-        ]
-    )
+        )
+    rows += [
+        {
+            "device": device.type,
+            "variant": label,
+            "precision": precision,
+            "images side by side": n,
+            "s per image and iteration": middle[label, precision, n],
+            "marked": marks[label, precision, n],
+        }
+        for label, precision, n in encoders
+    ]
+    table = pd.DataFrame(rows)
     held = [*weights.values(), x[0], t[:1]]
     memories = {
         "released": peak_memory(plain_iterations(config, weights, x[0], t[:1], copies=8), held),
@@ -287,9 +367,12 @@ def measure_paper(repeats: int, *, teacher: bool, device: torch.device) -> pd.Da
         f"Released student ({numbers / 1e6:.1f} M weights without RGB head), 448 px, 32 x 32 columns, attention fold; one image "
         f"unless said otherwise; {compute.hardware(device)}. Measured "
         f"matrix peak {', '.join(f'{peak:,.0f} GFLOP/s {name}' for name, peak in peaks.items())}; fused Adam {bandwidth:,.0f} GB/s. "
-        f"Medians of {repeats} rounds in which the variants take turns; GFLOP are those of the variant's own formulation, forward "
-        "and backward; times faster: than the released form, and than it with its teacher encoded in every iteration, as released; "
-        "the floor: those operations at the measured peak and seven passes of Adam over the weights at the measured bandwidth. "
+        f"Medians of {repeats} rounds in which the variants take turns, the teacher among them; GFLOP are those of the variant's own "
+        "formulation, forward and backward; times faster: than the released form in the same precision (tf32: than float32); with its "
+        f"teacher: the same with {TEACHER} encoded in every iteration on 8 rows, as released, against once in {RUN} iterations on one "
+        "row; of it: the factor as a product of repeats, factorised form (both counted) and efficiency (the rest). "
+        f"marked: rounds that differ by more than {DISTURBED:g} times even when measured again. "
+        "The floor: those operations at the measured peak and seven passes of Adam over the weights at the measured bandwidth. "
         f"Where the time of apm goes, by operation: {where_time_goes(config, x[:1], t[:1])}. "
         "Peak memory of tensors: " + ", ".join(f"{name} {value:,.0f} MB" for name, value in memories.items()) + "."
     )
@@ -312,15 +395,18 @@ def where_time_goes(config: TTTConfig, x: torch.Tensor, t: torch.Tensor, top: in
     return "; ".join(texts)
 
 
-def teacher_seconds(device: torch.device) -> float:
-    """Seconds of ViT-L-14's image tower, random weights, on the 8 identical rows of the released form."""
-    tower, size = compute.image_tower("ViT-L-14", device), compute.image_size("ViT-L-14")
-    images = torch.zeros(8, 3, size, size, device=device)
-    with torch.no_grad():
-        tower(images[:1])
+def teacher_pass(device: torch.device, precision: str, *, rows: int) -> Callable[[], float]:
+    """A function that sends `rows` images through TEACHER's image tower, random weights, and returns its seconds."""
+    tower, size = compute.image_tower(TEACHER, device), compute.image_size(TEACHER)
+    images = torch.zeros(rows, 3, size, size, device=device)
+
+    def encode() -> float:
         start = _synchronised(device)
-        tower(images)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            tower(images)
         return _synchronised(device) - start
+
+    return encode
 
 
 FORMATS = {
@@ -328,7 +414,11 @@ FORMATS = {
     "s per image and iteration": ".4f",
     "images/s": ".1f",
     "times faster": ".1f",
+    "than one thread": ".1f",
     "with its teacher": ".1f",
+    "of it repeats": ".1f",
+    "of it factorised form": ".2f",
+    "of it efficiency": ".2f",
     "GFLOP": ".0f",
     "GFLOP/s": ".0f",
     "of matrix peak": ".0%",
@@ -359,9 +449,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=50, help="of scale mini")
     parser.add_argument("--images", type=int, default=64, help="of scale mini")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--no-teacher", action="store_true", help="leave out the row with the teacher in every iteration"
-    )
+    parser.add_argument("--no-teacher", action="store_true", help="leave out the teacher, and what it adds")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     if options.scale in ("mini", "all"):

@@ -54,7 +54,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "threads": 2,
         "chunks": [1, 512, 1024],
     },
-    "05_ablations": {"samples": 10, "iterations": [1, 2, 4]},
+    "05_ablations": {
+        "samples": 10,
+        "early": [1, 2],
+        "iterations": [1, 2, 4],
+        "published_size": {"samples": 2, "counts": [0, 2], "student": SMALL, "training": {"iterations": 2}},
+    },
     "06_islands": {
         "photo_student": SMALL,
         "training": {"iterations": 5},

@@ -9,8 +9,9 @@ import pytest
 import torch
 from test_methods import FakeTeacher
 
-from apm import ablations, published, stats, teachers, ttt
+from apm import ablations, methods, published, stats, teachers, ttt
 from apm.datasets import Dataset
+from apm.numbers import Number
 from apm.project import root
 from apm.ttt import TTTConfig
 
@@ -126,31 +127,73 @@ def test_lines_with_equal_settings_share_one_run(rows: pd.DataFrame) -> None:
     assert not set(shards["base"]) & set(shards["slow"])
 
 
-def test_every_number_of_the_summary_is_recomputed_from_the_records(rows: pd.DataFrame) -> None:
-    table = ablations.summary(rows, "base").set_index("variant")
+def test_every_number_is_recomputed_from_the_records(rows: pd.DataFrame) -> None:
+    table = ablations.after(rows, "base").droplevel("part")
     base = rows[rows["variant"] == "base"].set_index(["sample", "seed"])
     for variant, own in rows.groupby("variant"):
+        line = table.loc[variant]
         right = own["prediction"] == own["label"]
-        assert table.loc[variant, "final"] == pytest.approx(100 * right.mean())
+        assert line["final"].value == pytest.approx(100 * right.mean())
+        asked = own["teacher_prediction"].astype(int)
+        assert line["as teacher"].value == pytest.approx(100 * (own["prediction"] == asked).mean())
+        assert line["final - teacher"].value == pytest.approx(100 * (right.mean() - (asked == own["label"]).mean()))
         by_seed = [100 * right[own["seed"] == seed].mean() for seed in (0, 7, 42)]
-        assert table.loc[variant, "spread"] == pytest.approx(np.std(by_seed, ddof=1))
+        assert line["sd over seeds"].value == pytest.approx(np.std(by_seed, ddof=1))
+        assert line["k"] == len(own["path"].iloc[0]) - 1
+        if variant == "base":
+            assert pd.isna(line["difference"])
+            continue
         theirs = base.loc[list(zip(own["sample"], own["seed"], strict=True))]
-        k = min(len(own["path"].iloc[0]), 13) - 1  # "few" has 3 updates: the base after 3
-        step = right.to_numpy().astype(int) - (np.stack(theirs["path"])[:, k] == theirs["label"]).to_numpy()
-        assert (table.loc[variant, "k"], table.loc[variant, "at"]) == (k, k)
-        assert table.loc[variant, "step"] == pytest.approx(100 * step.mean())
-        assert table.loc[variant, "step_low"] <= table.loc[variant, "step"] <= table.loc[variant, "step_high"]
-        assert table.loc[variant, "last_loss"] == pytest.approx(own["last_loss"].median())
-    assert table.loc["base", "parameters"] == 49 + (16 + 16) * 16 + 16 + 16 * 12 + 12
-    assert table.loc["vector", "parameters"] == 12
-    with pytest.raises(ValueError, match=r"unknown base variant 'bse'.*Did you mean 'base'"):
-        ablations.summary(rows, "bse")
-    shown = ablations.compact(table.reset_index(), {"slow": "12.3"})
-    reached, compared = ablations.split(shown)
-    assert list(compared)[:4] == ["part", "variant", "final", "final - teacher"]
-    assert [*reached, *list(compared)[3:]] == list(shown)
-    assert shown.set_index("variant").loc["slow", "published"] == "12.3"
-    assert shown.set_index("variant").loc["base", "published"] == ""
+        step = right.to_numpy().astype(int) - (np.stack(theirs["path"])[:, line["k"]] == theirs["label"]).to_numpy()
+        assert line["difference"].value == pytest.approx(100 * step.mean())
+        assert line["difference"].low < line["difference"].value < line["difference"].high  # never without width
+        assert line["difference"].n == own["sample"].nunique()
+    assert table.loc["few", "compared with"] == "base, k = 3"
+    what = ablations.settings(rows).droplevel("part")
+    assert what.loc["base", "weights"] == 49 + (16 + 16) * 16 + 16 + 16 * 12 + 12
+    assert what.loc["vector", "weights"] == 12
+    assert what["same run as"].to_dict() == {"base": "", "slow": "", "again": "base", "vector": "", "few": ""}
+    assert what.loc["slow", "loss after"] == rows.loc[rows["variant"] == "slow", "last_loss"].median()
+    with pytest.raises(ValueError, match=r"unknown variant 'bse'.*Did you mean 'base'"):
+        ablations.after(rows, "bse")
+
+
+def test_a_seed_on_which_many_images_fail_widens_the_interval(rows: pd.DataFrame) -> None:
+    """Three seeds with 21, 21, 17 of 24 right are no 72 independent images."""
+    own = rows[rows["variant"] == "base"].copy()
+    label = own["label"].to_numpy()
+    own["teacher_prediction"] = label
+    wrong = (label + 1) % 3
+    one_seed = own["seed"].eq(42).to_numpy() & own["sample"].isin(range(6)).to_numpy()
+    spread = (own["sample"] % 2).eq(0).to_numpy() & (own["sample"] // 2 % 3).eq(
+        own["seed"].map({0: 0, 7: 1, 42: 2})
+    ).to_numpy()
+    assert one_seed.sum() == spread.sum() == 6
+
+    def line(failed: np.ndarray) -> pd.Series:
+        said = np.where(failed, wrong, label)
+        path = [np.full(13, p, dtype=np.int16) for p in said]
+        return ablations.after(own.assign(prediction=said, path=path), "base").iloc[0]
+
+    together, apart = line(one_seed)["final - teacher"], line(spread)["final - teacher"]
+    assert [together.value, apart.value] == pytest.approx([-100 / 6] * 2)
+    assert together.high - together.low > 1.5 * (apart.high - apart.low)
+    assert line(one_seed)["against its teacher"] == "not told apart"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "n", "said"),
+    [
+        (-9.0, -3.0, 48, "below"),
+        (-9.0, -2.0, 48, "not told apart"),  # one image of 48 is 2.1 points
+        (-1.0, 4.0, 48, "not told apart"),
+        (2.0, 9.0, 128, "above"),
+        (0.5, 9.0, 128, "not told apart"),
+        (np.nan, np.nan, 0, ""),
+    ],
+)
+def test_three_outcomes_none_of_which_hangs_on_one_image(low: float, high: float, n: int, said: str) -> None:
+    assert ablations.side(Number((low + high) / 2, low, high, n, "points", "difference")) == said
 
 
 def test_a_run_of_k_updates_is_the_beginning_of_a_longer_one(
@@ -159,13 +202,33 @@ def test_a_run_of_k_updates_is_the_beginning_of_a_longer_one(
     table = ablations.over_iterations(rows, "base", [3, 12])
     short = ablations.parse([line(name="short", training={"iterations": 3})])
     run = ablations.run(short, teacher, data, folder=tmp_path, seeds=[0, 7, 42], student=STUDENT, training=TRAINING)
-    assert table["final"][0] == pytest.approx(100 * (run["prediction"] == run["label"]).mean())
-    assert table["any"].is_monotonic_increasing
+    assert table.loc["k = 3", "final"].value == pytest.approx(100 * (run["prediction"] == run["label"]).mean())
     own = rows[rows["variant"] == "base"]
-    path = stats.paths(own)
-    assert table["any"][0] == pytest.approx(100 * (path[:, 1:4] == own["label"].to_numpy()[:, None]).any(1).mean())
+    path, label = stats.paths(own), own["label"].to_numpy()
+    any_right = [cell.value for cell in table["any"]]
+    assert any_right == sorted(any_right)
+    assert any_right[0] == pytest.approx(100 * (path[:, 1:4] == label[:, None]).any(1).mean())
+    step = table["final - final after 12"]
+    assert step["k = 3"].value == pytest.approx(100 * ((path[:, 3] == label).mean() - (path[:, 12] == label).mean()))
     with pytest.raises(ValueError, match="trained for 12 iterations; found k = 13"):
         ablations.over_iterations(rows, "base", [13])
+
+
+def test_how_close_students_come_is_read_from_their_features(teacher: FakeTeacher, data: Dataset) -> None:
+    few = data.subset(np.arange(4))
+    config = methods.training_config(teacher, STUDENT, {"iterations": 40, "learning_rate": 2e-2})
+    table = ablations.towards_target(teacher, few, config, [0, 40])
+    images = teachers.student_images([few.images[i] for i in range(4)], 16)
+    result = ttt.adapt(images, torch.as_tensor(teacher.features(few)), config)
+    cosine = torch.nn.functional.cosine_similarity(result.features[:, -1], torch.as_tensor(teacher.features(few)))
+    assert table.loc[40, "cosine to the target"].value == pytest.approx(cosine.mean().item(), rel=1e-5)
+    assert table.loc[40, "loss"].value == pytest.approx(result.losses[:, -1].mean().item(), rel=1e-5)
+    assert table.loc[40, "loss"].value < table.loc[0, "loss"].value / 10
+    assert table["images"].tolist() == [4, 4]
+    assert all(cell.low >= 0 for cell in table["loss"])
+    assert all(-1 <= cell.low <= cell.high <= 1 for cell in table["cosine to the target"])
+    with pytest.raises(ValueError, match="trained for 40 iterations; found k = 41"):
+        ablations.towards_target(teacher, few, config, [41])
 
 
 def test_another_student_starts_anew_for_every_image_and_does_not_depend_on_its_neighbours(
@@ -216,7 +279,8 @@ def test_published_cells_come_from_the_file_and_unknown_ones_are_errors() -> Non
     lines = ablations.parse(
         [line(published=["Lcls only", "CIFAR-10"]), line(name="r", published=["ResNet18", "CIFAR-10"]), line(name="n")]
     )
-    assert ablations.published_cells(lines, PAPER) == {"base": "94.2", "r": "text: ResNet18 > ResNet34"}
+    cells = ablations.published_cells(lines, PAPER)
+    assert cells == {"base": Number(94.2, kind="published"), "r": "text: ResNet18 > ResNet34"}
     wrong = ablations.parse([line(published=["Lcls", "CIFAR-10"])])
     with pytest.raises(ValueError, match=r"ablation 'base': unknown published cell '\[Lcls, CIFAR-10\]'"):
         ablations.published_cells(wrong, PAPER)
@@ -250,25 +314,6 @@ def test_a_missing_or_broken_list_is_named(tmp_path: Path, monkeypatch: pytest.M
             ablations.load("mini", "a.b.yaml")
 
 
-def test_figures_show_every_variant(rows: pd.DataFrame) -> None:
-    table = ablations.summary(rows, "base")
-    figure, caption = ablations.overview(table)
-    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    numbers = dict(zip(table["variant"], table["n"], strict=True))
-    assert sorted(labels) == sorted(f"{variant} ({n})" for variant, n in numbers.items())
-    assert numbers["few"] == 10
-    assert "same run as an earlier line" in caption
-    figure, caption = ablations.along_sequence(rows, ["base", "slow"])
-    assert len(figure.axes[0].lines) == 6
-    with pytest.raises(ValueError, match="unknown variant"):
-        ablations.along_sequence(rows, ["none"])
-    figure, _ = ablations.by_size(table, pd.DataFrame({"parameters": [7.0, 53.0], "accuracy": [47.0, 49.1]}))
-    assert [axes.get_title() for axes in figure.axes] == ["ours: final - teacher", "published (DTD): accuracy"]
-    shown = figure.axes[0].containers[0].lines[0].get_ydata()
-    np.testing.assert_allclose(shown, table.sort_values("parameters")["difference"])
-    assert {text.get_text() for text in figure.axes[0].texts} == {"n = 10", "n = 12"}
-
-
 def test_a_line_can_have_a_dataset_of_its_own_and_no_step_to_the_base(
     teacher: FakeTeacher, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,16 +321,12 @@ def test_a_line_can_have_a_dataset_of_its_own_and_no_step_to_the_base(
     monkeypatch.setattr(ablations.datasets, "load", lambda name: {"other": other}[name])
     lines = ablations.parse([line(), line(name="elsewhere", dataset="other")])
     found = ablations.run(lines, teacher, data, folder=tmp_path, seeds=[0, 1, 2], student=STUDENT, training=TRAINING)
-    table = ablations.summary(found, "base").set_index("variant")
-    assert table["data"].to_dict() == {"base": data.name, "elsewhere": "other"}
-    assert table.loc["base", "step"] == 0
-    assert np.isnan(table.loc["elsewhere", "step"])
+    table = ablations.after(found, "base").droplevel("part")
+    assert ablations.settings(found)["data"].tolist() == [data.name, "other"]
+    assert pd.isna(table.loc["elsewhere", "difference"])
     own = found[found["variant"] == "elsewhere"]
-    assert table.loc["elsewhere", "final"] == pytest.approx(100 * (own["prediction"] == own["label"]).mean())
+    assert table.loc["elsewhere", "final"].value == pytest.approx(100 * (own["prediction"] == own["label"]).mean())
     assert own["label"].tolist()[: len(other)] == other.labels.tolist()
-    shown = ablations.compact(ablations.summary(found, "base"))
-    assert shown["data"].tolist() == [data.name, "other"]
-    assert shown["difference"].tolist()[1] == ""
 
 
 def test_images_of_equal_number_but_other_places_are_another_run(
@@ -300,63 +341,46 @@ def test_images_of_equal_number_but_other_places_are_another_run(
     with pytest.raises(
         ValueError, match="variant 'elsewhere' has 2 images that 'base', with which it is compared, has not seen"
     ):
-        ablations.summary(found, "base")
+        ablations.after(found, "base")
 
 
 def test_a_line_is_compared_with_the_one_that_it_names(rows: pd.DataFrame) -> None:
     named = rows.assign(against=rows["against"].where(rows["variant"] != "vector", "slow"))
-    table = ablations.summary(named, "base").set_index("variant")
-    assert table.loc["vector", "against"] == "slow"
-    assert table.loc["slow", "against"] == "base"
+    table = ablations.after(named, "base").droplevel("part")
     right = {v: own["prediction"].to_numpy() == own["label"].to_numpy() for v, own in rows.groupby("variant")}
-    assert table.loc["vector", "step"] == pytest.approx(100 * (right["vector"].mean() - right["slow"].mean()))
-    shown = ablations.compact(table.reset_index()).set_index("variant")
-    assert shown["compared with"].to_dict() == {
+    assert table.loc["vector", "difference"].value == pytest.approx(
+        100 * (right["vector"].mean() - right["slow"].mean())
+    )
+    assert table["compared with"].fillna("").to_dict() == {
         "base": "", "slow": "base", "again": "base", "vector": "slow", "few": "base, k = 3"
     }  # fmt: skip
-    assert shown["same run as"].to_dict() == {"base": "", "slow": "", "again": "base", "vector": "", "few": ""}
-    assert next(iter(shown.columns)) == "part"
 
 
 def test_accuracies_after_few_updates_are_read_from_the_paths(rows: pd.DataFrame) -> None:
-    table = ablations.early(rows, "base", [2, 5])
-    assert set(table[table["k"] == 5]["variant"]) == {"base", "slow", "again", "vector"}  # "few" has 3 updates
-    for _, row in table.iterrows():
-        own, base = rows[rows["variant"] == row["variant"]], rows[rows["variant"] == "base"]
-        right = stats.paths(own)[:, row["k"]] == own["label"].to_numpy()
-        theirs = base[base["sample"].isin(own["sample"])]
-        reference = stats.paths(theirs)[:, row["k"]] == theirs["label"].to_numpy()
-        assert row["accuracy"] == pytest.approx(100 * right.mean())
-        assert row["step"] == pytest.approx(100 * (right.mean() - reference.mean()))
-    shown = ablations.compact_early(table)
-    assert shown["variant"].tolist() == ["base", "slow", "vector", "few"]
-    assert shown.set_index("variant").loc["few", "k = 5"] == ""
-    with pytest.raises(ValueError, match="trained for 99 iterations"):
-        ablations.early(rows, "base", [99])
+    table = ablations.after(rows, "base", 5).droplevel("part")
+    assert set(table.index) == {"base", "slow", "again", "vector"}  # "few" has 3 updates
+    base = rows[rows["variant"] == "base"]
+    for variant, line in table.iterrows():
+        own = rows[rows["variant"] == variant]
+        right = stats.paths(own)[:, 5] == own["label"].to_numpy()
+        assert line["final"].value == pytest.approx(100 * right.mean())
+        if variant != "base":
+            reference = stats.paths(base)[:, 5] == base["label"].to_numpy()
+            assert line["difference"].value == pytest.approx(100 * (right.mean() - reference.mean()))
+    with pytest.raises(ValueError, match="no variant was trained for 99 iterations"):
+        ablations.after(rows, "base", 99)
 
 
-def test_what_is_read_counts_runs_and_not_lines(rows: pd.DataFrame) -> None:
-    table = ablations.summary(rows, "base").assign(step_low=0.0, step_high=0.0)
-    lines = ablations.reading(table)
-    assert lines[0] == "5 lines are 4 distinct runs"
-    assert lines[1].startswith("0 of the 3 compared differ")
-    assert lines[-1].startswith("3 show no difference on any image: with n = 12, up to about 3/n = 25.0 points")
-    up = ablations.reading(table.assign(step_low=np.where(table["same_as"] == "base", 1.0, 0.0)))
-    assert up[1].startswith("0 of the 3")  # the repeated line is no finding of its own
-
-
-def test_times_and_iterations_are_shown_with_sensible_digits(rows: pd.DataFrame) -> None:
-    shown = ablations.times(rows.assign(milliseconds=np.where(rows["variant"] == "slow", 1234.5, 1.234)))
-    assert shown.set_index("variant")["ms per image"].to_dict()["slow"] == "1,234"
-    assert shown["ms per image"].iloc[0] == "1.2"
-    assert "again" not in set(shown["variant"])
-    steps = ablations.over_iterations(rows, "base", [3, 12])
-    own = rows[rows["variant"] == "base"]
-    path, label = stats.paths(own), own["label"].to_numpy()
-    assert steps["step"].tolist() == pytest.approx(
-        [100 * ((path[:, 3] == label).mean() - (path[:, 12] == label).mean()), 0]
-    )
-    assert list(ablations.compact_iterations(steps).columns)[-1] == "final - final after 12"
+def test_what_moved_counts_runs_and_not_lines(rows: pd.DataFrame) -> None:
+    table = ablations.after(rows, "base")
+    wide, far = (Number(v, v - 4, v + 4, 48, "points", "difference") for v in (0.0, -20.0))
+    for variant, cell in {"base": wide, "slow": far, "again": far, "vector": wide, "few": wide}.items():
+        table.loc[("q" if variant == "again" else "p", variant), "final - teacher"] = cell
+    table["against its teacher"] = [ablations.side(cell) for cell in table["final - teacher"]]
+    found = ablations.moved({"after the last": table}, ["again"]).loc["after the last", "its teacher"]
+    assert (found["runs"], found["below"], found["not told apart"], found["above"]) == (4, 1, 3, 0)
+    assert found["which below"] == "slow"  # the repeated line is no finding of its own
+    assert found["of them p (Holm) < 0.05"] == 1
 
 
 def test_where_the_feature_is_the_mean_of_the_tokens_their_cosine_is_one(data: Dataset) -> None:
@@ -369,9 +393,9 @@ def test_where_the_feature_is_the_mean_of_the_tokens_their_cosine_is_one(data: D
             return teachers.Encoding(3 * found.mean(dim=(1, 2)), found)
 
     teacher = Pooling()
-    assert ablations.feature_and_tokens(teacher, data) == pytest.approx(1.0)  # type: ignore[arg-type]
+    assert float(ablations.feature_and_tokens(teacher, data)) == pytest.approx(1.0)  # type: ignore[arg-type]
     teacher.grid = None
-    assert np.isnan(ablations.feature_and_tokens(teacher, data))  # type: ignore[arg-type]
+    assert np.isnan(float(ablations.feature_and_tokens(teacher, data)))  # type: ignore[arg-type]
 
 
 def test_an_image_that_cannot_be_read_stops_or_is_recorded_as_the_profile_says(
@@ -391,9 +415,8 @@ def test_an_image_that_cannot_be_read_stops_or_is_recorded_as_the_profile_says(
         ablations.run(lines, teacher, data, **options)
     found = ablations.run(lines, teacher, data, on_error="record", **options)
     assert (found["prediction"] < 0).sum() == 3
-    table = ablations.summary(found, "base")
-    assert table["n"].tolist() == [12]
-    assert len(ablations.early(found, "base", [2])) == 1
+    assert ablations.after(found, "base")["images"].tolist() == [12]
+    assert len(ablations.after(found, "base", 2)) == 1
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

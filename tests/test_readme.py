@@ -43,7 +43,7 @@ def test_the_excerpt_is_of_the_expected_numbers() -> None:
 
 
 def test_the_excerpt_of_the_bench_is_the_committed_measurement() -> None:
-    rows = list(csv.DictReader(io.StringIO(committed("results/bench/paper.csv"))))
+    rows = [row for row in csv.DictReader(io.StringIO(committed("results/bench/paper.csv"))) if row["times faster"]]
     excerpt = README.split("<!-- excerpt of results/bench/paper.csv")[1].split("<!-- end -->")[0]
     shown = [[c.strip() for c in line.strip("|").split("|")] for line in excerpt.splitlines() if line.startswith("|")]
     assert len(shown) == 2 + len(rows)
