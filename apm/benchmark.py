@@ -368,7 +368,11 @@ def steps(sets: pd.DataFrame, source: str, means: Mapping[str, Number] | None = 
                 name: int(hit.sum())
                 for name, hit in (("higher in", values > 0), ("equal in", values == 0), ("lower in", values < 0))
             },
-            **({name: int(part[name].sum()) for name in ("gained", "lost")} if "gained" in part else {}),
+            **(
+                {name: Number(part[name].sum(), unit="", kind="count") for name in ("gained", "lost")}
+                if "gained" in part
+                else {}
+            ),
             "verdict": numbers.verdict(mean) if mean else "",
         }
     found = pd.DataFrame.from_dict(lines, orient="index")

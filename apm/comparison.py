@@ -290,9 +290,7 @@ def table(
     found = pd.DataFrame.from_dict(lines, orient="index").rename_axis("method")
     order = found["state"].map(STATES.index)
     found = found.loc[order.sort_values(kind="stable").index].dropna(axis="columns", how="all")
-    columns = [c for c in found if "its target" not in c]
-    columns[columns.index("ECE") : columns.index("ECE")] = [c for c in found if "its target" in c]
-    return found[columns if found["failed"].any() else [c for c in columns if c != "failed"]]
+    return found if found["failed"].any() else found.drop(columns="failed")
 
 
 def _judged(own: pd.DataFrame, key: list[str]) -> pd.DataFrame:
@@ -315,11 +313,8 @@ def _line(
 ) -> dict[str, Any]:
     key = [by, *tables.CONDITION, "sample"]
     right = (own["prediction"] == own["label"]).to_numpy()
-    groups = {
-        "samples": own["sample"].to_numpy(),
-        "conditions": own[by].to_numpy(),
-        "strata": own["dataset"].to_numpy(),
-    }
+    columns = {"samples": "sample", "conditions": by, "strata": "dataset", "seeds": "seed"}
+    groups = {name: own[column].to_numpy() for name, column in columns.items()}
     state = own["state"].dropna().unique() if "state" in own else []
     orders = [100.0 * part.groupby(by)["right"].mean().mean() for _, part in own.assign(right=right).groupby("seed")]
     line: dict[str, Any] = {
@@ -340,8 +335,10 @@ def _line(
         if place == 0:
             line[f"{heading} on the same images"] = replace(tables.percent(stats.mean(other, **groups)), brief=True)
             calibration = {f"ECE of {heading}": _calibration(there["confidence"].to_numpy(dtype=float), other)}
-        step = tables.percent(stats.paired_difference(right, other, **groups), kind="difference", unit="points")
-        line[f"difference from {heading}"] = step
+        if name != own["method"].iloc[0]:
+            step = stats.paired_difference(right, other, **groups)
+            line[f"difference from {heading}"] = tables.percent(step, kind="difference", unit="points")
+    line.setdefault(f"difference from {ITS_TARGET}", None)
     ends = (min(orders), max(orders)) if len(orders) > 1 else (np.nan, np.nan)
     line |= {f"{end} order": Number(value) for end, value in zip(("lowest", "highest"), ends, strict=True)}
     line["ECE"] = _calibration(_judged(own, key)["confidence"].to_numpy(), right)
@@ -430,7 +427,7 @@ def cost_figure(compared: pd.DataFrame, sets: str) -> tuple[Figure, str]:
         kind = _kind(str(name), str(line["state"]))
         colour, marker = _LOOKS[kind]
         look = {"color": colour, "marker": marker, "markersize": 7, "linestyle": "none"}
-        step = line[column]
+        step = Number(0.0) if numbers.is_empty(line[column]) else line[column]  # the reference itself
         error = [[step.value - step.bounds[0]], [step.bounds[1] - step.value]]
         gain.errorbar(
             step.value, place, xerr=np.abs(error), capsize=2.5, label=None if kind in labelled else kind, **look
@@ -447,7 +444,7 @@ def cost_figure(compared: pd.DataFrame, sets: str) -> tuple[Figure, str]:
     gain.axvline(0, color="0.3", linewidth=1.2, zorder=1)
     gain.set_yticks(range(len(compared)), [str(name) for name in compared.index])
     gain.set(ylim=(len(compared) - 0.4, -0.6), xlabel=f"accuracy - {heading}\n(percentage points)")
-    far = compared[column].map(lambda step: abs(step.value))
+    far = compared[column].dropna().map(lambda step: abs(step.value))
     broken = bool(far.max() > 3 * max(1.0, float(far.nsmallest(max(2, len(far) - 3)).max())))
     if broken:  # a few far ones would press all others together
         gain.set_xscale("symlog", linthresh=_LINEAR, linscale=1.5)
@@ -471,7 +468,7 @@ def cost_figure(compared: pd.DataFrame, sets: str) -> tuple[Figure, str]:
         gain.set_xlim(ends)
     for panel, label in zip(costs, ("image passes\nof the teacher", "milliseconds\nper image"), strict=True):
         panel.set(xscale="log", xlabel=label)
-        panel.margins(x=0.45)
+        panel.margins(x=0.6)
         panel.xaxis.set_major_locator(LogLocator(numticks=4))
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value < 1e4 else f"{value / 1e3:g}k")
         panel.xaxis.set_minor_formatter(NullFormatter())

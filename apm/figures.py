@@ -217,7 +217,7 @@ def accuracy_over_iterations(records: pd.DataFrame, *, chance: float | None = No
     """Accuracy if the run had been stopped after k = 0..K iterations, against the teacher's and the cumulative `any`.
 
     records: rows of one method with iterations; several conditions are averaged, each with the same weight. The interval
-    at K and at the teacher is the cluster bootstrap over images. Raises ValueError for several methods, for records without
+    at K and at the teacher is over images. Raises ValueError for several methods, for records without
     paths, or too few images.
     """
     import matplotlib.pyplot as plt
@@ -533,7 +533,7 @@ def steps(published: pd.DataFrame, ours: pd.DataFrame) -> tuple[Figure, str]:
             part = frame.xs(label, level="reference")["step"]
             y = np.array([order.index(name) for name in part.index]) + 0.6 * ((i + 0.5) / len(labels) - 0.5)
             look: dict[str, Any] = {"fmt": marker, "color": colour, "markersize": 5, "capsize": 2, "elinewidth": 1.2}
-            axes.errorbar(part.map(float), y, xerr=_errors(part), label=label, **look)
+            axes.errorbar(part.map(float).to_numpy(), y, xerr=_errors(part), label=label, **look)
         axes.axvline(0, color="0.3", linewidth=1.2, zorder=1)
         axes.set_yticks(range(len(order)), order)
         axes.set(title=title, xlabel="student - reference (percentage points)", ylim=(len(order) - 0.4, -0.6))
@@ -571,7 +571,7 @@ def seen_and_named(naming: pd.DataFrame) -> tuple[Figure, str]:
     )
     for label, colour, marker, shift in shown:
         look: dict[str, Any] = {"fmt": marker, "color": colour, "markersize": 5, "capsize": 2}
-        axes.errorbar(naming[label].map(float), y + shift, xerr=_errors(naming[label]), label=label, **look)
+        axes.errorbar(naming[label].map(float).to_numpy(), y + shift, xerr=_errors(naming[label]), label=label, **look)
     for i, chance in enumerate(naming["chance"].map(float)):
         axes.plot([chance, chance], [i - 0.42, i + 0.42], ":", color="0.3", label="chance" if i == 0 else None)
     axes.set_yticks(y, naming.index)

@@ -54,7 +54,7 @@ def summary(
 
     Columns, after those of `by`: n (images), seeds, n_failed (rows without prediction, counted as wrong); final, teacher, any,
     minimum_loss in percent, each with _low and _high (95 % interval); agreement of final and teacher in percent; difference
-    final - teacher in percentage points with low and high (paired bootstrap over images); p (McNemar exact). Empty where the
+    final - teacher in percentage points with low and high (`stats.mean_difference`); p (McNemar exact). Empty where the
     records do not hold what a number needs; p is empty too for several seeds, whose rows are not independent.
 
     by: other groupings, such as ("dataset", "group", "method"); rows of one group that belong to several conditions are
@@ -315,7 +315,7 @@ def footer(records: pd.DataFrame, *, rules: Sequence[str] = stats.RULES, notes: 
                 "any: right after at least one iteration; it uses the labels, so it is an upper bound and never a score."
             )
     parts.append(
-        "Accuracy in %; brackets: 95 % intervals (Wilson for one condition, bootstrap over images for means and paired differences)."
+        "Accuracy in %; brackets: 95 % intervals over images, and seeds where there are several (Wilson; differences Bonett and Price)."
     )
     return " ".join([*parts, *notes, f"Made from {provenance(records)}."])
 
