@@ -59,10 +59,13 @@ else
 endif
 	@touch $@
 
+# extras of pyproject.toml that notebooks and tests need; hf (transformers) is left to those who want it
+LOCKED := notebooks cluster dev
+
 .PHONY: lock
 lock: $(ENVIRONMENT) ## remake requirements.lock from pyproject.toml, then mirror its versions in environment.yml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
-	  --custom-compile-command "make lock" --python-version 3.11 --all-extras --output-file requirements.lock pyproject.toml
+	  --custom-compile-command "make lock" --python-version 3.11 $(LOCKED:%=--extra %) --output-file requirements.lock pyproject.toml
 	$(PYTHON) -m apm.environment
 
 # --------------------------------------------------------------------------------------------------------- notebooks
@@ -108,8 +111,8 @@ report: .make/$(PROFILE)/99_report.done ## the report page, and what it needs
 	@$(PYTHON) -m apm.run --profile $(PROFILE) --stamp $@ $*
 
 .PHONY: lab
-lab: $(ENVIRONMENT) ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks
+lab: $(ENVIRONMENT) ## JupyterLab on the notebooks, for this machine only and with Jupyter's token
+	$(BIN)/jupyter lab --ip 127.0.0.1 notebooks
 
 # ------------------------------------------------------------------------------------------------- tests and checks
 
@@ -141,16 +144,15 @@ bench: $(ENVIRONMENT) ## speed as ratios in one run, into results/bench/
 	env -u OMP_WAIT_POLICY $(PYTHON) tests/bench.py
 
 .PHONY: data
-data: $(ENVIRONMENT) ## the small teacher of profile mini; with DATA=folder, what torchvision can download of PROFILE's sets
-	$(PYTHON) -c "from apm import teachers; print(teachers.mini_checkpoint())"
-	@[ -z "$$DATA" ] || $(PYTHON) -m apm.check_data --profile $(PROFILE) --download
+data: $(ENVIRONMENT) ## what torchvision can download of PROFILE's sets, into DATA=folder; mini needs none
+	@$(PYTHON) -m apm.check_data --profile $(PROFILE) --download
 
 .PHONY: check-data
 check-data: $(ENVIRONMENT) ## which of PROFILE's datasets are in DATA=folder: found, missing, wrong
 	@$(PYTHON) -m apm.check_data --profile $(PROFILE)
 
 .PHONY: teacher
-teacher: $(ENVIRONMENT) ## train the teacher of PROFILE, as its teacher.yaml says, where it is not there yet
+teacher: $(ENVIRONMENT) ## train the teacher of PROFILE anew, as its teacher.yaml says, and compare it with the shipped one
 	@$(PYTHON) -m apm.local_teacher $(PROFILE)
 
 # ----------------------------------------------------------------------------------------------------------- cleaning

@@ -24,12 +24,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from apm import datasets, figures, methods, profiles, project, records, stats, tables, teachers, ttt
+from apm import datasets, figures, lockstep, methods, profiles, project, records, stats, tables, teachers, ttt
 from apm.datasets import Dataset
 from apm.methods import Predictions
-from apm.model import count_parameters
+from apm.model import APMConfig, count_parameters
 from apm.teachers import Teacher
 from apm.ttt import TTTConfig
+from apm.typed import check_fields, checked
 
 MINIMUM_SEEDS = 3  # a spread over fewer says nothing
 
@@ -80,6 +81,7 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
 INITS = ("default", "normal")
 
 
+@checked
 @dataclass
 class OneSampleStudent:
     """Test-time training of another network towards the teacher's feature, one image at a time (Table 5a).
@@ -143,6 +145,7 @@ class OneSampleStudent:
         """Number of weights."""
         return sum(p.numel() for p in self.build(0).parameters())
 
+    @lockstep.caller_free()
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """One new network per image; random weights from the seed and the image's pixels."""
         pictures = [dataset.images[int(i)] for i in positions]
@@ -161,7 +164,7 @@ class OneSampleStudent:
                 losses[i], path[i] = self._train(images[i : i + 1], targets[i], text, seed)
             return {}
 
-        ttt.side_by_side(train, [slice(i, i + 1) for i in range(n)], images.device)
+        lockstep.side_by_side(train, [slice(i, i + 1) for i in range(n)], images.device)
         failed = ~losses.isfinite().all(dim=1).numpy()
         status = ["ok" if not bad else "non-finite loss" for bad in failed]
         lowest = losses.nan_to_num(math.inf).argmin(dim=1, keepdim=True)
@@ -199,6 +202,7 @@ _GLOBAL_SEED = threading.Lock()
 # ---------------------------------------------------------------------------------------------------- lines of a profile
 
 
+@checked
 @dataclass(frozen=True)
 class Ablation:
     """One line: what is changed over the common settings, and which published number it stands beside."""
@@ -245,6 +249,8 @@ def parse(lines: Sequence[Mapping[str, Any]]) -> list[Ablation]:
         for option in ("student", "training"):
             if not isinstance(line.get(option, {}), Mapping):
                 raise ValueError(f"{where}: {option} must be {{field: value}}, found {line[option]!r}")
+            cls = APMConfig if option == "student" else TTTConfig
+            check_fields(line.get(option, {}), cls, f"{where}: {option}")
         cell = line.get("published")
         if cell is not None and (isinstance(cell, str) or len(cell) != 2):
             raise ValueError(f"{where}: published must be [row, column], found {cell!r}")
@@ -254,8 +260,10 @@ def parse(lines: Sequence[Mapping[str, Any]]) -> list[Ablation]:
         others = [str(other.get("name")) for other in lines if isinstance(other, Mapping) and other is not line]
         if compared is not None and compared not in others:
             raise ValueError(f"{where}: against: {project.unknown('line', str(compared), others)}")
-        values = {"student": {}, "training": {}, **line, "published": None if cell is None else tuple(cell)}
-        parsed.append(Ablation(**values))
+        try:
+            parsed.append(Ablation(**{"student": {}, "training": {}, **line}))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
     return parsed
 
 
@@ -283,7 +291,7 @@ def size_of(chosen: methods.APM | OneSampleStudent) -> int:
     """Number of weights that a line trains."""
     if isinstance(chosen, OneSampleStudent):
         return chosen.parameters()
-    return count_parameters(ttt.trained_student(chosen.config))
+    return count_parameters(chosen.config.trained)
 
 
 def run(
@@ -416,7 +424,7 @@ def _step(own: pd.DataFrame, other: pd.DataFrame, k: int | None = None) -> tuple
     where = found.to_numpy(dtype=np.int64)
     right = mine[:, k_own] == own["label"].to_numpy()
     reference = theirs[where, k_other] == other["label"].to_numpy()[where]
-    return stats.paired_difference(right, reference, own["sample"].to_numpy()), k_other
+    return stats.paired_difference(right, reference, own["sample"].to_numpy(), seeds=own["seed"].to_numpy()), k_other
 
 
 def early(rows: pd.DataFrame, base: str, counts: Sequence[int]) -> pd.DataFrame:

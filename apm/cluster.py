@@ -1,12 +1,15 @@
 """Shards over several processes, GPUs or hosts, by dask.distributed.
 
     WORKERS=4 make reproduce                      # four processes on this machine, one per GPU where there are GPUs
-    SCHEDULER=tcp://10.0.0.5:8786 make reproduce  # the workers of an existing cluster
+    SCHEDULER=tls://10.0.0.5:8786 make reproduce  # the workers of an existing cluster
 
 The unit of work is one shard of the records: a worker computes it and writes its file, under the name that says what it is.
 A worker that dies loses the shard it was at, which another does again; the others are files already. Shards do not depend on
 who computes them, so one worker and many give the same bytes. Workers on other hosts must see the same results folder, cache
 and data, and run the same code (checked).
+
+A scheduler and its workers run whatever anyone who reaches them sends. Those made here listen on 127.0.0.1 only; a cluster
+over several hosts should be reached as tls://, with dask's own settings (`certificates` makes a pair, and says them).
 """
 
 from __future__ import annotations
@@ -15,7 +18,10 @@ import atexit
 import functools
 import logging
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,9 +64,15 @@ def _client(scheduler: str, workers: int) -> Client:
     if scheduler:
         try:
             client = Client(scheduler, timeout=PATIENCE)
+        except TypeError as error:  # dask's word for an address tls:// without certificates
+            raise ConnectionError(
+                f"SCHEDULER={scheduler} needs dask's TLS settings: DASK_DISTRIBUTED__COMM__TLS__CA_FILE, ..__CLIENT__CERT and "
+                f"..__CLIENT__KEY, or distributed.comm.tls in dask's configuration file ({error})"
+            ) from error
         except OSError as error:
             raise ConnectionError(
-                f"no dask scheduler answers at SCHEDULER={scheduler} ({error}): start one with `dask scheduler`, or unset SCHEDULER"
+                f"no dask scheduler answers at SCHEDULER={scheduler} ({error}): start one with `dask scheduler`, with the same "
+                "TLS settings where it is tls://, or unset SCHEDULER"
             ) from error
     else:
         client = local(workers)
@@ -69,7 +81,7 @@ def _client(scheduler: str, workers: int) -> Client:
 
 
 def local(workers: int) -> Client:
-    """A cluster of processes on this machine; each sees one GPU where there are GPUs."""
+    """A cluster of processes on this machine, reached from this machine only; each sees one GPU where there are GPUs."""
     import dask
     import torch
     from distributed import Client, Nanny, Scheduler, SpecCluster
@@ -79,6 +91,7 @@ def local(workers: int) -> Client:
     options = [
         {
             "nthreads": 1,
+            "host": "127.0.0.1",  # else dask's workers listen on every interface
             "env": {"CUDA_VISIBLE_DEVICES": str(i % gpus)} if gpus else {},
             "silence_logs": logging.CRITICAL,
         }
@@ -91,6 +104,27 @@ def local(workers: int) -> Client:
     )
     atexit.register(cluster.close)
     return Client(cluster)
+
+
+def certificates(folder: Path) -> dict[str, str]:
+    """Makes a key and a certificate (by openssl, for a week) and returns dask's TLS settings for them, as environment variables.
+
+    Whoever can read the folder can use the cluster: it becomes its owner's only. Raises FileNotFoundError without openssl.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    if not (openssl := shutil.which("openssl")):
+        raise FileNotFoundError("openssl is not installed: certificates for tls:// cannot be made")
+    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "7", "-subj", "/CN=apm"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    tls = "DASK_DISTRIBUTED__COMM__TLS__"
+    pairs = {
+        f"{tls}{role}__{what}": str(file)
+        for role in ("SCHEDULER", "WORKER", "CLIENT")
+        for what, file in (("CERT", certificate), ("KEY", key))
+    }
+    return {"DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true", f"{tls}CA_FILE": str(certificate), **pairs}
 
 
 def compute(

@@ -26,34 +26,33 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from apm import figures, project, ttt
+from apm import lockstep, project, ttt
 from apm.model import (
     APMConfig,
+    OnlineFold,
     Parameters,
-    Percept,
     activations,
     count_parameters,
     draw_parameters,
     fold,
     head,
+    output_code,
     patches,
     perceive,
     positional_encoding,
     shared_products,
+    unfold,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from apm.numbers import Number
 
 FORMULATIONS = ("plain", "factorised")
 REFERENCE = "ViT-B-16"  # the tower that the paper compares with
@@ -92,11 +91,12 @@ def flops(fn: Callable[[], Any]) -> int:
     Counted with gradients enabled: without them PyTorch may run a transformer block as one fused kernel, which the counter
     does not know (it finds 22.5 instead of 35.1 GFLOP in ViT-B/16).
     """
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    with lockstep.caller_free(), FlopCounterMode(display=False) as counter:
         fn()
     return int(counter.get_total_flops())
 
 
+@lockstep.caller_free()
 def student_cost(
     config: APMConfig, columns: int | None = None, *, formulation: str = "plain", part: str = "all"
 ) -> Cost:
@@ -122,17 +122,15 @@ def student_cost(
     config = replace(config, rgb_head=False)
     weights = {name: value.requires_grad_() for name, value in draw_parameters(config, device=META).items()}
     image = torch.empty(1, 3, *config.image_size, device=META)
-    places = torch.arange(n, device=META)
 
     def run() -> Tensor:
         if part == "columns":
             queries = torch.empty(n, config.query_width, device=META, requires_grad=True)
             return _plain_features(weights, queries, config)
-        percept = perceive(weights, patches(image, config), config)
+        x = patches(image, config)
         if formulation == "factorised":
-            return fold(weights, activations(weights, percept, config), config)
-        queries = _queries(percept, _code(percept, config), places)
-        return _plain_fold(weights, _plain_features(weights, queries, config), places, config)
+            return fold(weights, activations(weights, perceive(weights, x, config), config), config)
+        return image_to_feature(weights, x, config, n, most=1)
 
     forward = flops(run)
     both = flops(lambda: run().sum().backward())
@@ -140,53 +138,12 @@ def student_cost(
     return Cost(name, count_parameters(config), forward, both - forward, n)
 
 
-def student_formula(
-    config: APMConfig, columns: int | None = None, *, formulation: str = "plain", part: str = "all"
-) -> int:
-    """The operations of `student_cost(...).forward`, from the sizes of the layers: a second way to the same number.
-
-    For column="conv" without local patches.
-    """
-    n = config.locations if columns is None else columns
-    h, w = config.grid
-    d, last = config.width, config.hidden[-1]
-    widths = (config.query_width, *config.hidden)
-    mlp = [a * b for a, b in itertools.pairwise(widths)]
-    if part == "columns":
-        return 2 * n * (sum(mlp) + last * d)
-    column = config.locations * 3 * config.patch**2 * config.kernels
-    if formulation == "plain":
-        pooling = (
-            0 if config.fold == "mean" else 2 * d * d + n * (2 * d * d + 2 * d)
-        )  # in and out, keys and values, scores
-        return 2 * (column + n * (sum(mlp) + last * d) + pooling)
-    pooling = last * d
-    if (
-        config.fold == "attention"
-    ):  # query, keys folded into it, values, out; scores and pooling before the head; places
-        pooling = 4 * d * d + 2 * config.heads * (last * d + last * n) + 2 * config.heads * (d // 2) * (h + w)
-    return 2 * (column + (1 + h + w) * mlp[0] + n * sum(mlp[1:]) + pooling)
-
-
 def adam_cost(parameters: int, steps: int) -> tuple[float, float]:
     """(1e9 elementwise operations, 1e9 bytes read and written) of Adam in float32; no counter of matrix products sees them."""
     return ADAM_OPERATIONS * parameters * steps / 1e9, ADAM_PASSES * 4 * parameters * steps / 1e9
 
 
-# ------------------------------------------------------------------------------------------------- the plain formulation
-
-
-def _code(percept: Percept, config: APMConfig) -> Tensor:
-    """P (h*w, positions)."""
-    column = percept.column
-    return positional_encoding(config.grid, config.positions, dtype=column.dtype, device=column.device).flatten(0, 1)
-
-
-def _queries(percept: Percept, code: Tensor, places: Tensor) -> Tensor:
-    """q (l, query_width) of one image at the given places."""
-    column = percept.column
-    trigger = column[0, places] if column.dim() == 3 else column.expand(len(places), -1)
-    return torch.cat([trigger, code[places], *([] if percept.local is None else [percept.local[0, places]])], dim=-1)
+# ------------------------------------------------------------------------------------------ the whole student, in chunks
 
 
 def _plain_features(weights: Parameters, x: Tensor, config: APMConfig) -> Tensor:
@@ -196,60 +153,102 @@ def _plain_features(weights: Parameters, x: Tensor, config: APMConfig) -> Tensor
     return torch.addmm(weights["head_bias"], x, weights["head_weight"])
 
 
-def _plain_fold(weights: Parameters, features: Tensor, places: Tensor, config: APMConfig) -> Tensor:
-    """Features (l, D) -> (D,): their mean, or multi-head attention of the learned query over f + P_out."""
-    if config.fold == "mean":
-        return features.mean(dim=0)
-    d = config.width
-    code = positional_encoding(config.grid, d, dtype=features.dtype, device=features.device).flatten(0, 1)
-    weight, bias = weights["fold_in_weight"], weights["fold_in_bias"]
-    query = torch.addmm(bias[:d], weights["fold_query"][None], weight[:, :d])
-    keys = torch.addmm(bias[d:], features + code[places], weight[:, d:])
-    split = [x.unflatten(-1, (config.heads, -1)).transpose(0, 1)[None] for x in (query, keys[:, :d], keys[:, d:])]
-    pooled = F.scaled_dot_product_attention(*split)[0].transpose(0, 1).reshape(1, d)
-    return torch.addmm(weights["fold_out_bias"], pooled, weights["fold_out_weight"])[0]
+class _PlainAttention:
+    """The released fold, a chunk of columns at a time: keys and values of every column's f + P_out, one learned query."""
+
+    def __init__(self, weights: Parameters, config: APMConfig, code: Tensor) -> None:
+        self.weights, self.config, self.code = weights, config, code
+        d = config.width
+        query = torch.addmm(weights["fold_in_bias"][:d], weights["fold_query"][None], weights["fold_in_weight"][:, :d])
+        self.query = self._heads(query) / math.sqrt(d // config.heads)  # (heads, 1, D / heads)
+        self.seen: tuple[Tensor, Tensor, Tensor] | None = None  # largest score, weight, weighted values
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.config.heads, -1)).transpose(0, 1)
+
+    def update(self, features: Tensor, places: Tensor) -> None:
+        d, weights = self.config.width, self.weights
+        inputs = features[0] + self.code[places]
+        both = torch.addmm(weights["fold_in_bias"][d:], inputs, weights["fold_in_weight"][:, d:])  # (l, 2 D)
+        keys, values = self._heads(both[:, :d]), self._heads(both[:, d:])
+        scores = self.query @ keys.mT  # (heads, 1, l)
+        top = scores.amax(dim=-1, keepdim=True)
+        if self.seen is None:
+            share = (scores - top).exp()
+            self.seen = top, share.sum(dim=-1, keepdim=True), share @ values
+            return
+        before, weight, pooled = self.seen
+        top = torch.maximum(before, top)
+        kept, share = (before - top).exp(), (scores - top).exp()
+        self.seen = top, weight * kept + share.sum(dim=-1, keepdim=True), pooled * kept + share @ values
+
+    def result(self) -> Tensor:
+        assert self.seen is not None
+        _, weight, pooled = self.seen
+        return torch.addmm(
+            self.weights["fold_out_bias"], (pooled / weight).flatten()[None], self.weights["fold_out_weight"]
+        )
 
 
-def column_chunks(
+def constants(config: APMConfig, like: Tensor, formulation: str) -> dict[str, Tensor]:
+    """What a student keeps beside its weights: P (h*w, positions) where every column is made, P_out (h*w, D) for attention."""
+    found = {}
+    if formulation == "plain":
+        code = positional_encoding(config.grid, config.positions, dtype=like.dtype, device=like.device)
+        found["code"] = code.flatten(0, 1)
+    if config.fold == "attention":
+        found["code_out"] = output_code(config, like)
+    return found
+
+
+def stages(
     weights: Parameters,
-    percept: Percept,
+    x: Tensor,
     config: APMConfig,
     chunk: int,
     *,
     formulation: str = "plain",
-    code: Tensor | None = None,
-    shared: tuple[Tensor, Tensor] | None = None,
+    codes: Mapping[str, Tensor] | None = None,
     most: int | None = None,
-) -> Iterator[Tensor]:
-    """Features (l, D) of one image's columns, row by row, `chunk` columns at a time, at most `most` times.
+    tokens: Tensor | None = None,
+) -> Iterator[Tensor | None]:
+    """One image from its patches x (1, L, 3*p*p) to its feature, `chunk` columns at a time, at most `most` times, folded as they come.
 
-    code: P (h*w, positions) made beforehand, for "plain"; shared: `apm.model.shared_products`, for "factorised". "factorised" is what `apm.model.APM.stream` does. Raises ValueError for an
-    unknown formulation and a chunk below 1.
+    Yields None when the trigger column is there, None when all columns are done, and the folded feature (D,). "plain": every
+    column is made and goes through MLP, head and fold as in paper and released code; "factorised": as `apm.model.APM.stream` and
+    `OnlineFold`, where columns that come one by one each need the head. codes: `constants` made beforehand.
+
+    Raises ValueError for an unknown formulation and a chunk below 1.
     """
     _known("formulation", formulation, FORMULATIONS)
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 column, found {chunk}")
-    if formulation == "plain" and code is None:
-        code = _code(percept, config)
-    if formulation == "factorised" and shared is None:
-        shared = shared_products(weights, percept, config)  # once, not once per chunk
-    for places in torch.arange(config.locations, device=percept.column.device).split(chunk)[:most]:
-        if code is not None and formulation == "plain":
-            yield _plain_features(weights, _queries(percept, code, places), config)
+    codes = constants(config, x, formulation) if codes is None else codes
+    percept = perceive(weights, x, config, tokens)
+    shared = shared_products(weights, percept, config) if formulation == "factorised" else None
+    folded: OnlineFold | _PlainAttention
+    if formulation == "plain" and config.fold == "attention":
+        folded = _PlainAttention(weights, config, codes["code_out"])
+    else:
+        folded = OnlineFold(weights, config, codes.get("code_out"))
+    yield None
+    for places in torch.arange(config.locations, device=x.device).split(chunk)[:most]:
+        if shared is None:
+            # no name for the columns: they are freed once the first layer has read them
+            folded.update(
+                _plain_features(weights, unfold(percept, config, places, codes["code"])[0], config)[None], places
+            )
         else:
-            yield head(weights, activations(weights, percept, config, places, shared))[0]
+            folded.update(head(weights, activations(weights, percept, config, places, shared)), places)
+    yield None
+    yield folded.result()[0]
 
 
-def running_mean(chunks: Iterable[Tensor]) -> Tensor:
-    """Mean (D,) of all columns' features, holding one chunk at a time (section 3.6). Raises ValueError for no chunk."""
-    mean, count = None, 0
-    for features in chunks:
-        total = features.sum(dim=0)
-        mean = total / len(features) if mean is None else (count * mean + total) / (count + len(features))
-        count += len(features)
-    if mean is None:
-        raise ValueError("no columns: nothing to fold")
-    return mean
+def image_to_feature(weights: Parameters, x: Tensor, config: APMConfig, chunk: int, **options: Any) -> Tensor:
+    """The feature (D,) at the end of `stages`."""
+    *_, feature = stages(weights, x, config, chunk, **options)
+    assert feature is not None
+    return feature
 
 
 # ----------------------------------------------------------------------------------------------------------------- towers
@@ -323,6 +322,21 @@ def tower_cost(name: str, tower: str = "image") -> Cost:
     return Cost(f"{name} {tower}", parameters, flops(run))
 
 
+@lockstep.caller_free()
+def tower_backward(name: str) -> int:
+    """Operations of the gradient of all weights of an open_clip model, for one image and one text: what fine-tuning both costs."""
+    model: Any = clip_model(name)
+    size = _image_size(model)
+    image = torch.empty(1, 3, size, size, device=META)
+    text = torch.zeros(1, model.context_length, dtype=torch.long, device=META)
+
+    def run() -> Tensor:
+        return model.encode_image(image).sum() + model.encode_text(text).sum()
+
+    return flops(lambda: run().backward()) - flops(run)
+
+
+@lockstep.caller_free()
 def prompt_backward(name: str) -> int:
     """Operations of the gradient of one text's feature with respect to its input tokens, all weights frozen (prompt tuning)."""
     model: Any = clip_model(name)
@@ -399,29 +413,23 @@ def memory(fn: Callable[[], Any], held: Iterable[Tensor] = ()) -> Memory:
 
 
 def chunk_cost(config: APMConfig, chunk: int, *, formulation: str = "plain") -> tuple[int, Memory]:
-    """Operations, and memory, of all columns of one image, `chunk` at a time, folded by a running mean; no gradients.
+    """Operations, and memory, of the whole student for one image, `chunk` columns at a time; no gradients.
 
-    Held are the weights, the trigger column and, in the plain formulation, the positional code. Raises ValueError as
-    `column_chunks`.
+    Held are weights, patches and positional codes. Raises ValueError as `stages`.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1 column, found {chunk}")
     config = replace(config, rgb_head=False)
     weights = draw_parameters(config, device=META)
-    percept = perceive(weights, torch.empty(1, config.locations, 3 * config.patch**2, device=META), config)
-    code = _code(percept, config) if formulation == "plain" else None
+    x = torch.empty(1, config.locations, 3 * config.patch**2, device=META)
+    codes = constants(config, x, formulation)
 
-    def run(size: int, most: int) -> None:
+    def run(most: int) -> None:
         with torch.no_grad():
-            chunks = column_chunks(weights, percept, config, size, formulation=formulation, code=code, most=most)
-            running_mean(chunks)
+            image_to_feature(weights, x, config, chunk, formulation=formulation, codes=codes, most=most)
 
-    once = flops(lambda: shared_products(weights, percept, config)) if formulation == "factorised" else 0
-    full, rest = divmod(config.locations, chunk)
-    count = once + full * (flops(lambda: run(chunk, 1)) - once) if full else once
-    count += flops(lambda: run(rest, 1)) - once if rest else 0
-    held = [*weights.values(), percept.column, *([] if code is None else [code])]
-    return count, memory(lambda: run(chunk, 3), held)  # from the second chunk on each finds the mean so far beside it
+    one, two = (flops(lambda most=most: run(most)) for most in (1, 2))  # every further column costs the same
+    count = one + round((two - one) * (config.locations / chunk - 1))
+    # from the second chunk on each finds what was folded so far beside it
+    return count, memory(lambda: run(3), [*weights.values(), x, *codes.values()])
 
 
 def tower_memory(name: str) -> Memory:
@@ -489,20 +497,22 @@ def _clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _measure(fn: Callable[[], Any], device: torch.device, repeats: int) -> tuple[list[float], int | None]:
-    """Seconds of fn() after one run to warm up, and the CUDA allocator's peak."""
+def _measure(
+    passes: Callable[[], Iterator[Any]], device: torch.device, repeats: int
+) -> tuple[list[list[float]], int | None]:
+    """Seconds of every stage of passes(), after one run to warm up, and the CUDA allocator's peak."""
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, found {repeats}")
+    seconds = []
     with torch.inference_mode():
-        fn()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        seconds = []
-        for _ in range(repeats):
-            start = _clock(device)
-            fn()
-            seconds.append(_clock(device) - start)
-    return seconds, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+        for repeat in range(repeats + 1):
+            if repeat == 1 and device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            marks = [_clock(device)]
+            for _ in passes():
+                marks.append(_clock(device))
+            seconds.append([b - a for a, b in itertools.pairwise(marks)])
+    return seconds[1:], torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def time_columns(
@@ -514,30 +524,20 @@ def time_columns(
     repeats: int = 3,
     most: int = 8,
 ) -> Timing:
-    """Time for all columns of one image, `chunk` at a time, folded by a running mean (Figure 2).
+    """Time of the whole student for one image, `chunk` columns at a time: convolution, columns and fold (Figure 2).
 
-    At most `most` chunks are run per repeat, and their time is scaled to the whole grid.
+    At most `most` chunks are run per repeat, and their time, not that of what is done once, is scaled to the whole grid.
     """
     device = torch.device(device)
     config = replace(config, rgb_head=False)
     weights = draw_parameters(config, torch.Generator(device).manual_seed(0), device=device)
-    with torch.inference_mode():
-        percept = perceive(weights, patches(torch.randn(1, 3, *config.image_size, device=device), config), config)
-        code = _code(percept, config)
-        shared = shared_products(weights, percept, config) if formulation == "factorised" else None
-    run = min(config.locations, chunk * most)
+    x = patches(torch.randn(1, 3, *config.image_size, device=device), config)
+    codes = constants(config, x, formulation)
     seconds, peak = _measure(
-        lambda: running_mean(
-            column_chunks(weights, percept, config, chunk, formulation=formulation, code=code, shared=shared, most=most)
-        ),
-        device,
-        repeats,
+        lambda: stages(weights, x, config, chunk, formulation=formulation, codes=codes, most=most), device, repeats
     )
-    once = [0.0] * repeats  # what is done once per image must not be scaled with the columns
-    if shared is not None:
-        once, _ = _measure(lambda: shared_products(weights, percept, config), device, repeats)
-    middle, least, longest = _summary([o + s * config.locations / run for o, s in zip(once, seconds, strict=True)])
-    return Timing(formulation, chunk, middle, least, longest, run / config.locations, peak)
+    share = min(config.locations, chunk * most) / config.locations
+    return Timing(formulation, chunk, *_summary([a + b / share + c for a, b, c in seconds]), share, peak)
 
 
 def time_tower(name: str, *, device: torch.device | str = "cpu", repeats: int = 3) -> Timing:
@@ -545,8 +545,8 @@ def time_tower(name: str, *, device: torch.device | str = "cpu", repeats: int = 
     device = torch.device(device)
     tower, size = image_tower(name, device), image_size(name)
     image = torch.randn(1, 3, size, size, device=device)
-    seconds, peak = _measure(lambda: tower(image), device, repeats)
-    return Timing(name, None, *_summary(seconds), cuda_peak=peak)
+    seconds, peak = _measure(lambda: (tower(image) for _ in range(1)), device, repeats)
+    return Timing(name, None, *_summary([whole for (whole,) in seconds]), cuda_peak=peak)
 
 
 @dataclass(frozen=True)
@@ -576,7 +576,7 @@ def time_ttt(config: ttt.TTTConfig, *, device: torch.device | str = "cpu") -> Ru
 
     On a CPU every iteration is timed, but for the first, which warms up: config.iterations must be 2 or more. On a GPU the first
     updates only choose kernels and capture the CUDA graph that all later ones replay, so the replayed ones are timed, together: a
-    clock read after each would wait for the GPU every time. That takes `ttt._Students.WARM_UP` + 2 iterations or more, and an
+    clock read after each would wait for the GPU every time. That takes `lockstep.WARM_UP` + 2 iterations or more, and an
     untimed run before, in which the libraries start. Raises ValueError for fewer iterations.
     """
     device = torch.device(device)
@@ -598,7 +598,7 @@ def time_ttt(config: ttt.TTTConfig, *, device: torch.device | str = "cpu") -> Ru
 
 def _marks(iterations: int, kind: str) -> tuple[int, ...]:
     """After which numbers of updates the clock is read: from the first that is like all later ones to the last."""
-    first = ttt._Students.WARM_UP + 1 if kind == "cuda" else 1
+    first = lockstep.WARM_UP + 1 if kind == "cuda" else 1
     if iterations <= first:
         raise ValueError(
             f"the first {first} iteration(s) on {kind} warm up: at least {first + 1} are needed, found {iterations}"
@@ -633,9 +633,9 @@ def conventions(students: Mapping[str, APMConfig], towers: Sequence[str], publis
     """One forward pass for one image under every convention, beside the published figure of the same network.
 
     students: name -> settings; the first is the one of the published figures. towers: open_clip models; REFERENCE must be among
-    them. Numbers are text with two decimals. The first rows count what published figures count, the others are like for like:
-    from the image to its feature, all columns, image tower only. "meets it in" names the unit in which a count is within
-    3 % of the published figure, if any. Raises ValueError when there is no student, or REFERENCE is not among the towers.
+    them. The first rows count what published figures count, the others are like for like: from the image to its feature, all
+    columns, image tower only. "meets it in" names the unit in which a count is within 3 % of the published figure, if any.
+    Raises ValueError when there is no student, or REFERENCE is not among the towers.
     """
     if not students:
         raise ValueError("no student to count: name at least one preset")
@@ -646,22 +646,22 @@ def conventions(students: Mapping[str, APMConfig], towers: Sequence[str], publis
         first: printed(published, "Fig 2", "APM", "GFLOPs total, 224x224 image"),
         REFERENCE: printed(published, "Fig 2", "CLIP ViT-B/16", "GFLOPs, 224x224 image"),
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
 
     def add(network: str, counted: str, cost: Cost) -> None:
-        text = said.get(network, "")
+        text = said.get(network)
         units = (("multiply-adds", cost.gmac), ("operations", cost.gflop))
         meets = [name for name, value in units if text and abs(value / float(text) - 1) < 0.03]
         rows.append(
             {
                 "network": network,
                 "counted": counted,
-                "columns": str(cost.columns or ""),
-                "parameters (M)": f"{cost.parameters / 1e6:.1f}",
-                "multiply-adds (G)": f"{cost.gmac:.2f}",
-                "operations (GFLOP)": f"{cost.gflop:.2f}",
-                f"/ {REFERENCE} image": f"{cost.forward / unit.forward:.2f}",
-                'published "GFLOPs"': text,
+                "columns": cost.columns or None,
+                "parameters (M)": cost.parameters / 1e6,
+                "multiply-adds (G)": cost.gmac,
+                "operations (GFLOP)": cost.gflop,
+                f"/ {REFERENCE} image": cost.forward / unit.forward,
+                'published "GFLOPs"': Number(float(text), unit="", kind="published") if text else None,
                 "meets it in": meets[0] if meets else "neither" if text else "",
             }
         )
@@ -676,7 +676,54 @@ def conventions(students: Mapping[str, APMConfig], towers: Sequence[str], publis
             add(name, f"image to feature, {formulation}", student_cost(config, formulation=formulation))
     for tower in towers:
         add(tower, "image to feature", tower_cost(tower))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).set_index(["network", "counted"])
+
+
+def ratios(student: APMConfig, iterations: int, published: pd.DataFrame) -> pd.DataFrame:
+    """The student's operations over CLIP's, by what is put beside what: "one pass" (Figure 2), and all `iterations` (Table 4).
+
+    Columns: ratio, published (that of the figures which the paper prints), beside (what the student stands beside).
+    """
+    image, both = tower_cost(REFERENCE), tower_cost(REFERENCE, "both")
+    gradient = tower_backward(REFERENCE)
+    b, large = (replace(student, width=feature_width(name)) for name in (REFERENCE, "ViT-L-14"))
+    once = tower_cost(REFERENCE).forward
+    of = {f: (student_cost(b, formulation=f), student_cost(large, formulation=f)) for f in FORMULATIONS}
+    quarter = student_cost(b, math.prod(side // 2 for side in b.grid))
+    half = student_cost(large, large.locations // 2, part="columns")
+    fig2 = float(printed(published, "Fig 2", "APM", "GFLOPs total, 224x224 image")) / float(
+        printed(published, "Fig 2", "CLIP ViT-B/16", "GFLOPs, 224x224 image")
+    )
+    table4 = float(printed(published, "Table 4", "APM Peak Use", "GFlops_meas").split()[0]) / float(
+        printed(published, "Table 4", "CLIP ViT-B/16", "GFlops_meas")
+    )
+    rows: dict[tuple[str, str], tuple[float, float | None, str]] = {
+        ("one pass", "as published: MLP + head, half the columns"): (half.forward / both.forward, fig2, f"{REFERENCE}, image and one text"),
+        ("one pass", f"student of {REFERENCE}, a picture of half the side, plain"): (quarter.forward / image.forward, fig2, f"{REFERENCE} image tower"),
+    }  # fmt: skip
+    for f, (small, wide) in of.items():
+        rows["one pass", f"student of {REFERENCE}, {f}"] = (
+            small.forward / image.forward,
+            fig2,
+            f"{REFERENCE} image tower",
+        )
+        rows["one pass", f"student of ViT-L-14, {f}"] = (wide.forward / image.forward, fig2, f"{REFERENCE} image tower")
+    name, forward = f"{iterations} iterations", iterations * both.forward
+    every = f"{REFERENCE}, image and one text in every iteration"
+    for f, (cost, _) in of.items():
+        looks = once + (iterations + 1) * cost.forward
+        trained = looks + iterations * cost.backward
+        rows[name, f"forward and backward beside forward alone, {f}"] = (trained / forward, table4, f"{every}, forward")
+        rows[name, f"forward, {f}"] = (looks / forward, table4, f"{every}, forward")
+        rows[name, f"forward and backward, {f}"] = (
+            trained / (forward + iterations * gradient),
+            table4,
+            f"{every}, forward and backward",
+        )
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=["ratio", "published", "beside"])
+    frame.index = pd.MultiIndex.from_tuples(rows, names=["scope", "student"])
+    frame["published"] = [Number(value, unit="", kind="published") for value in frame["published"]]
+    return frame
 
 
 def ttt_costs(
@@ -685,7 +732,7 @@ def ttt_costs(
     """Multiply-adds of whole runs for one image: Table 4's counting first, then everything that a run computes.
 
     student: settings of the preset; its width follows the teacher. teachers: open_clip models; Table 4's is REFERENCE. tpt: views,
-    classes, steps of test-time prompt tuning. Columns in GMAC count 1e9 multiply-adds, the last count 1e9 operations. A run of
+    classes, steps of test-time prompt tuning. Index run, counted. Columns in GMAC count 1e9 multiply-adds, the last count 1e9 operations. A run of
     `apm.ttt` has one more forward pass than iterations, the one after the last update. Raises ValueError for fewer than 1
     iteration, missing keys of tpt, and unknown models.
     """
@@ -741,7 +788,7 @@ def ttt_costs(
     counted = f"{views} views, {classes:,} texts forward and backward, {classes:,} texts again to classify"
     gradient = classes * prompt_backward(REFERENCE) / 2e9
     add("TPT", counted, "TPT [90]", views * image, (classes * text, steps + 1), (gradient, steps))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).set_index(["run", "counted"])
 
 
 def memory_table(
@@ -777,7 +824,7 @@ def memory_table(
 
     for formulation in FORMULATIONS:
         for chunk in chunks:
-            count = f"{chunk} column{'s' if chunk > 1 else ''} at a time"
+            count = f"{chunk} at a time"
             add(f"student forward, {formulation}", count, chunk_cost(student, chunk, formulation=formulation)[1])
     alone = printed(published, "Text sec.4", "APM", "memory of student alone")
     for precision, found in runs.items():
@@ -789,163 +836,35 @@ def memory_table(
     for name, found in towers.items():
         cell = [said("CLIP ViT-B/16 (u) [90]")] if name == REFERENCE else []
         add(f"{name} image tower, forward", "float32", found, *cell)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).set_index(["what", "detail"])
 
 
 def timing_table(timings: Sequence[Timing]) -> pd.DataFrame:
-    """Times for reading, never to be saved: they differ from run to run. With CUDA's own peak of memory where there is one."""
+    """Seconds by network and columns at a time, costs of this machine. With CUDA's own peak of memory where there is one."""
     table = pd.DataFrame(
         {
             "network": [f"student, {t.name}" if t.chunk else f"{t.name} image tower" for t in timings],
-            "columns at a time": [str(t.chunk or "") for t in timings],
-            "seconds": [f"{t.seconds:.4f}" for t in timings],
-            "least to most": [f"{t.least:.4f} to {t.most:.4f}" for t in timings],
-            "share of columns run": [f"{t.measured:.0%}" for t in timings],
+            "columns at a time": [f"{t.chunk} at a time" if t.chunk else "" for t in timings],
+            "seconds": [t.seconds for t in timings],
+            "least": [t.least for t in timings],
+            "most": [t.most for t in timings],
+            "columns run (%)": [100 * t.measured for t in timings],
         }
     )
     if any(t.cuda_peak for t in timings):
         table["CUDA peak (MB)"] = [(t.cuda_peak or 0) / 1e6 for t in timings]
-    return table
+    return table.set_index(["network", "columns at a time"])
 
 
-# ---------------------------------------------------------------------------------------------------------------- figures
-
-
-_FORMULATION_COLOURS = {"plain": "#0173b2", "factorised": "#029e73"}
-_TOWER_COLOURS = ("#949494", "#ca9161", "#cc78bc", "#fbafe4")
-_PUBLISHED = "#d55e00"
-
-
-def cost_figure(costs: pd.DataFrame, towers: Mapping[str, tuple[float, Memory]]) -> tuple[Figure, str]:
-    """Operations and memory of all columns of one image against the number of columns at a time, both axes logarithmic.
-
-    costs: columns formulation, chunk, gflop, megabytes (above the weights). towers: open_clip model -> (GFLOP, memory), drawn as
-    lines. Raises ValueError for an empty frame.
-    """
-    import matplotlib.pyplot as plt
-
-    figures.style()
-    if costs.empty:
-        raise ValueError("no costs to draw: name at least one chunk")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(figures.WIDTH, 4.0), layout="constrained")
-    for axes, value, label in (
-        (left, "gflop", "operations (GFLOP)"),
-        (right, "megabytes", "memory above the weights (MB)"),
-    ):
-        for formulation, part in costs.groupby("formulation", sort=False):
-            axes.plot(
-                part["chunk"],
-                part[value],
-                "o-",
-                color=_FORMULATION_COLOURS[formulation],
-                label=f"student, {formulation}",
-            )
-        for (name, (gflop, found)), colour in zip(towers.items(), _TOWER_COLOURS, strict=False):
-            height = gflop if value == "gflop" else found.added / 1e6
-            axes.axhline(height, color=colour, linestyle="--", linewidth=1.4, label=f"{name} image tower")
-        axes.set(xscale="log", yscale="log", xlabel="columns at a time", ylabel=label)
-        _chunk_ticks(axes, sorted(set(costs["chunk"])))
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4)
-    return figure, (
-        "One image, all columns of the student, against the number of columns at a time. Left: operations, two per multiply-add. Right: "
-        "most bytes of tensors above weights and inputs, float32, no gradients. Dashed: image towers, one image."
-    )
-
-
-def time_figure(timings: Sequence[Timing], published: pd.DataFrame, repeats: int) -> tuple[Figure, str]:
-    """Time per image against the number of columns at a time, both axes logarithmic, with the published points of Figure 2.
-
-    repeats: passes behind every median, for the caption. Raises ValueError when no timing has a chunk.
-    """
-    import matplotlib.pyplot as plt
-
-    figures.style()
-    if not any(t.chunk for t in timings):
-        raise ValueError("no times of the student to draw: name at least one chunk")
-    figure, axes = plt.subplots(figsize=(figures.WIDTH * 0.85, 4.8), layout="constrained")
-    for formulation in dict.fromkeys(t.name for t in timings if t.chunk):
-        part = [t for t in timings if t.chunk and t.name == formulation]
-        middle = [t.seconds for t in part]
-        error = [[t.seconds - t.least for t in part], [t.most - t.seconds for t in part]]
-        chunk = [t.chunk or 0 for t in part]
-        colour = _FORMULATION_COLOURS[formulation]
-        axes.errorbar(chunk, middle, yerr=error, fmt="o-", color=colour, capsize=2, label=f"student, {formulation}")
-    for tower, colour in zip((t for t in timings if not t.chunk), _TOWER_COLOURS, strict=False):
-        axes.axhline(tower.seconds, color=colour, linestyle="--", linewidth=1.4, label=f"{tower.name} image tower")
-    chunks = sorted({t.chunk for t in timings if t.chunk is not None})
-    seven, once, clip = (
-        float(printed(published, "Fig 2", row, column))
-        for row, column in (
-            ("APM", "inference time, 7 patches at a time"),
-            ("APM", "inference time, all patches at once"),
-            ("CLIP ViT-B/16", "inference time"),
-        )
-    )
-    axes.plot(
-        [7, chunks[-1]],
-        [seven, once],
-        "D",
-        color=_PUBLISHED,
-        markerfacecolor="none",
-        label="published: APM, 7 patches at a time and all at once",
-    )
-    axes.axhline(clip, color=_PUBLISHED, linestyle=":", linewidth=1.4, label="published: CLIP ViT-B/16")
-    axes.set(xscale="log", yscale="log", xlabel="columns at a time", ylabel="seconds per image")
-    _chunk_ticks(axes, chunks)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize="small")
-    return figure, (
-        f"Time per image against the number of columns at a time, float32: median and range of {repeats} repeats on the device named in the "
-        "notebook, which changes from run to run. Published points: of a 224 px image, hardware not on record; all patches at once stand at the right end."
-    )
-
-
-def run_figure(costs: pd.DataFrame) -> tuple[Figure, str]:
-    """Totals of whole runs (rows of `ttt_costs`) beside the published totals, on a logarithmic axis.
-
-    Raises ValueError for an empty frame.
-    """
-    import matplotlib.pyplot as plt
-
-    figures.style()
-    if costs.empty:
-        raise ValueError("no runs to draw")
-    figure, axes = plt.subplots(figsize=(figures.WIDTH, 0.5 * len(costs) + 1.5), layout="constrained")
-    y = list(range(len(costs)))
-    total = costs["total (GMAC)"].to_numpy(dtype=float)
-    axes.hlines(y, total.min() / 3, total, color="0.8", linewidth=1.2)
-    axes.plot(total, y, "o", color="#0173b2", label="counted here")
-    for column, marker, label in (
-        ('published "GFLOPs", ideal', "D", "published, ideal"),
-        ('published "GFLOPs", measured', "s", "published, measured"),
-    ):
-        value = pd.to_numeric(costs[column].str.split(" ").str[0], errors="coerce").to_numpy(dtype=float)
-        axes.plot(value, y, marker, color=_PUBLISHED, markerfacecolor="none", linestyle="none", label=label)
-    for place, value in zip(y, total, strict=True):
-        axes.annotate(
-            f"{value:,.0f}", (value, place), (0, 5), textcoords="offset points", ha="center", fontsize="small"
-        )
-    names = [f"{row['run']}: {row['counted']}" for _, row in costs.iterrows()]
-    axes.set_yticks(y, [_wrapped(name) for name in names], fontsize="small")
-    axes.set(xscale="log", xlabel="multiply-adds for one image (G)", ylim=(len(costs) - 0.5, -0.7))
-    axes.set_xlim(total.min() / 3, total.max() * 2)
-    axes.grid(visible=False, axis="y")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    return figure, (
-        "Multiply-adds of whole runs for one image, on a logarithmic axis, under every way of counting; beside them the totals that "
-        "Table 4 prints for the method, drawn in its unit."
-    )
-
-
-def _wrapped(text: str, width: int = 46) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(text, width))
-
-
-def _chunk_ticks(axes: Any, chunks: Sequence[int]) -> None:
-    from matplotlib.ticker import NullLocator
-
-    axes.set_xticks(list(chunks), [str(chunk) for chunk in chunks], rotation=45 if len(chunks) > 5 else 0)
-    axes.xaxis.set_minor_locator(NullLocator())
+def time_ratios(timings: Sequence[Timing]) -> pd.DataFrame:
+    """How much longer the smallest chunk takes than the fastest, by formulation, and the fastest beside the towers: median times."""
+    towers = {t.name: t for t in timings if not t.chunk}
+    rows = {}
+    for f in dict.fromkeys(t.name for t in timings if t.chunk):
+        own = sorted((t for t in timings if t.chunk and t.name == f), key=lambda t: t.chunk or 0)
+        best = min(own, key=lambda t: t.seconds)
+        rows[f, f"{own[0].chunk} at a time / the fastest number at a time"] = own[0].seconds / best.seconds
+        rows[f, f"{own[0].chunk} at a time / all at once"] = own[0].seconds / own[-1].seconds
+        for name, tower in towers.items():
+            rows[f, f"all at once / {name} image tower"] = own[-1].seconds / tower.seconds
+    return pd.DataFrame({"times": rows}).rename_axis(["student", "compared"])

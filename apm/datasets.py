@@ -408,6 +408,12 @@ def read_image(path: Path) -> np.ndarray:
         raise UnreadableImage(path, error) from error
 
 
+def of_system(name: str) -> bool:
+    """Whether a file or folder is hidden or left by a system: macOS archives, Windows, NAS indices, Python. Never data."""
+    left = ("__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found")
+    return name.startswith(".") or name.lower() in (*left, "thumbs.db", "desktop.ini")
+
+
 def _folder(name: str, root: Path | None) -> Dataset:
     """A tree with one folder per class; class names are the folders' names, underscores read as spaces."""
     given = Path(name.removeprefix("folder:")).expanduser()
@@ -419,7 +425,7 @@ def _folder(name: str, root: Path | None) -> Dataset:
         raise FileNotFoundError(f"dataset {name}: folder {path} does not exist; {layout}")
     if not path.is_dir():
         raise NotADirectoryError(f"dataset {name}: {path} is a file; {layout}")
-    classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    classes = sorted(p for p in path.iterdir() if p.is_dir() and not of_system(p.name))
     if not classes:
         raise ValueError(f"dataset {name}: {path} holds no class folders; {layout}")
 
@@ -430,7 +436,7 @@ def _folder(name: str, root: Path | None) -> Dataset:
         visible = [
             p
             for p in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix())
-            if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+            if p.is_file() and not any(of_system(part) for part in p.relative_to(folder).parts)
         ]
         found = [p for p in visible if p.suffix.lower() in SUFFIXES]
         ignored += [p for p in visible if p.suffix.lower() not in SUFFIXES]

@@ -28,10 +28,14 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+LOCKED = ("notebooks", "cluster", "dev")  # extras that `make lock` locks and `make env` installs
+
+
 def asked_for(pyproject: Path) -> list[tuple[str, str]]:
-    """(name, requirement) of every dependency that pyproject.toml lists, `dev` extra included, in its order."""
+    """(name, requirement) of the dependencies that pyproject.toml lists, those of the extras in `LOCKED` included, in its order."""
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    listed = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    extras = project["optional-dependencies"]
+    listed = [*project["dependencies"], *(requirement for extra in LOCKED for requirement in extras.get(extra, ()))]
     return [(re.split(r"[^A-Za-z0-9_.-]", requirement, maxsplit=1)[0], requirement) for requirement in listed]
 
 

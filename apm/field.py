@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -38,20 +38,19 @@ from torch import Tensor
 
 from apm import datasets, figures, methods, model, project, records, stats, teachers
 from apm.datasets import Dataset
+from apm.lockstep import caller_free
 from apm.material import Batch, Material
 from apm.model import APM, APMConfig, patches
+from apm.numbers import Number
 from apm.progress import progress as progress_bar
-from apm.stats import Interval
-from apm.tables import Shown, percent
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from apm.tables import percent
+from apm.typed import checked
 
 Callback = Callable[[int, APM], None]
-RESAMPLES = 2_000  # of the bootstrap: values that differ between images cost much more than counts of right and wrong
 PSNR_LIMIT = 100.0  # dB; 8-bit images that differ in one value of one pixel of a million lie just above
 
 
+@checked
 @dataclass(frozen=True)
 class FieldConfig:
     """Everything that determines a training over a dataset but the data, the teacher and the seed.
@@ -173,6 +172,7 @@ class Field:
     resumed: int  # how many of the epochs were read from a checkpoint
 
 
+@caller_free()
 def train(
     data: Material,
     config: FieldConfig,
@@ -382,28 +382,12 @@ def _read(path: Path, made_by: Mapping[str, Any]) -> dict[str, Tensor] | None:
     except Exception as error:  # safetensors raises types of its own for a cut or foreign file
         print(f"the checkpoint {path.name} cannot be read ({type(error).__name__}): training from the start")
         return None
-    differs = _differences(dict(made_by), found)
+    differs = [name for name, value in made_by.items() if found.get(name) != value]
     if differs:
         raise ValueError(
-            f"the checkpoint {path} is of another training: {'; '.join(differs[:6])}. Choose another path, or delete the file"
+            f"the checkpoint {path} is of another training, with another {', '.join(differs)}: choose another path, or delete the file"
         )
     return tensors
-
-
-def _differences(expected: Any, found: Any, name: str = "") -> list[str]:
-    """Which entries of two nested dictionaries differ, in words."""
-    if isinstance(expected, dict) and isinstance(found, dict):
-        return [
-            line
-            for key in dict.fromkeys([*expected, *found])
-            for line in _differences(expected.get(key), found.get(key), f"{name}.{key}" if name else str(key))
-        ]
-    return [] if expected == found else [f"{name}: expected {_brief(expected)}, found {_brief(found)}"]
-
-
-def _brief(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else f"{text[:16]}…"
 
 
 @dataclass(frozen=True)
@@ -461,12 +445,12 @@ def untrained(config: FieldConfig, seed: int = 0, device: str | torch.device = "
 
 
 class Look(NamedTuple):
-    """What a field makes of N images in one forward pass, as float32 arrays."""
+    """What a field makes of N images in one forward pass, as float32 tensors on the CPU."""
 
-    features: np.ndarray  # (N, h, w, D)
-    colours: np.ndarray | None  # (N, h, w, 3) decoded RGB, cut to 0..1; None for a student without RGB head
-    folded: np.ndarray  # (N, D)
-    columns: np.ndarray  # (N, column_width) the trigger column T
+    features: Tensor  # (N, h, w, D)
+    colours: Tensor | None  # (N, h, w, 3) decoded RGB, cut to 0..1; None for a student without RGB head
+    folded: Tensor  # (N, D)
+    columns: Tensor  # (N, column_width) the trigger column T
 
 
 def look(trained: Field, images: Tensor, *, batch: int = 256) -> Look:
@@ -483,17 +467,12 @@ def look(trained: Field, images: Tensor, *, batch: int = 256) -> Look:
             folded = model.fold(net.parameters_dict, a, net.config)
             parts.append((features, decoded, folded, percept.column))
     features, decoded, folded, columns = (torch.cat(some).float().cpu() for some in zip(*parts, strict=True))
-    grid = net.config.grid
-    return Look(
-        features.unflatten(1, grid).numpy(),
-        decoded.unflatten(1, grid).numpy() if net.config.rgb_head else None,
-        folded.numpy(),
-        columns.numpy(),
-    )
+    features, decoded = (x.unflatten(1, net.config.grid) for x in (features, decoded))
+    return Look(features, decoded if net.config.rgb_head else None, folded, columns)
 
 
 class Summary(NamedTuple):
-    """One vector per image of a material, (N, D) each, float32: what a field or another source says of a whole image."""
+    """One vector per image of a material, (N, D) each, float32."""
 
     folded: np.ndarray
     columns: np.ndarray  # the trigger column T
@@ -502,298 +481,313 @@ class Summary(NamedTuple):
 def summaries(trained: Field, data: Material) -> Summary:
     """Folded feature and trigger column of every image, in batches: no grid of features is kept."""
     parts = [look(trained, batch.images) for batch in data.batches()]
-    return Summary(np.concatenate([p.folded for p in parts]), np.concatenate([p.columns for p in parts]))
+    return Summary(*(torch.cat(values).numpy() for values in zip(*((p.folded, p.columns) for p in parts), strict=True)))
 
 
-def mean_tokens(data: Material) -> np.ndarray:
-    """(N, D) mean over the grid of the teacher's tokens of every image, in batches. Raises ValueError without a teacher."""
-    return np.concatenate([_tokens(batch, data).mean(dim=1).cpu().numpy() for batch in data.batches()])
+def pixels(batch: Batch, side: int = 32) -> Tensor:
+    """(n, 3 * S * S) the images as they are; those of more than `side` px are averaged down to side x side."""
+    return F.adaptive_avg_pool2d(batch.images, min(side, *batch.images.shape[2:])).flatten(1)
 
 
-def pixels(data: Material, side: int = 32) -> np.ndarray:
-    """(N, 3 * S * S) the images as they are, in batches; those of more than `side` px are averaged down to side x side."""
-    found = []
-    for batch in data.batches():
-        few = min(side, *batch.images.shape[2:])
-        found.append(F.adaptive_avg_pool2d(batch.images, few).flatten(1).cpu().numpy())
-    return np.concatenate(found)
+def patch_means(batch: Batch) -> Tensor:
+    """(n, h * w * 3) mean colours of the patches."""
+    return batch.colours.flatten(1)
 
 
-def _tokens(batch: Batch, data: Material) -> Tensor:
+def column(trained: Field) -> Reader:
+    """The reader of a field's trigger column: a batch -> (n, column_width)."""
+
+    def read(batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return trained.model.perceive(batch.images).column
+
+    return read
+
+
+def tokens_of(batch: Batch) -> Tensor:
+    """(n, L, D) the teacher's tokens. Raises ValueError for a material that was prepared without a teacher."""
     if batch.tokens is None:
-        raise ValueError(f"there are no teacher tokens of {data.dataset.name}: it was prepared without a teacher")
+        raise ValueError("there are no teacher tokens: the images were prepared without a teacher")
     return batch.tokens
 
 
-def as_grid(values: Tensor, student: APMConfig) -> np.ndarray:
-    """(N, h*w, C) -> float32 array (N, h, w, C)."""
-    return values.unflatten(1, student.grid).float().cpu().numpy()
+# ------------------------------------------------------------------------------------------------- answers of other kinds
 
 
-def colours_of(data: Material) -> np.ndarray:
-    """(N, h, w, 3) mean colours of the patches of all images."""
-    return np.asarray(data.colours[data.rows]).reshape(len(data), *data.student.grid, 3)
+Reader = Callable[[Batch], Tensor]
+PENALTIES = tuple(10.0**power for power in range(-6, 1))  # of a ridge, in units of an input's mean variance
+CHOOSING = 64  # locations by which a ridge chooses its penalty, at most
 
 
-def mean_answer(data: Material) -> tuple[np.ndarray, np.ndarray]:
-    """Feature grid (h, w, D) and image (h, w, 3) that are the means over a material: the answers that ignore the image.
+class Linear(NamedTuple):
+    """A linear map with a constant from numbers read off an image, (n, d), to every location, (n, L, C)."""
 
-    The grid is the mean of unit tokens, the best single answer in cosine. Without a teacher it has no numbers, D = 0.
+    read: Reader
+    weights: Tensor  # (d + 1, L * C); the last row belongs to the constant
+    mean: Tensor  # (L, C) of the training images, to which it is added
+    penalty: float
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return self.of(self.read(batch))
+
+    def of(self, numbers: Tensor) -> Tensor:
+        """(n, d) -> (n, L, C) float32."""
+        return self.mean + (F.pad(numbers, (0, 1), value=1.0) @ self.weights).unflatten(1, self.mean.shape)
+
+
+def ridge(read: Reader, data: Material, what: str, *, unit: bool = False) -> Linear:
+    """Ridge regression in closed form from what `read` sees of an image to all its "tokens" or "colours": a control.
+
+    unit: towards tokens of unit length. The penalty is the one of `PENALTIES` with the smallest error on every fifth image after a fit
+    to the others, at up to `CHOOSING` locations; the weights are then fitted to all images. Only d x d and d x (L * C) numbers are
+    held, whatever the number of images. Raises ValueError for fewer than 10 images.
     """
-    grid = data.student.grid
-    image = data.spread("colours").mean.numpy().reshape(*grid, 3)
-    if data.tokens is None:
-        return np.empty((*grid, 0), dtype=np.float32), image
-    return data.spread("tokens", unit=True).mean.numpy().reshape(*grid, -1), image
+    if len(data) < 10:
+        raise ValueError(
+            f"a ridge with a penalty chosen on held-back images needs at least 10 images, found {len(data)}"
+        )
+    mean = data.spread(what, unit=unit).mean.to(data.device).double()  # (L, C)
+    some = torch.linspace(0, len(mean) - 1, min(CHOOSING, len(mean)), device=data.device).long()
+    d = read(data.batch([0])).shape[1]
+    sums = {
+        name: torch.zeros(d + 1, width, dtype=torch.float64, device=data.device)
+        for name, width in (("xx", d + 1), ("xy", mean.numel()), ("xx back", d + 1), ("xy back", mean[some].numel()))
+    }
+    squares, first = 0.0, 0
+    for batch in data.batches():
+        x = F.pad(read(batch).double(), (0, 1), value=1.0)
+        y = (tokens_of(batch) if what == "tokens" else batch.colours).double()
+        y = (F.normalize(y, dim=-1) if unit else y) - mean
+        back = torch.arange(first, first + len(x), device=x.device) % 5 == 0
+        x_back, y_back = x[back], y[back][:, some].flatten(1)
+        pairs = {"xx": (x, x), "xy": (x, y.flatten(1)), "xx back": (x_back, x_back), "xy back": (x_back, y_back)}
+        for name, (left, right) in pairs.items():
+            sums[name].addmm_(left.T, right)
+        squares += float(y_back.square().sum())
+        first += len(x)
+    n = float(sums["xx"][-1, -1])
+    centre = sums["xx"][:-1, -1] / n
+    scale = float(sums["xx"].diagonal()[:-1].sum() / n - centre.square().sum()) / d
+
+    def solved(xx: Tensor, xy: Tensor, penalty: float) -> Tensor:
+        each = torch.full((d + 1,), penalty * max(scale, 1e-12) * float(xx[-1, -1]), dtype=xx.dtype, device=xx.device)
+        each[-1] = 0.0
+        return torch.linalg.solve(xx + each.diag(), xy)
+
+    at_some = sums["xy"].unflatten(1, mean.shape)[:, some].flatten(1)
+
+    def error(penalty: float) -> float:
+        w = solved(sums["xx"] - sums["xx back"], at_some - sums["xy back"], penalty)
+        return float(squares - 2 * (w * sums["xy back"]).sum() + (w * (sums["xx back"] @ w)).sum())
+
+    penalty = min(PENALTIES, key=error)
+    parts = [solved(sums["xx"], part, penalty) for part in sums["xy"].split(2**16, dim=1)]
+    weights = torch.cat([part.float() for part in parts], dim=1)
+    return Linear(read, weights, mean.float(), penalty)
 
 
-def cosines(features: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Cosine similarity (...,) of features (..., D) to targets (..., D) at every location; 0 for a feature of length 0.
+def nearest_image(pictures: Tensor, known: Material) -> tuple[Tensor, Tensor]:
+    """Root mean square distance (n,) of pictures (n, h * w * 3) to the nearest image of a material, as patch means, and its position.
 
-    targets may be one grid for all images. The error maps show 1 minus it.
+    The material is read a block at a time.
     """
-    features, targets = np.asarray(features, dtype=np.float64), np.asarray(targets, dtype=np.float64)
-    lengths = np.linalg.norm(features, axis=-1) * np.linalg.norm(targets, axis=-1)
-    return (features * targets).sum(axis=-1) / np.where(lengths > 0, lengths, 1.0)
+    asked = pictures.double()
+    distance = torch.full((len(asked),), math.inf, dtype=torch.float64, device=asked.device)
+    place = torch.zeros(len(asked), dtype=torch.long, device=asked.device)
+    for start in range(0, len(known), 1024):
+        block = torch.from_numpy(known.colours[known.rows[start : start + 1024]]).to(asked).flatten(1)
+        found, where = torch.cdist(asked, block).min(dim=1)
+        place = torch.where(found < distance, where + start, place)
+        distance = torch.minimum(found, distance)
+    return distance / asked.shape[1] ** 0.5, place
 
 
-def squared_errors(decoded: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Mean squared error (N,) of each decoded image (N, h, w, 3) against the true one, or one image for all; values 0..1."""
-    decoded, truth = np.asarray(decoded, dtype=np.float64), np.asarray(truth, dtype=np.float64)
-    return np.square(decoded - truth).mean(axis=(1, 2, 3))
+def of_nearest(known: Material) -> tuple[Reader, Reader]:
+    """Unit tokens and colours of the training image that is nearest to each image: a control that only remembers."""
+
+    def read(batch: Batch) -> Batch:
+        return known.batch(nearest_image(patch_means(batch), known)[1].tolist())
+
+    return lambda batch: F.normalize(tokens_of(read(batch)), dim=-1), lambda batch: read(batch).colours
 
 
-def psnr(decoded: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio (N,) in dB of each image (N, h, w, 3) with values 0..1: -10 log10 of its mean squared error.
+def mean_answer(data: Material) -> tuple[Tensor | None, Tensor]:
+    """Feature grid (L, D) and image (L, 3) that are the means over a material: the answers that ignore the image.
 
-    At most PSNR_LIMIT: an image without any error has no finite ratio, and a mean over images needs one.
+    The grid is the mean of unit tokens, the best single answer in cosine; None without a teacher.
     """
-    with np.errstate(divide="ignore"):
-        return np.minimum(-10.0 * np.log10(squared_errors(decoded, truth)), PSNR_LIMIT)
+    tokens = None if data.tokens is None else data.spread("tokens", unit=True).mean
+    return tokens, data.spread("colours").mean
 
 
-def mean(values: np.ndarray) -> Interval:
-    """Mean over images of values (N,), in their own unit, with the 95 % bootstrap interval over images.
-
-    Raises ValueError for fewer than `stats.MINIMUM_SAMPLES` images.
-    """
-    found = stats.bootstrap_mean(values, resamples=RESAMPLES)
-    return Interval(found.value / 100.0, found.low / 100.0, found.high / 100.0, found.n)
+# --------------------------------------------------------------------------------------------------------------- measuring
 
 
-def shown(interval: Interval, digits: int = 3) -> str:
-    """An interval in a table's cell: "0.934 [0.932, 0.936]"."""
-    return f"{interval.value:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+Source = Field | Tensor | Reader | None
 
 
-class Measured(NamedTuple):
-    """How near an answer comes to the truth, one value per image (N,)."""
-
-    cosine: np.ndarray | None  # mean cosine of the feature grid to the teacher's; None without features
-    squared: np.ndarray | None  # mean squared error of the decoded RGB; None without colours
-    psnr: np.ndarray | None  # dB
-    chroma: np.ndarray | None  # mean squared error of the colour: of RGB without its mean over the three channels
-
-
-Source = Field | np.ndarray | None
-NOTHING = Measured(None, None, None, None)
-
-
-def measure(answers: Mapping[str, tuple[Source, Source]], data: Material) -> dict[str, Measured]:
+def measure(answers: Mapping[str, tuple[Source, Source]], data: Material) -> dict[str, pd.DataFrame]:
     """Answers for every image against the teacher's grid and the patch means, in batches: only numbers per image are kept.
 
-    answers: name -> (who gives the features, who gives the colours): a field, one grid (h, w, D) or image (h, w, 3) for all images
-    (a control), or None. Raises ValueError for features where there are no teacher tokens, or colours of a student without RGB
-    head.
+    answers: name -> (who gives the features, who gives the colours): a field, one grid (L, D) or image (L, 3) for all images, a
+    function of a batch such as `Linear`, or None. Per answer one row an image, with the columns that it has: cosine (mean over
+    the locations), grid (mean squared error to unit tokens), mse (of the RGB in 0..1), psnr (dB), chroma (mean squared error of
+    the colour: of RGB without its mean over the three channels).
+
+    Raises ValueError for features where there are no teacher tokens, or colours of a student without RGB head.
     """
-    parts: dict[str, list[Measured]] = {name: [] for name in answers}
+    parts: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in answers}
     for batch in data.batches():
-        truth = as_grid(batch.colours, data.student)
         looks: dict[int, Look] = {}
 
-        def given(source: Field | np.ndarray, what: str, batch: Batch = batch, looks: dict = looks) -> np.ndarray:
-            if not isinstance(source, Field):
-                return source
-            if id(source) not in looks:
-                looks[id(source)] = look(source, batch.images)
-            found = looks[id(source)]._asdict()[what]
-            if found is None:
-                raise ValueError("a student without an RGB head decodes no colours")
-            return found
+        def given(source: Field | Tensor | Reader, what: str, batch: Batch = batch, looks: dict = looks) -> Tensor:
+            if isinstance(source, Field):
+                if id(source) not in looks:
+                    looks[id(source)] = look(source, batch.images)
+                found = looks[id(source)]._asdict()[what]
+                if found is None:
+                    raise ValueError("a student without an RGB head decodes no colours")
+                return found.flatten(1, 2).double()
+            return (source if isinstance(source, Tensor) else source(batch).cpu()).double()
 
         for name, (features, colours) in answers.items():
-            one = NOTHING
+            found = {}
             if features is not None:
-                tokens = as_grid(_tokens(batch, data), data.student)
-                one = one._replace(cosine=cosines(given(features, "features"), tokens).mean(axis=(1, 2)))
+                tokens, own = tokens_of(batch).cpu().double(), given(features, "features")
+                found["cosine"] = F.cosine_similarity(own, tokens, dim=-1).mean(dim=1)
+                found["grid"] = (own - F.normalize(tokens, dim=-1)).square().mean(dim=(1, 2))
             if colours is not None:
-                rgb = given(colours, "colours")
-                error = np.asarray(rgb, dtype=np.float64) - truth
-                error -= error.mean(axis=-1, keepdims=True)
-                one = one._replace(
-                    squared=squared_errors(rgb, truth),
-                    psnr=psnr(rgb, truth),
-                    chroma=np.square(error).mean(axis=(1, 2, 3)),
-                )
-            parts[name].append(one)
-    return {name: Measured(*(_joined(values) for values in zip(*found, strict=True))) for name, found in parts.items()}
+                error = given(colours, "colours").clamp(0, 1) - batch.colours.cpu().double()
+                found["mse"] = error.square().mean(dim=(1, 2))
+                found["psnr"] = psnr(found["mse"])
+                found["chroma"] = (error - error.mean(dim=-1, keepdim=True)).square().mean(dim=(1, 2))
+            for key, value in found.items():
+                parts[name].setdefault(key, []).append(value.numpy())
+    return {name: pd.DataFrame({key: np.concatenate(v) for key, v in found.items()}) for name, found in parts.items()}
 
 
-def _joined(values: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    found = [v for v in values if v is not None]
-    return np.concatenate(found) if found else None
+def psnr(mse: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of images in 0..1 with these mean squared errors, at most `PSNR_LIMIT`.
+
+    An image without any error has no finite ratio, and a mean over images needs one.
+    """
+    return (-10.0 * mse.log10()).clamp(max=PSNR_LIMIT)
 
 
-def colour_share(chroma: np.ndarray, of_mean: np.ndarray) -> float:
+def number(values: np.ndarray | pd.Series, unit: str = "", kind: str = "measure") -> Number:
+    """Mean over images of one value each (n,), with its 95 % interval over images (`apm.stats.mean`).
+
+    Right or wrong (bool) and differences of two such (whole numbers) are in percent; others keep their unit. Raises ValueError
+    for fewer than `stats.MINIMUM_SAMPLES` images and values that are not finite.
+    """
+    values = np.asarray(values)
+    found = stats.mean(values)
+    if values.dtype == bool or np.issubdtype(values.dtype, np.integer):
+        return percent(found, kind="accuracy" if values.dtype == bool else "difference")
+    return Number(found.value / 100, found.low / 100, found.high / 100, found.n, unit, kind)
+
+
+def less(values: np.ndarray | pd.Series, others: np.ndarray | pd.Series) -> np.ndarray:
+    """values - others, image by image; of right and wrong: -1, 0 or 1."""
+    values, others = np.asarray(values), np.asarray(others)
+    return values.astype(np.int8) - others.astype(np.int8) if values.dtype == bool else values - others
+
+
+def against_best(
+    ours: np.ndarray | pd.Series, controls: Mapping[str, np.ndarray | pd.Series], *, higher: bool = True, unit: str = ""
+) -> dict[str, Number | str]:
+    """The field beside the best of several controls on the same images: one row of a table.
+
+    ours, controls: one value an image (n,). higher: whether a larger value is better. The best control is chosen on these very
+    images, which is to the field's disadvantage. "field better": yes where the whole interval of the paired difference says so,
+    no where all of it says the contrary, else undecided.
+    """
+    sign = 1 if higher else -1
+    best = max(controls, key=lambda name: sign * float(np.mean(controls[name])))
+    difference = number(less(ours, controls[best]), unit)
+    low, high = sorted((sign * difference.low, sign * difference.high))
+    return {
+        "field": number(ours, unit),
+        "best control": best,
+        "control": number(controls[best], unit),
+        "field - control": difference,
+        "field better": "yes" if low > 0 else "no" if high < 0 else "undecided",
+    }
+
+
+def colour_share(chroma: np.ndarray | pd.Series, of_mean: np.ndarray | pd.Series) -> Number:
     """Share in percent of the colour (what is left of RGB without its mean over the three channels) that is decoded.
 
-    chroma: (N,) of the answer, of_mean: (N,) of the mean training image (`Measured`), which is worth 0 %. The truth itself is worth
-    100 %; the right grey picture without colour about 0 % or less. NaN for images without colour beyond their mean.
+    chroma: (N,) of the answer, of_mean: (N,) of the mean training image (`measure`), which is worth 0 %. The truth itself is worth
+    100 %; the right grey picture without colour about 0 % or less. The interval is that of a ratio of two means. Empty (NaN) for
+    images without colour beyond their mean.
     """
-    left = float(of_mean.mean())
-    return 100.0 * (1.0 - float(chroma.mean()) / left) if left > 1e-12 else math.nan
+    chroma, of_mean = np.asarray(chroma), np.asarray(of_mean)
+    left = of_mean.mean()
+    if left <= 1e-12:
+        return Number(math.nan, n=len(chroma))
+    ratio = chroma.mean() / left
+    return number(100.0 * (1.0 - ratio - (chroma - ratio * of_mean) / left), "%")
 
 
-def quality(measured: Mapping[str, Measured]) -> pd.DataFrame:
-    """One row per answer for held-out images (`measure`): cosine to the teacher's grid, MSE and PSNR of the decoded RGB.
+def training_table(trained: Mapping[str, Field]) -> pd.DataFrame:
+    """Losses of the last epoch, and how much the whole loss fell over the last fifth of the epochs; one row per field.
 
-    Intervals: 95 %, bootstrap over images.
+    The learning rate ends at zero, so a loss ends flat wherever it is: a large fall says that the training was cut short, a
+    small one does not prove that more epochs would bring nothing. "cut short": by the limits `SHORT`.
     """
-    return pd.DataFrame(
-        {
-            "answer": name,
-            "n": len(next(values for values in one if values is not None)),
-            "cosine to the teacher's grid": "" if one.cosine is None else shown(mean(one.cosine)),
-            "MSE of the RGB": "" if one.squared is None else shown(mean(one.squared), 4),
-            "PSNR (dB)": "" if one.psnr is None else shown(mean(one.psnr), 1),
+    rows = {}
+    for name, one in trained.items():
+        weights = np.array([one.config.loss_grid, one.config.loss_rgb])
+        whole = np.where(weights > 0, one.losses * weights, 0.0).sum(axis=1)
+        before = len(whole) - 1 - max(1, len(whole) // 5)
+        fell = 100.0 * float(1 - whole[-1] / whole[before]) if before >= 0 else math.nan
+        grid, rgb = (float(one.losses[-1, i]) if weights[i] else math.nan for i in (0, 1))
+        rows[name] = {
+            "epochs": len(whole),
+            "losses in units of": "the mean answer's" if one.config.balance else "1 (plain sum)",
+            "L_grid": Number(grid, unit="", kind="loss"),
+            "L_rgb": Number(rgb, unit="", kind="loss"),
+            "fell over the last fifth": Number(fell, unit="%", kind="loss"),
+            "cut short": "yes" if fell > SHORT[1] else "nearly level" if fell < SHORT[0] else "undecided",
         }
-        for name, one in measured.items()
-    )
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("field")
 
 
-def colour_table(
-    rows: Mapping[str, tuple[Field, Material, Material]],
-    *,
-    published: Mapping[str, str] | None = None,
-) -> pd.DataFrame:
-    """RGB decoding of several fields, each on held-out images of its own set, beside a published value.
-
-    rows: name -> (field, training data, held-out data). The mean training image is each row's control. published: row, images, mse
-    as text. Intervals: 95 %, bootstrap over images.
-    """
-    lines: list[dict[str, Any]] = []
-    for name, (trained, known, data) in rows.items():
-        ours, control = measure({"field": (None, trained), "mean": (None, mean_answer(known)[1])}, data).values()
-        assert ours.squared is not None
-        assert ours.psnr is not None
-        assert ours.chroma is not None
-        assert control.squared is not None
-        assert control.chroma is not None
-        colour = colour_share(ours.chroma, control.chroma)
-        lines.append(
-            {
-                "row": name,
-                "held-out images": data.dataset.name,
-                "n": str(len(data)),
-                "numbers in T": str(trained.config.student.column_width),
-                "MSE": shown(mean(ours.squared), 4),
-                "MSE of the mean image": shown(mean(control.squared), 4),
-                "PSNR (dB)": shown(mean(ours.psnr), 1),
-                "colour decoded (%)": "grey images" if math.isnan(colour) else f"{colour:.1f}",
-            }
-        )
-    if published is not None:
-        line = dict.fromkeys(lines[0], "")
-        lines.append(line | {"row": published["row"], "held-out images": published["images"], "MSE": published["mse"]})
-    return pd.DataFrame(lines)
+SHORT = (4.0, 6.0)  # percent over the last fifth: below, a loss is nearly level; above, its training was cut short
 
 
 # --------------------------------------------------------------------------------------------------- what the features hold
 
 
-def nearest(features: np.ndarray, labels: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-    """k-nearest-neighbour classes (M,) of queries (M, D) among features (N, D) with labels (N,), by cosine similarity.
+def judge(
+    features: Mapping[str, tuple[np.ndarray, np.ndarray]], labels: tuple[np.ndarray, np.ndarray], *, k: int
+) -> dict[str, pd.DataFrame]:
+    """Which held-out images k nearest neighbours (by cosine) and a linear probe on features get right: a row each, columns knn, probe.
 
-    Every neighbour has one vote; of equal counts the class of the nearest neighbour among them wins. Raises ValueError for
-    k outside 1..N.
+    features: name -> (training (N, D), held out (M, D)). labels: (training (N,), held out (M,)). The probe is a logistic regression
+    on standardised features. Raises ValueError for k outside 1..N.
     """
-    if not 1 <= k <= len(features):
-        raise ValueError(f"k must lie in 1..{len(features)}, the number of training images, found {k}")
-    known, asked = (unit(np.asarray(x, dtype=np.float64)) for x in (features, queries))
-    order = np.argsort(-(asked @ known.T), axis=1, kind="stable")[:, :k]  # (M, k)
-    votes = np.zeros((len(asked), int(labels.max()) + 1))
-    rows = np.arange(len(asked))
-    for rank in range(k):
-        votes[rows, labels[order[:, rank]]] += 1.0
-    tied = votes == votes.max(axis=1, keepdims=True)
-    answer = np.full(len(asked), -1)
-    for rank in range(k):
-        candidate = labels[order[:, rank]]
-        wins = (answer < 0) & tied[rows, candidate]
-        answer[wins] = candidate[wins]
-    return answer
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    """Vectors (..., D) brought to unit length; a vector of length 0 stays."""
-    lengths = np.linalg.norm(x, axis=-1, keepdims=True)
-    return x / np.where(lengths > 0, lengths, 1.0)
-
-
-def probe(features: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Classes (M,) of queries (M, D) by a linear probe: logistic regression on standardised features (N, D)."""
     from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
-    with threadpool_limits(1):  # one thread: the same rounding on every number of cores
-        classifier.fit(np.asarray(features, dtype=np.float64), labels)
-        return np.asarray(classifier.predict(np.asarray(queries, dtype=np.float64)))
-
-
-def judge(
-    features: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    labels: tuple[np.ndarray, np.ndarray],
-    *,
-    k: int,
-) -> pd.DataFrame:
-    """Accuracy of k-NN and of a linear probe on features, one row per kind of feature.
-
-    features: name -> (training (N, D), held out (M, D)). labels: (training (N,), held out (M,)). Columns: features, width, knn,
-    knn_low, knn_high, probe, probe_low, probe_high (percent; 95 % Wilson intervals), n.
-    """
-    lines = []
-    for name, (known, asked) in features.items():
-        known, asked = (np.asarray(x).reshape(len(x), -1) for x in (known, asked))
-        line: dict[str, Any] = {"features": name, "width": known.shape[1], "n": len(asked)}
-        for rule, answer in (
-            ("knn", nearest(known, labels[0], asked, k)),
-            ("probe", probe(known, labels[0], asked)),
-        ):
-            found = stats.accuracy(answer == labels[1])
-            line |= {rule: found.value, f"{rule}_low": found.low, f"{rule}_high": found.high}
-        lines.append(line)
-    return pd.DataFrame(lines)
-
-
-def compact(table: pd.DataFrame, k: int) -> pd.DataFrame:
-    """`judge` for reading: each accuracy with its interval in one cell."""
-
-    def cells(rule: str) -> list[str]:
-        return [percent(cell) for cell in zip(table[rule], table[f"{rule}_low"], table[f"{rule}_high"], strict=True)]
-
-    found = {
-        "features": table["features"],
-        "width": table["width"],
-        f"{k}-NN": cells("knn"),
-        "linear probe": cells("probe"),
-    }
-    return pd.DataFrame(found)
-
-
-# -------------------------------------------------------------------------------------------------------------- clusters
+    if not 1 <= k <= len(labels[0]):
+        raise ValueError(f"k must lie in 1..{len(labels[0])}, the number of training images, found {k}")
+    found = {}
+    for name, pair in features.items():
+        known, asked = (np.asarray(x, dtype=np.float64).reshape(len(x), -1) for x in pair)
+        answers = {}
+        with threadpool_limits(1):  # one thread: the same rounding on every number of cores
+            for rule, classifier in (
+                ("knn", KNeighborsClassifier(k, metric="cosine", algorithm="brute")),
+                ("probe", make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))),
+            ):
+                answers[rule] = classifier.fit(known, labels[0]).predict(asked) == labels[1]
+        found[name] = pd.DataFrame(answers)
+    return found
 
 
 def cluster(rows: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
@@ -802,28 +796,54 @@ def cluster(rows: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
     Raises ValueError for k outside 2..n.
     """
     from sklearn.cluster import KMeans
+    from sklearn.preprocessing import normalize
     from threadpoolctl import threadpool_limits
 
     rows = np.asarray(rows, dtype=np.float64)
     if not 2 <= k <= len(rows):
         raise ValueError(f"k must lie in 2..{len(rows)}, the number of rows, found {k}")
     with threadpool_limits(1):  # several threads add in an order that changes from run to run
-        means = KMeans(k, n_init=2, random_state=seed)
-        return np.asarray(means.fit_predict(unit(rows - rows.mean(axis=0))))
+        return np.asarray(KMeans(k, n_init=2, random_state=seed).fit_predict(normalize(rows - rows.mean(axis=0))))
 
 
-def purity(clusters: np.ndarray, classes: np.ndarray) -> float:
-    """Share in percent of rows that belong to the most frequent class of their cluster. clusters, classes: (n,)."""
-    table = np.zeros((int(clusters.max()) + 1, int(classes.max()) + 1), dtype=np.int64)
-    np.add.at(table, (clusters, classes), 1)
-    return 100.0 * float(table.max(axis=1).sum() / len(clusters))
+def in_majority(clusters: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Which rows (n,) belong to the most frequent class of their cluster; their share is the clusters' purity."""
+    from sklearn.metrics.cluster import contingency_matrix
+
+    named, where = np.unique(clusters, return_inverse=True)
+    majority = np.unique(classes)[contingency_matrix(classes, clusters).argmax(axis=0)]
+    assert len(majority) == len(named)
+    return np.asarray(majority[where] == classes)
 
 
-def shared(clusters: np.ndarray, classes: np.ndarray) -> float:
-    """Normalised mutual information in percent of two labellings (n,): 0 independent, 100 the same up to names."""
-    from sklearn.metrics import normalized_mutual_info_score
+def shared(
+    clusters: np.ndarray, classes: np.ndarray, *, images: np.ndarray | None = None, least: bool = False
+) -> np.ndarray:
+    """Normalised mutual information in percent of two labellings (n,), as one value an image whose mean it is.
 
-    return 100.0 * float(normalized_mutual_info_score(classes, clusters))
+    The information over the mean of the two entropies, or, with `least`, over the smaller one: then as few clusters as there
+    are can still reach 100, however many classes there are. images: (n,) image of each row, default each its own.
+    The values are the measure plus the jackknife's share of every image (Efron and Tibshirani 1993, ch. 11), so that their
+    spread over images gives the interval, and paired differences go like those of any other value.
+    """
+    from scipy.special import xlogy
+
+    k, c = int(clusters.max()) + 1, int(classes.max()) + 1
+    images = np.arange(len(clusters)) if images is None else images
+    n = int(images.max()) + 1
+    counts = np.bincount((images * k + clusters) * c + classes, minlength=n * k * c).reshape(n, k, c).astype(np.float64)
+
+    def information(table: np.ndarray) -> np.ndarray:
+        p = table / table.sum(axis=(-2, -1), keepdims=True)
+        h_k, h_c, both = (
+            -xlogy(q, q).sum(axis=-1) for q in (p.sum(axis=-1), p.sum(axis=-2), p.reshape(*p.shape[:-2], -1))
+        )
+        of = np.minimum(h_k, h_c) if least else (h_k + h_c) / 2
+        return 100.0 * np.where(of > 0, (h_k + h_c - both) / np.where(of > 0, of, 1.0), 0.0)
+
+    total = counts.sum(axis=0)
+    without = information(total - counts)
+    return np.asarray(np.round(float(information(total)) + (n - 1) * (without.mean() - without), 9))
 
 
 def ink(colours: np.ndarray) -> np.ndarray:
@@ -834,58 +854,56 @@ def ink(colours: np.ndarray) -> np.ndarray:
     return grey > threshold_otsu(grey.ravel())
 
 
+class Clusters(NamedTuple):
+    """What the k-means clusters of images and of locations agree with, one value an image each; None where there are none."""
+
+    purity: np.ndarray | None  # (N,) bool
+    classes: np.ndarray | None  # (N,) NMI of the images' clusters with their classes
+    places: dict[
+        str, np.ndarray
+    ]  # (n,) NMI of the locations' clusters with foreground, place and class, over the smaller entropy
+    maps: np.ndarray  # (n, h, w) clusters of the locations
+
+
 def clusters(
-    kinds: Mapping[str, tuple[np.ndarray | None, np.ndarray]],
+    whole: np.ndarray | None,
+    grid: np.ndarray,
     labels: np.ndarray,
     foreground: np.ndarray,
     *,
     k: int,
     seed: int = 0,
     where: np.ndarray | None = None,
-) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """k-means of images and of locations, and what the clusters agree with.
+) -> Clusters:
+    """k-means of images, as many clusters as there are classes, and of locations, k clusters, by their features.
 
-    kinds: name -> (one vector per image (N, D) or None, one per location of n images (n, h, w, D')). labels: (N,). where: (n,)
-    positions of those n among the N, default all. foreground: (n, h, w) bool. Images get as many clusters as there are classes,
-    locations k. Columns: features; purity, NMI with class of the images' clusters; NMI of the locations' clusters with
-    foreground, place, class (percent, one decimal). Also returns the locations' clusters (n, h, w).
+    whole: one vector per image (N, D) or None; grid: one per location of n images (n, h, w, D'). labels: (N,). where: (n,) positions
+    of those n among the N, default all. foreground: (n, h, w) bool.
     """
     n, h, w = foreground.shape
     own = labels if where is None else labels[where]
-    place = np.tile(np.arange(h * w), n)
-    lines, maps = [], {}
-    for name, (whole, grid) in kinds.items():
-        images = (
-            None if whole is None else cluster(np.asarray(whole).reshape(len(labels), -1), len(np.unique(labels)), seed)
-        )
-        rows = cluster(np.asarray(grid).reshape(n * h * w, -1), k, seed)
-        maps[name] = rows.reshape(n, h, w)
-        lines.append(
-            {
-                "features": name,
-                "images: purity": None if images is None else purity(images, labels),
-                "images: NMI with class": None if images is None else shared(images, labels),
-                "locations: NMI with foreground": shared(rows, foreground.ravel().astype(int)),
-                "locations: NMI with place": shared(rows, place),
-                "locations: NMI with class": shared(rows, np.repeat(own, h * w)),
-            }
-        )
-    return pd.DataFrame(lines).round(1), maps
+    purity = classes = None
+    if whole is not None:
+        found = cluster(np.asarray(whole).reshape(len(labels), -1), len(np.unique(labels)), seed)
+        purity, classes = in_majority(found, labels), shared(found, labels)
+    rows = cluster(np.asarray(grid).reshape(n * h * w, -1), k, seed)
+    image = np.repeat(np.arange(n), h * w)
+    truths = {"foreground": foreground.ravel().astype(int), "place": np.tile(np.arange(h * w), n), "class": own[image]}
+    places = {name: shared(rows, truth, images=image, least=True) for name, truth in truths.items()}
+    return Clusters(purity, classes, places, rows.reshape(n, h, w))
 
 
 def embed(rows: np.ndarray, seed: int = 0) -> np.ndarray:
     """t-SNE (n, 2) of rows (n, D) by cosine distance, started from their principal components. Raises ValueError below 10 rows."""
     from sklearn.manifold import TSNE
+    from sklearn.preprocessing import normalize
     from threadpoolctl import threadpool_limits
 
     if len(rows) < 10:
         raise ValueError(f"a t-SNE needs at least 10 rows, found {len(rows)}")
-    perplexity = min(30.0, (len(rows) - 1) / 3)
     with threadpool_limits(1):
-        flat = unit(np.asarray(rows, dtype=np.float64).reshape(len(rows), -1))
-        return np.asarray(
-            TSNE(perplexity=perplexity, init="pca", random_state=seed, metric="euclidean").fit_transform(flat)
-        )
+        flat = normalize(np.asarray(rows, dtype=np.float64).reshape(len(rows), -1))
+        return np.asarray(TSNE(perplexity=min(30.0, (len(rows) - 1) / 3), random_state=seed).fit_transform(flat))
 
 
 # --------------------------------------------------------------------------------------------------------- interpolation
@@ -899,6 +917,7 @@ class Walk(NamedTuple):
     features: np.ndarray  # (S, h, w, D) feature grid unfolded from it
     blend: np.ndarray  # (S, h, w, 3) the control: patch means of the interpolated pixels
     difference: float  # largest |interpolated T - T of the interpolated pixels|, in units of T's largest absolute value
+    columns: np.ndarray  # (S, column_width) the interpolated trigger column
 
 
 def interpolate(trained: Field, one: np.ndarray, other: np.ndarray, steps: int = 9) -> Walk:
@@ -934,6 +953,10 @@ def _walks(trained: Field, ones: Tensor, others: Tensor, steps: int) -> list[Wal
         raise ValueError("this student has no RGB head to decode with: train it with rgb_head: true and loss_rgb > 0")
     shares = torch.linspace(0, 1, steps)
     device = next(net.parameters()).device
+
+    def grid(values: Tensor) -> np.ndarray:
+        return values.unflatten(1, student.grid).float().cpu().numpy()
+
     walks = []
     with torch.no_grad(), _threads(trained.config.threads, device):
         for one, other in zip(ones.to(device), others.to(device), strict=True):
@@ -944,18 +967,11 @@ def _walks(trained: Field, ones: Tensor, others: Tensor, steps: int) -> list[Wal
             percept = net.perceive(images)
             between = model.Percept(columns, percept.local)
             features = net.columns(between)
-            decoded = net.rgb(between, features)
+            decoded = net.rgb(between, features).clamp(0, 1)
             difference = float((percept.column - columns).abs().max() / ends.abs().max().clamp(min=1e-12))
             blend = teachers.patch_colours(images, student.patch)
-            walks.append(
-                Walk(
-                    shares.numpy(),
-                    as_grid(decoded.clamp(0, 1), student),
-                    as_grid(features, student),
-                    as_grid(blend, student),
-                    difference,
-                )
-            )
+            pictures = (grid(decoded), grid(features), grid(blend))
+            walks.append(Walk(shares.numpy(), *pictures, difference, columns.float().cpu().numpy()))
     return walks
 
 
@@ -982,392 +998,99 @@ def pairs(labels: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
     )
 
 
+DECODED, BLEND = "T interpolated, decoded", "pixels interpolated"
+Decoder = Callable[[np.ndarray], np.ndarray]
+
+
+def decoders(known: Material) -> dict[str, Decoder]:
+    """Maps of pictures (n, h * w * 3) to pictures without any field, which may also bring a blend nearer to real images: controls.
+
+    A projection on the first 15 and 10 principal components of the training images, three tenths of the way to their mean, and more contrast.
+    """
+    from sklearn.decomposition import PCA
+
+    colours = known.colours[known.rows].reshape(len(known), -1)
+    middle = colours.mean(axis=0)
+
+    def projection(components: int) -> Decoder:
+        pca = PCA(min(components, *colours.shape), svd_solver="covariance_eigh").fit(colours)
+        return lambda x: pca.inverse_transform(pca.transform(x))
+
+    return {
+        "control: PCA-15 of the pixels": projection(15),
+        "control: PCA-10 of the pixels": projection(10),
+        "control: three tenths towards the mean": lambda x: x + 0.3 * (middle - x),
+        "control: contrast curve": lambda x: x * x * (3.0 - 2.0 * x),
+    }
+
+
 class Crossing(NamedTuple):
-    """Walks between many pairs of held-out images, in numbers. P pairs, S steps."""
+    """Walks between many pairs of held-out images, in numbers. P pairs, S steps; one entry per kind of picture."""
 
     shares: np.ndarray  # (S,)
-    decoded: np.ndarray  # (P, S) distance of the decoded picture to the nearest training image
-    blend: np.ndarray  # (P, S) distance of the blended pixels to it
-    decoded_contrast: (
-        np.ndarray
-    )  # (P, S) standard deviation of the picture, in units of the mean of its walk's two ends
-    blend_contrast: np.ndarray  # (P, S)
+    distance: dict[str, np.ndarray]  # (P, S) to the nearest training image
+    contrast: dict[str, np.ndarray]  # (P, S) standard deviation, in units of the mean of its walk's two ends
     difference: float  # the largest of the walks' differences
 
+    def away(self, name: str) -> np.ndarray:
+        """(P,) how much farther the picture halfway is from real images than those at the two ends are."""
+        distance = self.distance[name]
+        return np.asarray(distance[:, len(self.shares) // 2] - distance[:, [0, -1]].mean(axis=1))
 
-def cross(trained: Field, data: Material, which: np.ndarray, known: Material, *, steps: int = 9) -> Crossing:
+
+def cross(
+    trained: Field, data: Material, which: np.ndarray, known: Material, *, linear: Linear | None = None, steps: int = 9
+) -> Crossing:
     """Are the pictures between two images nearer to real images when T is interpolated than when pixels are?
 
-    data: held-out images. which: (P, 2) positions among them (`pairs`). known: training images, as patch means. A distance is the
-    root mean squared difference (RGB in 0..1) to the nearest training image. The training images are read a block at a time.
+    data: held-out images. which: (P, 2) positions among them (`pairs`). known: training images, as patch means. linear: a control that
+    decodes colours from the interpolated column. A distance is the root mean squared difference (RGB in 0..1) to the nearest training
+    image. Beside field and blend: `decoders` of the blend.
     """
-    decoded, blend, differences = [], [], []
+    parts: dict[str, list[np.ndarray]] = {DECODED: [], BLEND: []}
+    differences = []
     for start in range(0, len(which), 32):
         some = which[start : start + 32]
         ends = data.batch(some.T.ravel()).images
         for walk in _walks(trained, ends[: len(some)], ends[len(some) :], steps):
-            decoded.append(walk.decoded)
-            blend.append(walk.blend)
+            parts[DECODED].append(walk.decoded)
+            parts[BLEND].append(walk.blend)
             differences.append(walk.difference)
+            if linear is not None:
+                numbers = torch.from_numpy(walk.columns).to(linear.weights.device)
+                parts.setdefault("control: ridge from T", []).append(linear.of(numbers).clamp(0, 1).cpu().numpy())
+    pictures = {name: np.stack(found).reshape(len(which) * steps, -1) for name, found in parts.items()}
+    pictures |= {name: decode(pictures[BLEND]) for name, decode in decoders(known).items()}
 
-    def distances(pictures: list[np.ndarray]) -> np.ndarray:
-        asked = np.stack(pictures).astype(np.float64).reshape(len(pictures) * steps, -1)
-        nearest = np.full(len(asked), np.inf)
-        for start in range(0, len(known), 1024):
-            block = known.colours[known.rows[start : start + 1024]].astype(np.float64).reshape(-1, asked.shape[1])
-            squared = np.square(asked).sum(1)[:, None] - 2 * asked @ block.T + np.square(block).sum(1)
-            nearest = np.minimum(nearest, squared.min(axis=1))
-        return np.sqrt(np.maximum(nearest, 0) / asked.shape[1]).reshape(len(pictures), -1)
-
-    def contrast(pictures: list[np.ndarray]) -> np.ndarray:
-        deviation = np.stack(pictures).astype(np.float64).std(axis=(2, 3, 4))  # (P, S)
-        return deviation / deviation[:, [0, -1]].mean(axis=1, keepdims=True)
+    def contrast(rows: np.ndarray) -> np.ndarray:
+        deviation = rows.astype(np.float64).std(axis=1).reshape(len(which), steps)
+        return np.asarray(deviation / deviation[:, [0, -1]].mean(axis=1, keepdims=True))
 
     return Crossing(
         np.linspace(0, 1, steps, dtype=np.float32),
-        distances(decoded),
-        distances(blend),
-        contrast(decoded),
-        contrast(blend),
+        {
+            name: nearest_image(torch.from_numpy(rows), known)[0].numpy().reshape(len(which), steps)
+            for name, rows in pictures.items()
+        },
+        {name: contrast(rows) for name, rows in pictures.items()},
         max(differences),
     )
 
 
 def crossing_table(crossing: Crossing) -> pd.DataFrame:
-    """Distance to the nearest training image and contrast, at the ends and halfway, and the paired difference of the two ways.
-
-    Intervals: 95 %, bootstrap over pairs.
-    """
-    middle, ends = len(crossing.shares) // 2, [0, -1]
-
-    def measured(distance: np.ndarray, contrast: np.ndarray) -> dict[str, np.ndarray]:
-        at_ends = distance[:, ends].mean(axis=1)
-        return {
-            "distance at the ends": at_ends,
-            "distance halfway": distance[:, middle],
-            "halfway - ends": distance[:, middle] - at_ends,
-            "contrast halfway": contrast[:, middle],
-        }
-
-    decoded = measured(crossing.decoded, crossing.decoded_contrast)
-    blend = measured(crossing.blend, crossing.blend_contrast)
-    rows = {
-        "T interpolated, decoded": decoded,
-        "pixels interpolated": blend,
-        "decoded - pixels, paired": {name: decoded[name] - blend[name] for name in decoded},
-    }
-    return pd.DataFrame(
-        {"picture": name, "pairs": len(crossing.decoded), **{what: shown(mean(values)) for what, values in row.items()}}
-        for name, row in rows.items()
-    )
-
-
-def training_table(trained: Mapping[str, Field]) -> pd.DataFrame:
-    """Losses of the last epoch, and how much the whole loss fell over the last fifth of the epochs.
-
-    Columns: field, epochs, L_grid, L_rgb (in the loss's units; NaN for a loss without weight), `FELL` (percent; NaN for
-    fewer than two epochs). The learning rate ends at zero, so a loss ends flat wherever it is: a large fall says that the training
-    was cut short, a small one does not prove that more epochs would bring nothing.
-    """
-    rows = []
-    for name, one in trained.items():
-        weights = np.array([one.config.loss_grid, one.config.loss_rgb])
-        whole = np.where(weights > 0, one.losses * weights, 0.0).sum(axis=1)
-        before = len(whole) - 1 - max(1, len(whole) // 5)
-        grid, rgb = (float(one.losses[-1, i]) if weights[i] else float("nan") for i in (0, 1))
-        fell = 100.0 * float(1 - whole[-1] / whole[before]) if before >= 0 else float("nan")
-        rows.append({"field": name, "epochs": len(whole), "L_grid": grid, "L_rgb": rgb, FELL: fell})
-    return pd.DataFrame(rows)
-
-
-FELL = "fell over the last fifth (%)"
-SHORT = 5.0  # percent: a training whose loss fell by more was cut short
-
-
-def cut_short(progress: pd.DataFrame, name: str = "teacher + RGB") -> bool:
-    """Whether a training of `training_table` still fell by more than `SHORT` over its last fifth, or was too short to tell."""
-    fell = float(progress.set_index("field").loc[name, FELL])
-    return not fell <= SHORT
-
-
-# --------------------------------------------------------------------------------------------------------------- figures
-
-
-def training_curves(trained: Mapping[str, Field]) -> tuple[Figure, str]:
-    """Loss per epoch of several fields, one panel per loss, on a log axis.
-
-    Raises ValueError for no field, or fields of which only some are balanced: their losses have different units.
-    """
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-
-    figures.style()
-    balanced = {one.config.balance for one in trained.values()}
-    if len(balanced) != 1:
-        raise ValueError("expected fields whose losses have one unit: all with balance, or all without")
-    panels = [
-        (name, column)
-        for column, name in enumerate(("L_grid", "L_rgb"))
-        if any((one.config.loss_grid, one.config.loss_rgb)[column] for one in trained.values())
-    ]
-    figure, grid = plt.subplots(1, len(panels), figsize=(figures.WIDTH, 3.9), squeeze=False, layout="constrained")
-    for axes, (title, column) in zip(grid[0], panels, strict=True):
-        for number, (name, one) in enumerate(trained.items()):
-            if (one.config.loss_grid, one.config.loss_rgb)[column]:
-                epochs = np.arange(1, len(one.losses) + 1)
-                axes.plot(epochs, one.losses[:, column], label=name, color=f"C{number}", linewidth=1.6)
-        if balanced == {True}:
-            axes.axhline(1.0, color="0.3", linestyle=":", linewidth=1.2, label="the mean answer")
-        axes.set(title=title, xlabel="epoch", yscale="log")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    found = {label: line for axes in grid[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=3, fontsize="small")
-    grid[0, 0].set_ylabel("loss / loss of the mean answer" if balanced == {True} else "mean squared error")
-    unit = ", in units of what the mean over the training images leaves" if balanced == {True} else ""
-    return figure, f"Training loss, mean over each epoch{unit}. One run each."
-
-
-def picture_table(
-    columns: Mapping[str, Sequence[np.ndarray]], *, errors: Sequence[str] = (), size: float = 1.15
-) -> tuple[Figure, str]:
-    """Pictures in a table, one image per row, one heading per column: (h, w, 3) in 0..1 or uint8, or (h, w) maps.
-
-    errors: the columns whose maps (1 - cosine) get a colour bar from 0 to 1; other maps are grey from 0 to 1. Raises
-    ValueError for no columns or columns of different lengths.
-    """
-    import matplotlib.pyplot as plt
-
-    figures.style()
-    counts = {len(pictures) for pictures in columns.values()}
-    if len(counts) != 1 or counts == {0}:
-        raise ValueError(f"expected columns of one length, at least 1, found {sorted(counts) or 'no columns'}")
-    (rows,) = counts
-    figure, grid = plt.subplots(
-        rows,
-        len(columns),
-        figsize=(size * len(columns) + (0.6 if errors else 0), size * rows + 0.35),
-        squeeze=False,
-        layout="constrained",
-    )
-    shown_errors = None
-    for place, (title, pictures) in enumerate(columns.items()):
-        for row, picture in enumerate(pictures):
-            axes = grid[row, place]
-            axes.set_axis_off()
-            if title in errors:
-                shown_errors = axes.imshow(picture, cmap="magma", vmin=0, vmax=1)
-            elif np.ndim(picture) == 2:
-                axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
-            else:
-                axes.imshow(picture)
-            if row == 0:
-                axes.set_title(title, fontsize="small")
-    if shown_errors is not None:
-        bar = figure.colorbar(shown_errors, ax=grid, fraction=0.03, pad=0.01)
-        bar.ax.tick_params(labelsize="small")
-        bar.set_label("error: 1 - cosine", fontsize="small")
-    return figure, f"{rows} image{'s' if rows > 1 else ''}, one per row."
-
-
-def conclusion(
-    measured: Mapping[str, Measured],
-    judged: pd.DataFrame,
-    grouped: pd.DataFrame,
-    crossing: Crossing,
-    k: int,
-    progress: pd.DataFrame,
-) -> str:
-    """What the numbers say, each claim beside its controls, as Markdown.
-
-    measured: with rows "field: teacher + RGB" and "control: mean of the training images". judged, grouped: the tables of `judge` and
-    `clusters`. Two accuracies are apart where their intervals do not overlap. progress: `training_table`.
-    """
-    ours, control = (measured[name] for name in ("field: teacher + RGB", "control: mean of the training images"))
-    assert ours.cosine is not None
-    assert control.cosine is not None
-    rows = judged.set_index("features")
-    field_row = rows.loc["field: teacher + RGB, folded"]
-
-    def against(name: str, label: str) -> str:
-        other = rows.loc[name]
-        low, high = (field_row["knn_low"] - other["knn_high"], field_row["knn_high"] - other["knn_low"])
-        relation = "above" if low > 0 else "below" if high < 0 else "not apart from"
-        return f"{relation} {label} ({other['knn']:.1f})"
-
-    classes = ", ".join(
-        (
-            against("raw pixels", "raw pixels"),
-            against("field: RGB alone, folded", "the field without a teacher"),
-            against("student before training, folded", "the student before training"),
-            against("teacher: image feature", "its teacher"),
-        )
-    )
-    nmi = grouped.set_index("features")["images: NMI with class"]
+    """Distance to the nearest training image and contrast, at the ends and halfway, and paired with the blend; one row per kind."""
     middle = len(crossing.shares) // 2
-    paired = mean((crossing.decoded - crossing.blend)[:, middle])
-    fell = float(progress.set_index("field").loc["teacher + RGB", FELL])
-    return "\n".join(
-        (
-            f"- The training of {int(progress['epochs'].iloc[0])} epochs was "
-            + (
-                f"cut short: its loss fell by {fell:.1f} % over the last fifth."
-                if cut_short(progress)
-                else f"at its end: its loss fell by {fell:.1f} % over the last fifth."
-            ),
-            f"- On images it was not trained on, the field's grid has cosine {ours.cosine.mean():.3f} to the teacher's, the mean grid, "
-            f"the same for every image, {control.cosine.mean():.3f}: the field goes {way(ours, control):.0f} % of the way between the two.",
-            f"- The class of unseen images in its folded feature ({k}-NN, {field_row['knn']:.1f} %): {classes}.",
-            f"- Clusters of images in one pass agree with the classes to {nmi['field: teacher + RGB']:.1f} % (NMI), those of raw pixels "
-            f"to {nmi['raw pixels']:.1f} %, of the field without a teacher to {nmi['field: RGB alone']:.1f} %, of the teacher to "
-            f"{nmi['teacher']:.1f} %.",
-            f"- Interpolated T is T of the interpolated pixels (largest relative difference {crossing.difference:.0e}). Halfway between two "
-            f"images, the distance of the decoded picture to the nearest training image minus that of blended pixels is {shown(paired)}.",
-        )
-    )
-
-
-def way(ours: Measured, control: Measured) -> float:
-    """How much of the way from a control's cosine to the teacher (1) an answer goes, in percent."""
-    assert ours.cosine is not None
-    assert control.cosine is not None
-    return 100.0 * float((ours.cosine - control.cosine).mean() / (1.0 - control.cosine.mean()))
-
-
-def cluster_pictures(maps: np.ndarray) -> np.ndarray:
-    """Cluster maps (N, h, w) as colours (N, h, w, 3): one colour per cluster, the same in all images."""
-    return np.asarray(np.array(_palette(int(maps.max()) + 1))[maps])
-
-
-def _palette(n: int) -> list[tuple[float, float, float]]:
-    """n colours: seaborn's colour-blind-safe ten, then the same lighter, then darker, and so on from the start."""
-    import seaborn as sns
-
-    base = np.array(sns.color_palette("colorblind", 10))
-    shades = [base, 0.5 + 0.5 * base, 0.5 * base]
-    return [(float(r), float(g), float(b)) for r, g, b in (shades[i // 10 % 3][i % 10] for i in range(n))]
-
-
-def scatters(points: Mapping[str, np.ndarray], labels: np.ndarray, classnames: Sequence[str]) -> tuple[Figure, str]:
-    """Embedded features (n, 2) of the same images side by side, coloured by class. Raises ValueError for no panel."""
-    import matplotlib.pyplot as plt
-    from matplotlib import patheffects
-
-    figures.style()
-    if not points:
-        raise ValueError("expected at least one kind of features, found none")
-    palette = _palette(len(classnames))
-    figure, grid = plt.subplots(
-        1, len(points), figsize=(figures.WIDTH, figures.WIDTH / len(points) + 0.3), squeeze=False, layout="constrained"
-    )
-    halo = [patheffects.withStroke(linewidth=2.5, foreground="white")]
-    there = np.unique(labels)
-    for axes, (title, rows) in zip(grid[0], points.items(), strict=True):
-        for c in there:
-            axes.scatter(*rows[labels == c].T, s=7, color=palette[c], linewidths=0)
-        if len(there) <= 20:  # the name at the point nearest to the middle of its class
-            owns = [rows[labels == c] for c in there]
-            middles = [own[np.square(own - np.median(own, axis=0)).sum(axis=1).argmin()] for own in owns]
-            places = _apart(np.array(middles), [len(classnames[c]) for c in there], np.ptp(rows, axis=0), len(points))
-            for c, place in zip(there, places, strict=True):
-                axes.text(
-                    *place,
-                    classnames[c],
-                    ha="center",
-                    va="center",
-                    fontsize="x-small",
-                    weight="bold",
-                    color=0.6 * np.array(palette[c]),
-                    path_effects=halo,
-                )
-        axes.set(title=title, xticks=[], yticks=[])
-        axes.set_box_aspect(1)
-        for spine in axes.spines.values():
-            spine.set(visible=True, color="0.8", linewidth=0.8)
-    n = len(labels)
-    return figure, f"t-SNE of the features of {n} held-out images, coloured by class; the classes were not given to it."
-
-
-def _apart(places: np.ndarray, letters: Sequence[int], extent: np.ndarray, panels: int) -> np.ndarray:
-    """Places (n, 2) of names moved up and down until none overlaps another. extent: (2,) of the points; letters: of each name."""
-    inches = figures.WIDTH / panels  # of a panel; a small bold letter takes about 0.07 x 0.14 of them
-    size = np.stack([0.07 * np.asarray(letters), np.full(len(letters), 0.14)], axis=1) / inches
-    extent = np.where(extent > 0, extent, 1.0)  # points that all lie on one line
-    moved = places / extent
-    for _ in range(200):
-        still = True
-        for i in range(len(moved)):
-            for j in range(i):
-                dx, dy = moved[i] - moved[j]
-                if abs(dx) < (size[i, 0] + size[j, 0]) / 2 and abs(dy) < size[i, 1]:
-                    push = 0.5 * (size[i, 1] - abs(dy)) + 1e-3
-                    up = 1.0 if dy >= 0 else -1.0
-                    moved[i, 1] += up * push
-                    moved[j, 1] -= up * push
-                    still = False
-        if still:
-            break
-    return np.asarray(moved * extent)
-
-
-def walk_strip(walk: Walk, ends: tuple[np.ndarray, np.ndarray], *, fit: np.ndarray | None = None) -> tuple[Figure, str]:
-    """A walk as a strip: the images of its two ends and, per step, decoded RGB, feature grid and blended pixels.
-
-    ends: the two images (H, W, 3). fit: features from which the colours of the grids are taken (`apm.figures.grid_rgb`).
-    """
-    import matplotlib.pyplot as plt
-
-    figures.style()
-    steps = len(walk.shares)
-    rows = (
-        ("T interpolated:\ndecoded RGB", walk.decoded),
-        ("T interpolated:\nfeature grid", figures.grid_rgb(walk.features, fit=fit)),
-        ("control: pixels\ninterpolated", walk.blend),
-    )
-    size = figures.WIDTH * 1.15 / (steps + 2)
-    figure, grid = plt.subplots(3, steps + 2, figsize=(figures.WIDTH * 1.15, 3 * size + 0.5), layout="constrained")
-    for row, (title, pictures) in enumerate(rows):
-        for column, axes in enumerate(grid[row]):
-            axes.set(xticks=[], yticks=[])
-            for spine in axes.spines.values():
-                spine.set_visible(False)
-            if 1 <= column <= steps:
-                axes.imshow(pictures[column - 1])
-                if row == 0:
-                    axes.set_title(f"{walk.shares[column - 1]:.2f}", fontsize="small")
-            elif row == 1:
-                axes.imshow(ends[0 if column == 0 else 1])
-                axes.set_title("image" if column == 0 else "other image", fontsize="small")
-        # the first column's axes are empty in the other rows
-        grid[row, 1].set_ylabel(title, rotation=0, ha="right", va="center", fontsize="small", labelpad=4)
-    return figure, f"From one held-out image to another in {steps} steps; above: the share of the other image."
-
-
-def crossing_curves(crossing: Crossing) -> tuple[Figure, str]:
-    """Distance to the nearest training image, and contrast, along walks: mean over pairs with 95 % bootstrap bands."""
-    import matplotlib.pyplot as plt
-
-    figures.style()
-    figure, grid = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.4), layout="constrained")
-    panels = (
-        ("distance to the nearest training image (RMS)", crossing.decoded, crossing.blend),
-        ("contrast (1: mean of the two ends)", crossing.decoded_contrast, crossing.blend_contrast),
-    )
-    for axes, (title, decoded, blend) in zip(grid, panels, strict=True):
-        for name, values, colour, style in (
-            ("T interpolated, decoded", decoded, "C0", "-"),
-            ("pixels interpolated", blend, "0.45", "--"),
-        ):
-            found = [mean(values[:, step]) for step in range(values.shape[1])]
-            axes.plot(crossing.shares, [f.value for f in found], style, color=colour, label=name)
-            axes.fill_between(
-                crossing.shares, [f.low for f in found], [f.high for f in found], color=colour, alpha=0.2, linewidth=0
-            )
-        axes.set(title=title, xlabel="share of the other image", xlim=(0, 1))
-    grid[0].legend(fontsize="small")
-    return figure, (
-        f"Along the way between held-out images of different classes, mean over {len(crossing.decoded)} pairs; bands: 95 % "
-        "bootstrap intervals over pairs."
-    )
+    rows = {}
+    for name, distance in crossing.distance.items():
+        away = crossing.away(name)
+        rows[name] = {
+            "distance at the ends": number(distance[:, [0, -1]].mean(axis=1)),
+            "distance halfway": number(distance[:, middle]),
+            "halfway - ends": number(away),
+            "halfway - ends, less the blend's": None if name == BLEND else number(away - crossing.away(BLEND)),
+            "contrast halfway": number(crossing.contrast[name][:, middle]),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("picture")
 
 
 def animation(walk: Walk, *, fit: np.ndarray | None = None, side: int = 128, milliseconds: int = 150) -> bytes:
@@ -1384,55 +1107,25 @@ def animation(walk: Walk, *, fit: np.ndarray | None = None, side: int = 128, mil
         ("T interpolated,\nfeatures", figures.grid_rgb(walk.features, fit=fit)),
         ("pixels\ninterpolated", walk.blend),
     )
-    frames = []
-    for step, share in enumerate(walk.shares):
-        frame = Image.new("RGB", (3 * side + 4 * gap, side + top + bottom), "white")
-        draw = ImageDraw.Draw(frame)
-        for place, (title, pictures) in enumerate(rows):
-            left = gap + place * (side + gap)
-            draw.text((left + side / 2, top / 2), title, fill="black", font=font, anchor="mm", align="center")
+    width, height = 3 * side + 4 * gap, side + top + bottom
+    there = range(len(walk.shares))
+    steps = [*there, *there[-2:0:-1]]
+    together = Image.new("RGB", (width, height * len(steps)), "white")  # one picture, for one palette
+    draw = ImageDraw.Draw(together)
+    for place, step in enumerate(steps):
+        y = place * height
+        for panel, (title, pictures) in enumerate(rows):
+            left = gap + panel * (side + gap)
+            draw.text((left + side / 2, y + top / 2), title, fill="black", font=font, anchor="mm", align="center")
             picture = Image.fromarray(np.rint(255 * np.clip(pictures[step], 0, 1)).astype(np.uint8))
-            frame.paste(picture.resize((side, side), Image.Resampling.NEAREST), (left, top))
-        length = 3 * side + 2 * gap
-        y = top + side + bottom // 2
-        draw.line((gap, y, gap + length, y), fill="#cccccc", width=2)
-        x = gap + float(share) * length
-        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill="#0173b2")
-        frames.append(frame)
-    frames += frames[-2:0:-1]
-    together = Image.new("RGB", (frames[0].width, frames[0].height * len(frames)))
-    for i, frame in enumerate(frames):
-        together.paste(frame, (0, i * frame.height))
-    palette = together.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+            together.paste(picture.resize((side, side), Image.Resampling.NEAREST), (left, y + top))
+        line = y + top + side + bottom // 2
+        draw.line((gap, line, width - gap, line), fill="#cccccc", width=2)
+        x = gap + float(walk.shares[step]) * (width - 2 * gap)
+        draw.ellipse((x - 4, line - 4, x + 4, line + 4), fill="#0173b2")
+    indexed = together.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    frames = [indexed.crop((0, place * height, width, (place + 1) * height)) for place in range(len(steps))]
     buffer = io.BytesIO()
-    indexed[0].save(
-        buffer,
-        "GIF",
-        save_all=True,
-        append_images=indexed[1:],
-        duration=milliseconds,
-        loop=0,
-        optimize=False,
-        disposal=1,
-    )
+    options: dict[str, Any] = {"duration": milliseconds, "loop": 0, "optimize": False, "disposal": 1}
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], **options)
     return buffer.getvalue()
-
-
-def save_animation(gif: bytes, name: str, folder: Path | str, caption: str) -> Shown:
-    """Write <name>.gif and its caption <name>.txt, each whole; returns it for the end of a notebook cell.
-
-    The cell's output carries the animation itself, so that the exported page needs no other file. Raises ValueError for a name that
-    is no plain file name, OSError for a folder that cannot be written.
-    """
-    import base64
-    import html
-
-    if not name or name != Path(name).name:
-        raise ValueError(f"expected a plain file name for an animation, found {name!r}")
-    project.atomic_write(Path(folder) / f"{name}.gif", gif)
-    project.atomic_write(Path(folder) / f"{name}.txt", caption.strip() + "\n")
-    data = base64.b64encode(gif).decode()
-    return Shown(
-        f'<img src="data:image/gif;base64,{data}" alt="{html.escape(caption)}" style="max-width: 100%">', caption
-    )

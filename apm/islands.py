@@ -24,7 +24,7 @@ from apm.model import APMConfig, Parameters, activations, head, patches, perceiv
 from apm.numbers import Number
 from apm.project import unknown
 from apm.teachers import IMAGENET_MEAN, IMAGENET_STD
-from apm.ttt import TTTConfig, TTTResult, adapt, trained_student
+from apm.ttt import TTTConfig, TTTResult, adapt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +39,7 @@ _one_thread = threadpool_limits.wrap(limits=1)  # several add in an order that d
 class Snapshots:
     """Callback for `apm.ttt.adapt` that keeps the feature grids of all images after chosen numbers of updates.
 
-    student: the config that is trained (`apm.ttt.trained_student`). images: (N, 3, H, W), those passed to `adapt`.
+    student: the config that is trained (`TTTConfig.trained`). images: (N, 3, H, W), those passed to `adapt`.
     iterations: numbers of updates to look at, 0 for the random weights. tokens: (N, h*w, D') for column="tokens".
 
     `grids[k]` is an array (N, h, w, D) after `adapt` has returned (`feature_grids`). It only looks: training does not depend on it.
@@ -103,9 +103,9 @@ def watch(
         raise ValueError(
             f"expected looks after 0 to {config.iterations} iterations, found {late}: change them or iterations"
         )
-    student = trained_student(config)
+    student = config.trained
     shots = Snapshots(student, images, iterations, tokens)
-    result = adapt(images, targets, config, generator=seed, tokens=tokens, keep_parameters=True, callback=shots)
+    result = adapt(images, targets, config, seed=seed, tokens=tokens, keep_parameters=True, callback=shots)
     return result, shots
 
 

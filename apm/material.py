@@ -123,6 +123,10 @@ class Material:
         for batch in self.loader(every):
             yield batch.to(self.device)
 
+    def each(self, read: Callable[[Batch], Tensor]) -> np.ndarray:
+        """(N, ...) what `read` makes of every image, in batches."""
+        return torch.cat([read(batch).cpu() for batch in self.batches()]).numpy()
+
     def loader(self, order: list[list[int]]) -> Iterable[Batch]:
         """The batches of positions in `order`, on the CPU; the list may change between two passes.
 

@@ -19,6 +19,7 @@ from apm.datasets import Dataset, UnreadableImage
 from apm.project import unknown
 from apm.teachers import Teacher
 from apm.ttt import TTTConfig
+from apm.typed import checked
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Method(Protocol):
         ...
 
 
+@checked
 @dataclass
 class ZeroShot:
     """CLIP zero-shot: the class whose mean prompt feature has the largest cosine similarity to the image feature.
@@ -96,6 +98,7 @@ class ZeroShot:
         return Predictions(prediction=prediction.numpy(), extra=confidence(self.teacher, scores, prediction))
 
 
+@checked
 @dataclass
 class APM:
     """Test-time training of an asynchronous perception machine towards the teacher's feature of each image (`apm.ttt`).
@@ -206,7 +209,7 @@ def confidence(teacher: Teacher, scores: torch.Tensor, prediction: torch.Tensor)
 
     scores: (n, C) cosine similarities. prediction: (n,); -1 for failures, whose confidence is NaN.
     """
-    probabilities = (teacher.logit_scale * scores.float()).softmax(dim=-1).cpu()
+    probabilities = teacher.probabilities(scores).cpu()
     chosen = prediction.cpu().long()
     of_chosen = probabilities.gather(1, chosen.clamp(min=0)[:, None])[:, 0]
     return {
@@ -221,7 +224,8 @@ def training_config(
     """The settings of test-time training from a profile's plain values.
 
     student: fields of `apm.model.APMConfig` over those of its `preset` (default "mini"); its width, and that of routed tokens, is
-    the teacher's unless given. training: fields of `apm.ttt.TTTConfig`. Raises ValueError for an unknown field, with the list of known ones.
+    the teacher's unless given. training: fields of `apm.ttt.TTTConfig`. Raises ValueError for an unknown field, with the
+    list of known ones, and for a value of another type than its field's.
     """
     chosen = {"width": teacher.width, **(student or {})}
     if chosen.get("column") == "tokens":
@@ -236,7 +240,6 @@ def training_config(
         for name in values:
             if name not in known:
                 raise unknown(kind, name, known)
-    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
     return TTTConfig(student=replace(base, **chosen), **training)
 
 
@@ -289,4 +292,4 @@ def adapt_dataset(
         options["colours"] = teachers.patch_colours(images, student.patch)
     targets = teachers.features_at(teacher, dataset, positions).to(teacher.device)
     text = teacher.text_features(dataset.classnames, templates or dataset.templates)
-    return ttt.adapt(images, targets, config, text_features=text, generator=seed, **options)
+    return ttt.adapt(images, targets, config, text_features=text, seed=seed, **options)

@@ -32,14 +32,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apm.typed import checked
+
 Parameters = Mapping[str, Tensor]
 
 
+@checked
 @dataclass(frozen=True)
 class APMConfig:
     """Settings of the network. Defaults are the preset ``mini``; see `PRESETS` for the published sizes.
 
-    Raises ValueError on construction where the settings contradict each other.
+    Raises ValueError on construction for values of another type than their field's and where the settings contradict each other.
     """
 
     grid: tuple[int, int] = (8, 8)  # h, w: number of columns
@@ -284,15 +287,16 @@ def perceive(parameters: Parameters, image_patches: Tensor, config: APMConfig, t
     return Percept(tokens, local)
 
 
-def unfold(percept: Percept, config: APMConfig, locations: Tensor | None = None) -> Tensor:
+def unfold(percept: Percept, config: APMConfig, locations: Tensor | None = None, code: Tensor | None = None) -> Tensor:
     """The location-aware columns q (N, L, query_width) = concat(T, P[i, j](, I_xy)) (section 3.4).
 
-    locations: indices i*w + j of the columns wanted, in any order; default all.
+    locations: indices i*w + j of the columns wanted, in any order; default all. code: P (h*w, positions) where it exists already.
     """
     n = percept.column.shape[0]
-    code = positional_encoding(
-        config.grid, config.positions, dtype=percept.column.dtype, device=percept.column.device
-    ).flatten(0, 1)
+    if code is None:
+        code = positional_encoding(
+            config.grid, config.positions, dtype=percept.column.dtype, device=percept.column.device
+        ).flatten(0, 1)
     where = slice(None) if locations is None else locations
     code = code[where].expand(n, -1, -1)
     column = (
@@ -439,6 +443,11 @@ def fold(parameters: Parameters, x: Tensor, config: APMConfig) -> Tensor:
     return _attend(parameters, pooled, w_v, b_v, config)
 
 
+def output_code(config: APMConfig, like: Tensor) -> Tensor:
+    """P_out (h*w, D), the code that attention adds to the features; of the type and on the device of `like`."""
+    return positional_encoding(config.grid, config.width, dtype=like.dtype, device=like.device).flatten(0, 1)
+
+
 class OnlineFold:
     """Fold a stream of columns, any order, any subset, any chunks, in memory that does not grow with the grid.
 
@@ -446,7 +455,8 @@ class OnlineFold:
     online. `result()` may be asked for at any time: it is the fold of the locations seen so far.
     """
 
-    def __init__(self, parameters: Parameters, config: APMConfig) -> None:
+    def __init__(self, parameters: Parameters, config: APMConfig, code: Tensor | None = None) -> None:
+        """code: P_out (h*w, D) where it exists already, for "attention"."""
         self.parameters, self.config = parameters, config
         self.count = 0
         self.pooled: Tensor | None = None
@@ -454,6 +464,7 @@ class OnlineFold:
         self.weight: Tensor | None = None
         if config.fold == "attention":
             self.query, self.w_v, self.b_v = _fold_projections(parameters, config)
+            self.code = output_code(config, self.query) if code is None else code  # once, not once per chunk
 
     def update(self, features: Tensor, locations: Tensor) -> None:
         """Add features f (N, l, D) of the given l locations (indices i*w + j)."""
@@ -463,10 +474,7 @@ class OnlineFold:
             before = 0 if self.pooled is None else self.count * self.pooled
             self.pooled = (before + total) / (self.count + added)
         else:
-            code = positional_encoding(
-                self.config.grid, self.config.width, dtype=features.dtype, device=features.device
-            )
-            inputs = features + code.flatten(0, 1)[locations]  # (N, l, D)
+            inputs = features + self.code[locations]  # (N, l, D)
             scores = self.query @ inputs.mT  # (N, heads, l)
             top = scores.amax(dim=-1, keepdim=True)
             if self.maximum is None or self.pooled is None or self.weight is None:

@@ -7,6 +7,7 @@ parameters that a notebook knows are the names in its cell tagged `parameters`.
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,18 @@ from typing import Any
 import yaml
 
 from apm.project import root, unknown
+from apm.typed import check_fields
 
 # Parameters that a profile may leave to the notebook: their defaults hold at any scale. All others it must give, as their
 # defaults are those of `mini`.
 OPTIONAL = ("profile", "seed", "on_error", "precision", "feature_dtype", "ensemble")
+
+# Parameters that are fields of a settings class, module:class: checked here, where file and key can be named. "*": any notebook.
+SETTINGS = {
+    "*": {"student": "model:APMConfig", "photo_student": "model:APMConfig", "training": "ttt:TTTConfig"},
+    "06_islands": {"loss_runs": "ttt:TTTConfig", "variants": "model:APMConfig"},  # a mapping of names to fields
+    "07_field": {"training": "field:FieldConfig", "reconstruction": "field:FieldConfig"},
+}
 
 
 def names() -> list[str]:
@@ -50,7 +59,7 @@ def load(profile: str, notebook: str) -> dict[str, Any]:
 
     Values of common.yaml that this notebook has no use for are left out. Raises ValueError, with the known names, for a name
     in common.yaml that no notebook knows and one in <notebook>.yaml that this notebook does not know; for a parameter, other
-    than those of `OPTIONAL`, that neither file gives; and for YAML that is no mapping or has a number that YAML reads as text.
+    than those of `OPTIONAL`, that neither file gives; for a field of `SETTINGS` of another type than its class says; and for YAML that is no mapping or has a number that YAML reads as text.
     """
     if profile not in names():
         raise unknown("profile", profile, names())
@@ -72,9 +81,22 @@ def load(profile: str, notebook: str) -> dict[str, Any]:
             f"all notebooks, to {folder / 'common.yaml'} (the values in the notebook's parameters cell are those of mini, for "
             "running it by hand)"
         )
+    for name, cls in {**SETTINGS["*"], **SETTINGS.get(notebook, {})}.items():
+        if isinstance(values.get(name), dict):
+            where = folder / (f"{notebook}.yaml" if name in own else "common.yaml")
+            _check_types(values[name], cls, f"{where}: {name}")
     if "profile" in known:
         values["profile"] = profile
     return values
+
+
+def _check_types(values: dict[str, Any], cls: str, where: str) -> None:
+    module, name = cls.split(":")
+    if all(isinstance(value, dict) for value in values.values()):
+        for key, own in values.items():
+            _check_types(own, cls, f"{where}.{key}") if own else None
+    else:  # imported here: make asks for names of profiles and notebooks, and needs no torch for them
+        check_fields(values, getattr(importlib.import_module(f"apm.{module}"), name), where)
 
 
 def load_lines(profile: str, file: str) -> list[Any]:
@@ -96,7 +118,8 @@ def load_lines(profile: str, file: str) -> list[Any]:
 
 
 def load_teacher(profile: str) -> tuple[dict[str, Any], str]:
-    """How a profile's teacher is trained: (values of its teacher.yaml, the checkpoint that `pretrained` names).
+    """How a profile's teacher is trained: (values of its teacher.yaml, the checkpoint that it uses: what `pretrained` names,
+    or, where that is null, the one of the teacher's name in data/teachers).
 
     Raises ValueError for an unknown profile, one that trains no teacher, and one whose `pretrained` is no .safetensors file.
     """
@@ -108,7 +131,8 @@ def load_teacher(profile: str) -> tuple[dict[str, Any], str]:
         raise ValueError(
             f"profile {profile} trains no teacher of its own: it has no teacher.yaml. Profiles that have one: {', '.join(own) or 'none'}"
         )
-    target = str(_read(folder / "common.yaml").get("pretrained"))
+    common = _read(folder / "common.yaml")
+    target = str(common.get("pretrained") or f"data/teachers/{common.get('teacher')}.safetensors")
     if not target.endswith(".safetensors"):
         raise ValueError(
             f"{folder / 'common.yaml'}: pretrained must name the .safetensors file to train, found {target}"

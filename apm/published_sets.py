@@ -26,7 +26,7 @@ import numpy as np
 from apm import prompts
 from apm.corruptions import NAMES as CORRUPTIONS
 from apm.corruptions import SEVERITIES
-from apm.datasets import SUFFIXES, Dataset, ImageFiles, files_fingerprint
+from apm.datasets import SUFFIXES, Dataset, ImageFiles, files_fingerprint, of_system
 from apm.project import unknown
 
 EXTRA_CORRUPTIONS = ("gaussian_blur", "saturate", "spatter", "speckle_noise")  # in the downloads, in no average
@@ -210,7 +210,7 @@ def _place(entry: PublishedSet, root: Path) -> Path:
         (p for p in [root.joinpath(entry.places[0]), *root.joinpath(entry.places[0]).parents] if p.is_dir()), None
     )
     if not hint and deepest is not None:
-        inside = sorted(p.name for p in deepest.iterdir() if not p.name.startswith("."))
+        inside = sorted(p.name for p in deepest.iterdir() if not of_system(p.name))
         hint = f" {deepest} holds {_first(inside, 5) or 'nothing'}."
     looked = ", ".join(str(root / place) for place in entry.places)
     raise MissingSet(f"dataset {entry.name}: found none of {looked}.{hint} {where(entry)}")
@@ -274,13 +274,13 @@ def _cifar_classes(entry: PublishedSet) -> tuple[str, ...]:
 def _images_in(folder: Path) -> list[Path]:
     """Image files right in a folder, by name; hidden files left out."""
     with os.scandir(folder) as entries:
-        found = [e.name for e in entries if not e.name.startswith(".") and e.name.lower().endswith(SUFFIXES)]
+        found = [e.name for e in entries if not of_system(e.name) and e.name.lower().endswith(SUFFIXES)]
     return [folder / name for name in sorted(found)]
 
 
 def _folders_in(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        return sorted(e.name for e in entries if e.is_dir() and not of_system(e.name))
 
 
 def _tree(entry: PublishedSet, root: Path, folder: Path, classes: Mapping[str, str], note: str = "") -> Listing:

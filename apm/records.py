@@ -40,7 +40,7 @@ from apm.versions import code_version, libraries
 
 # The modules whose code determines a prediction. A method that lives elsewhere names its own in an attribute `modules`.
 RUN_MODULES = (
-    *("model", "ttt", "teachers", "methods", "corruptions", "prompts"),
+    *("model", "crops", "lockstep", "ttt", "typed", "teachers", "methods", "corruptions", "prompts"),
     *("datasets", "published_sets", "derived_sets"),
 )
 FORMAT = 2  # raise when rows change their meaning: older shards are then made again

@@ -20,7 +20,7 @@ Over several conditions the copies of one image (its 15 corruptions, its seeds) 
 (linearised, "sandwich"; Cameron & Miller 2015, J. Human Resources 50), with t quantiles (Satterthwaite 1946). A proportion then has
 Wilson's interval for as many images as its variance is worth (Korn & Graubard 1998), strata combined by the squares of their half
 widths (Zou & Donner 2008, "MOVER"). A difference gets one block of rows gained and one lost, as large as those seen (`_block`): Bonett &
-Price for clusters, whose coverage tests/coverage.py shows.
+Price for clusters, whose coverage tests/cover.py shows.
 
 Seeds are not images. Where rows hold several, the variance between seeds is added to that between images (two-way, Cameron, Gelbach &
 Miller 2011, without their subtraction of the cells: it errs to the wide side), with degrees of freedom after Satterthwaite: with
@@ -226,13 +226,14 @@ def _spread(values: np.ndarray, groups: dict[str, np.ndarray | None], minimum: i
             f"a condition has {found} images, too few for a mean over conditions: give each at least {minimum}"
         )
     share = 1.0 / (len(members) * members[group])  # weight of each row: conditions weigh the same
-    part = share * (values - (np.bincount(group, values) / members)[group])
+    means = np.bincount(group, values) / members
+    part = share * (values - means[group])
     weight = np.bincount(stratum, share)
     over_images = np.bincount(image, part)
     by_seed = np.bincount(codes["seeds"], part)
     heavy = np.bincount(image, share)
     return _Spread(
-        value=float(share @ values),
+        value=float(means.mean()),
         independent=n == len(images),
         images=len(images),
         seeds=len(by_seed),
@@ -288,14 +289,14 @@ def _interval(found: _Spread, kind: str) -> Interval:
         df = (variance + seeds) ** 2 / (variance**2 / df + seeds**2 / (found.seeds - 1))
     q = float(student.ppf(0.5 + 0.5 * CONFIDENCE, df))
     if kind == "share":
-        low, high = _scores(found, q)
-        below, above = (np.sqrt(((found.weight * (found.mean - end)) ** 2).sum() + q**2 * seeds) for end in (low, high))
-        low, high = max(0.0, value - below), min(1.0, value + above)
+        ends = _scores(found, q)
+        below, above = (np.sqrt(((found.weight * (found.mean - end)) ** 2).sum() + q**2 * seeds) for end in ends)
+        low, high = np.clip([value - below, value + above], 0.0, 1.0)
     else:
         half = q * np.sqrt(variance + seeds)
         low, high = centre - half, centre + half
         if kind == "difference":
-            low, high = max(-1.0, low), min(1.0, high)
+            low, high = np.clip([low, high], -1.0, 1.0)
     interval = Interval(100.0 * value, 100.0 * float(low), 100.0 * float(high), found.images)
     interval.df, interval.seeds = float(df), found.seeds
     return interval
@@ -428,10 +429,10 @@ def mean_difference(
     return paired_difference(final, teacher, **_groups(records, conditions), **options)  # type: ignore[arg-type]
 
 
-def _groups(records: pd.DataFrame, conditions: Sequence[str]) -> dict[str, np.ndarray]:
+def _groups(records: pd.DataFrame, conditions: Sequence[str]) -> dict[str, np.ndarray | None]:
     return {
         "samples": records["sample"].to_numpy(),
         "conditions": records.groupby(list(conditions), sort=False).ngroup().to_numpy(),
         "strata": records["dataset"].to_numpy(),
-        "seeds": records["seed"].to_numpy(),
+        "seeds": records["seed"].to_numpy() if "seed" in records else None,
     }

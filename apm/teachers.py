@@ -1,6 +1,6 @@
-"""Teachers: CLIP models from open_clip, their features, and the small one that profile `mini` trains for itself.
+"""Teachers: CLIP models from open_clip, their features, and how the small ones of data/teachers were trained.
 
-    teacher = load("mini")                                                  # trained at first use, then cached
+    teacher = load("mini")                                                  # the small one that comes with the clone
     teacher = load("ViT-B-16-quickgelu", pretrained="openai")               # any open_clip model and tag
     teacher = load("ViT-B-32", pretrained="/weights/vit_b_32.safetensors")  # or a local checkpoint
     feature = teacher.encode(teacher.transform(images)).feature             # (N, D)
@@ -34,6 +34,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+import yaml
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -49,8 +51,10 @@ from torch import Tensor
 from apm import prompts
 from apm.datasets import Dataset, UnreadableImage
 from apm.datasets import load as load_dataset
+from apm.lockstep import caller_free
 from apm.progress import progress
-from apm.project import atomic_path, cache_dir, sha256_of, unknown
+from apm.project import atomic_path, cache_dir, sha256_file, sha256_of, unknown
+from apm.typed import checked
 from apm.versions import code_version, libraries
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -180,6 +184,24 @@ class Teacher:
         return float(self.model.logit_scale.exp())
 
     @property
+    def logit_bias(self) -> float | None:
+        """What is added to scaled cosines, for models trained on pairs (SigLIP; Zhai et al. 2023); None for the others.
+
+        The same for every class: it changes neither a decision nor a softmax over classes, only `probabilities`.
+        """
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else float(bias)
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """(n, C) float32 probabilities of cosine similarities (n, C), as the model was trained to give them.
+
+        CLIP: the softmax over classes. A model with a logit bias (SigLIP): that image and text belong together, the sigmoid of
+        each scaled and shifted cosine; they do not sum to one.
+        """
+        logits = self.logit_scale * scores.float()
+        return logits.softmax(dim=-1) if self.logit_bias is None else (logits + self.logit_bias).sigmoid()
+
+    @property
     def grid(self) -> tuple[int, int] | None:
         """(h, w) of the patch tokens that `encode` can return; None for towers without."""
         visual = self.model.visual
@@ -215,13 +237,16 @@ class Teacher:
         """uint8 RGB images (H, W, 3) -> float32 (N, 3, S, S) by the model's own preprocessing, on the CPU."""
         return preprocess(images, self.preprocess_config)
 
+    @caller_free()
     def encode(self, images: Tensor, *, tokens: bool = False) -> Encoding:
         """The image tower on `transform`ed images (N, 3, S, S), as one batch.
 
         tokens=True adds the patch tokens, through the tower's own last LayerNorm and projection (L_grid, section 3.6), or, for a
-        convolutional tower with average pooling, the places of its last map through its projection; they are None for towers
-        that have none (`grid`). Raises ValueError for another shape.
+        convolutional tower with average pooling, the places of its last map through its projection. Raises ValueError for another
+        shape, and for tokens of a tower that has none (`grid`), such as those with an attention pool (CoCa, SigLIP).
         """
+        if tokens and self.grid is None:
+            raise ValueError(_no_tokens(self.name))
         size = (3, *_pair(self.preprocess_config.size))
         if images.ndim != 4 or tuple(images.shape[1:]) != size:
             expected = ", ".join(map(str, size))
@@ -246,6 +271,7 @@ class Teacher:
         # Copies made outside inference mode can take part in a loss.
         return Encoding(_copy(pooled), None if patches is None else _copy(patches))
 
+    @caller_free()
     def text_features(self, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
         """(C, D) float32, unit length: CLIP's zero-shot recipe, the renormalised mean over templates of unit features.
 
@@ -268,6 +294,13 @@ class Teacher:
         return F.normalize(self.model.encode_text(_tokenize(self.tokenizer, texts).to(self.device)).float(), dim=-1)
 
 
+def _no_tokens(name: str) -> str:
+    return (
+        f"teacher {name} has no patch tokens in its feature's space: L_grid, column='tokens' and the islands need a vision "
+        "transformer without attention pool, or a convolutional tower with average pooling"
+    )
+
+
 def _copy(x: Tensor) -> Tensor:
     return x.to(torch.float32, copy=True)
 
@@ -278,16 +311,25 @@ def _tokenize(tokenizer: Any, texts: list[str]) -> Tensor:
         for text in texts:
             length = len(tokenizer.encode(text)) + 2  # start and end of text
             if length > tokenizer.context_length:
-                raise ValueError(
-                    f"the prompt {text!r} has {length} tokens, the text tower reads {tokenizer.context_length}: "
-                    "use shorter templates or class names"
-                )
+                raise ValueError(_too_long(text, length, tokenizer.context_length))
+    elif isinstance(tokenizer, open_clip.tokenizer.HFTokenizer):
+        lengths = [len(ids) for ids in tokenizer.tokenizer([tokenizer.clean_fn(t) for t in texts]).input_ids]
+        longest = max(range(len(texts)), key=lengths.__getitem__)
+        if lengths[longest] > tokenizer.context_length:
+            raise ValueError(_too_long(texts[longest], lengths[longest], tokenizer.context_length))
     return tokenizer(texts)
+
+
+def _too_long(text: str, length: int, context: int) -> str:
+    return (
+        f"the prompt {text!r} has {length} tokens, the text tower reads {context}: use shorter templates or class names"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- loading
 
 
+@caller_free()
 def load(
     name: str,
     *,
@@ -299,18 +341,18 @@ def load(
 ) -> Teacher:
     """A frozen teacher.
 
-    name: "mini" (trained on the spot at first use), any open_clip model name, an open_clip "hf-hub:" or "local-dir:"
+    name: "mini" (the weights in data/teachers), any open_clip model name, an open_clip "hf-hub:" or "local-dir:"
     name, or the path of a model configuration (.json). pretrained: an open_clip tag; a checkpoint file (.safetensors,
     or .pt/.bin/.pth read with weights_only); or both as "TAG=FILE", a file with the weights of that tag, which says how they want
     their images (mean, std, resizing) and which activation they were trained with. A name "timm:MODEL" is an image tower of timm without a text tower, such as
     "timm:vit_large_patch14_reg4_dinov2.lvd142m", the teacher of dataset-scale training; pretrained is then a file, or None
     for timm's own weights. "timm:MODEL@448" reads images of 448 px: timm fits the position codes of vision transformers. precision: "fp32", "bf16" or "fp16". feature_dtype: of the cached features, "float32" or
-    "float16" (half the space; cosines change by about 1e-3). cache: folder for the trained mini
-    teacher (default: the project's cache) and for downloads (default: open_clip's).
+    "float16" (half the space; cosines change by about 1e-3). cache: folder for downloads (default: open_clip's). A checkpoint file
+    with a card beside it, as those in data/teachers have, is held against the sha256 in it.
 
     Raises ValueError for unknown names, tags, precisions and devices that are not there, for weights trained with another
-    activation (QuickGELU) and for checkpoints of another architecture; FileNotFoundError for weights that are neither here
-    nor reachable. Warns of a file without tag where the model's tags want their images in different ways.
+    activation (QuickGELU), for checkpoints of another architecture and for files that are not what their card says; FileNotFoundError for weights that are neither here
+    nor reachable; ModuleNotFoundError for a teacher whose tokenizer needs transformers (SigLIP) where that is not installed. Warns of a file without tag where the model's tags want their images in different ways.
     """
     teacher = _load(name, pretrained, device, precision, cache)
     if feature_dtype not in ("float32", "float16"):
@@ -334,9 +376,9 @@ def _load(
     if name == "mini":
         if pretrained is not None:
             raise ValueError(
-                "teacher 'mini' is trained here; for a checkpoint of its architecture pass name='apm-mini'"
+                "teacher 'mini' is the one in data/teachers; for a checkpoint of its architecture pass name='apm-mini'"
             )
-        return _create("apm-mini", str(mini_checkpoint(cache)), device, precision, None, label="mini")
+        return _create("apm-mini", str(shipped("mini")), device, precision, None, label="mini")
     if open_clip.factory.parse_model_name(name)[0] is None:
         name = _register_config(name)
         tag, file = split_pretrained(name, None if pretrained is None else str(pretrained))
@@ -347,6 +389,38 @@ def _load(
             f"teacher {name}: not in {_hub_folder(cache)}, and the hub cannot be reached. {_BY_HAND}"
         )
     return _create(name, pretrained, device, precision, cache, label=name)
+
+
+SHIPPED = (
+    Path(__file__).resolve().parents[1] / "data" / "teachers"
+)  # weights that come with the clone, each with its card
+
+
+def shipped(name: str) -> Path:
+    """The checkpoint of that name in data/teachers. Raises FileNotFoundError where it or its card is not there."""
+    path = SHIPPED / f"{name}.safetensors"
+    for file in (path, path.with_suffix(".yaml")):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"teacher {name}: {file} is not there. It comes with the clone: `git checkout data/teachers` brings it back "
+                "(an installed package has none: run from a clone)"
+            )
+    return path
+
+
+def _check_card(file: Path) -> None:
+    """Raises ValueError for a checkpoint that is not the one that the card beside it (.yaml, with a sha256) describes."""
+    card = file.with_suffix(".yaml")
+    if not card.is_file():
+        return
+    expected = (yaml.safe_load(card.read_text(encoding="utf-8")) or {}).get("sha256")
+    found = sha256_file(file)
+    if expected != found:
+        raise ValueError(
+            f"{file} is not the file that {card.name} beside it describes: expected sha256 {expected}, found {found} "
+            f"({file.stat().st_size:,} bytes). It was cut off or changed: `git checkout data/teachers` brings it back, "
+            "`make teacher` trains another"
+        )
 
 
 _BY_HAND = (
@@ -384,8 +458,11 @@ def _create(
 ) -> Teacher:
     """open_clip's own factory and tokenizer."""
     config = open_clip.factory.get_model_config(name)
+    _check_tokenizer(label, config)
     where = None if cache is None else str(cache)
     from_file = bool(pretrained) and Path(pretrained).is_file()
+    if from_file:
+        _check_card(Path(pretrained))
     if (
         from_file
         and zipfile.is_zipfile(pretrained)
@@ -415,7 +492,24 @@ def _create(
         ) from error
     if pretrained and Path(pretrained).is_file():
         _check_positions(name, model, Path(pretrained))
-    return Teacher(label, model, open_clip.get_tokenizer(name, cache_dir=where), config, precision)
+    try:
+        tokenizer = open_clip.get_tokenizer(name, cache_dir=where)
+    except OSError as error:  # transformers' word for a repository that is neither here nor reachable
+        raise FileNotFoundError(
+            f"teacher {label}: its tokenizer {config['text_cfg'].get('hf_tokenizer_name')} is not in {_hub_folder(cache)}, and the "
+            "hub cannot be reached. Load it once where there is a network, and copy that folder here (HF_HOME says where)"
+        ) from error
+    return Teacher(label, model, tokenizer, config, precision)
+
+
+def _check_tokenizer(label: str, config: dict[str, Any] | None) -> None:
+    """Raises ModuleNotFoundError for a text tower or tokenizer of transformers where that is not installed."""
+    text = (config or {}).get("text_cfg", {})
+    if (text.get("hf_tokenizer_name") or text.get("hf_model_name")) and not find_spec("transformers"):
+        raise ModuleNotFoundError(
+            f"teacher {label} needs the package transformers, for its text: pip install 'apm[hf]', or pip install transformers",
+            name="transformers",
+        )
 
 
 class TimmTeacher(Teacher):
@@ -452,6 +546,8 @@ class TimmTeacher(Teacher):
 
     def encode(self, images: Tensor, *, tokens: bool = False) -> Encoding:
         """As `Teacher.encode`."""
+        if tokens and self.grid is None:
+            raise ValueError(_no_tokens(self.name))
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, self.image_size, self.image_size):
             raise ValueError(
                 f"teacher {self.name} expects images (N, 3, {self.image_size}, {self.image_size}), found {tuple(images.shape)}"
@@ -460,7 +556,7 @@ class TimmTeacher(Teacher):
             every = self.model.forward_features(images.to(self.device, PRECISIONS[self.precision], non_blocking=True))
             pooled = self.model.forward_head(every, pre_logits=True)  # (N, D)
             patches = None
-            if tokens and self.grid is not None:
+            if tokens:
                 patches = every[:, self.model.num_prefix_tokens :].unflatten(1, self.grid)  # without CLS and registers
         return Encoding(_copy(pooled), None if patches is None else _copy(patches))
 
@@ -821,10 +917,7 @@ def token_grid(teacher: Teacher, images: Images, grid: tuple[int, int], *, batch
     Where the teacher's grid has another size it is resampled bilinearly. Raises ValueError for a tower without patch tokens.
     """
     if teacher.grid is None:
-        raise ValueError(
-            f"teacher {teacher.name} has no patch tokens: L_grid and column='tokens' need a vision transformer without attention "
-            "pool, or a convolutional tower with average pooling"
-        )
+        raise ValueError(_no_tokens(teacher.name))
     parts = []
     for start in range(0, len(images), batch_size):
         tokens = teacher.encode(teacher.transform(images[start : start + batch_size]), tokens=True).tokens
@@ -849,6 +942,7 @@ def _slug(name: str) -> str:
 # --------------------------------------------------------------------------------------------------------- training
 
 
+@checked
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of a contrastive training. Defaults: the teacher of profile `mini`."""
@@ -901,6 +995,7 @@ def captions(dataset: Dataset) -> list[list[str]]:
     ]
 
 
+@caller_free()
 def train(dataset: Dataset, config: TrainConfig, *, device: str | torch.device = "cpu") -> dict[str, Tensor]:
     """Weights (a state dict on the CPU) of a CLIP trained from scratch on images and captions of their class names.
 
@@ -1123,32 +1218,17 @@ def save(weights: dict[str, Tensor], path: str | Path, metadata: dict[str, Any])
         save_file(weights, str(temporary), metadata={"apm": json.dumps(metadata)})  # several keys have no fixed order
 
 
-def mini_checkpoint(cache: str | Path | None = None, config: TrainConfig | None = None) -> Path:
-    """The checkpoint of the small teacher, trained on the digits' training half unless it is in the cache already.
-
-    Its name carries the hash of all that determines it: settings, model configuration, captions, training data, the source
-    of the training functions and the versions of torch and open_clip. A damaged file is trained again, with a warning.
-    """
-    config = config or TrainConfig()
-    dataset = load_dataset("digits-train")
-    determined_by = {
+def determined_by(dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
+    """All that determines the weights that `train` gives, the machine aside, as it is noted in a checkpoint: settings, model
+    configuration, captions, training data, versions of torch and open_clip, hash of the training functions."""
+    return {
         "settings": asdict(config),
-        "model": open_clip.factory.get_model_config(config.model),
+        "model": open_clip.factory.get_model_config(_register_config(config.model)),
         "captions": captions(dataset),
         "data": dataset.fingerprint,
         "versions": {"torch": str(torch.__version__), "open_clip": open_clip.__version__},
-        "recipe": [inspect.getsource(part) for part in RECIPE],
+        "recipe": sha256_of([inspect.getsource(part) for part in RECIPE]),
     }
-    folder = (cache_dir() if cache is None else Path(cache)) / "teachers"
-    path = folder / f"{config.model}-{sha256_of(determined_by)[:24]}.safetensors"
-    if path.is_file():
-        try:
-            load_file(str(path))
-            return path
-        except Exception as error:  # safetensors raises its own types for a cut or foreign file
-            warnings.warn(f"the cached teacher {path} cannot be read ({error}): training it again", stacklevel=2)
-    save(train(dataset, config), path, determined_by)
-    return path
 
 
 def accuracy(teacher: Teacher, dataset: Dataset, cache: str | Path | None = None) -> float:
@@ -1200,13 +1280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start = time.perf_counter()
         weights = train(data, config, device=options["device"])
         name = _register_config(config.model)
-        metadata = {
-            "settings": asdict(config),
-            "model": open_clip.factory.get_model_config(name),
-            "captions": captions(data),
-            "data": data.fingerprint,
-        }
-        save(weights, options["out"], metadata)
+        save(weights, options["out"], determined_by(data, config))
         print(
             f"trained {name} on {len(data)} images of {data.name} in {time.perf_counter() - start:.0f} s: {options['out']}"
         )

@@ -1,7 +1,8 @@
 """Run make with its predictions computed by SLURM jobs: `DATA=/data .venv/bin/python examples/slurm.py reproduce PROFILE=paper`.
 
-Needs dask-jobqueue in the environment, and a file system that this machine and the nodes share: the clone with its
-environment, the datasets (DATA), the results (APM_RESULTS) and the cache (APM_CACHE). The workers live as long as this
+Needs dask-jobqueue in the environment, openssl, and a file system that this machine and the nodes share: the clone with its
+environment, the datasets (DATA), the results (APM_RESULTS) and the cache (APM_CACHE). Scheduler, workers and this machine
+talk over TLS, with certificates made for this run: without them anyone who reaches the scheduler could run code as you. The workers live as long as this
 script, which ends with make. Change partition, memory and time to those of your cluster.
 """
 
@@ -9,9 +10,14 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import dask
 from dask_jobqueue import SLURMCluster
+from distributed.security import Security
+
+from apm.cluster import certificates
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 16
@@ -20,11 +26,26 @@ FOLDERS = ("DATA", "APM_RESULTS", "APM_CACHE")
 
 def main() -> int:
     """Returns make's exit status."""
+    (ROOT / ".make").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix="tls-", dir=ROOT / ".make"
+    ) as folder:  # the nodes see it; only you may read it
+        tls = certificates(Path(folder))
+        os.environ.update(tls)
+        dask.config.refresh()  # reads them
+        return run(tls)
+
+
+def run(tls: dict[str, str]) -> int:
+    """Make, with a cluster that uses these TLS settings. Returns make's exit status."""
     folders = {name: str(Path(os.environ[name]).expanduser().resolve()) for name in FOLDERS if os.environ.get(name)}
     others = {name: os.environ[name] for name in ("PARTIAL", "HF_HUB_OFFLINE") if os.environ.get(name)}
-    same = {**folders, **others}  # on the workers as here
+    same = {**folders, **others, **tls}  # on the workers as here
     with SLURMCluster(
         queue="gpu",
+        protocol="tls://",
+        security=Security(require_encryption=True),
+        scheduler_options={"dashboard": False},
         job_extra_directives=["--gres=gpu:1"],
         walltime="04:00:00",
         memory="64GB",

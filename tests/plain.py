@@ -118,16 +118,17 @@ def adapt_one(image, target, config, weights, tokens=None, colours=None):
     return torch.stack(losses), torch.stack(features)
 
 
-def adapt_as_released(images, targets, config, weights, accumulate=True):
+def adapt_as_released(images, targets, config, weights):
     """The released script's loop over a sequence of images: losses (N, K + 1) and folded features (N, K + 1, D).
 
-    One network, one Adam, one schedule for all images; gradients zeroed once per image (accumulate=False: before every update);
-    weights overwritten for each.
+    One network, one Adam, one schedule, one GradScaler for all images; gradients zeroed once per image; weights overwritten for
+    each.
     """
     first = {k: v[0] for k, v in weights.items()}
     student = PlainStudent(config.student, first)
     optimiser = torch.optim.Adam(student.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, config.decay_every, config.decay)
+    scaler = torch.amp.GradScaler("cpu")
     losses, features = [], []
     for n, (image, target) in enumerate(zip(images, targets, strict=True)):
         target = target / target.norm() if config.normalise_target else target
@@ -141,10 +142,9 @@ def adapt_as_released(images, targets, config, weights, accumulate=True):
             losses.append(loss.detach())
             features.append(folded.detach())
             if k < config.iterations:
-                if not accumulate:
-                    optimiser.zero_grad()
-                loss.backward()  # adds to the gradients that are there
-                optimiser.step()
+                scaler.scale(loss).backward()  # adds to the gradients that are there
+                scaler.step(optimiser)  # which divides them in place
+                scaler.update()
                 schedule.step()
     shape = (len(images), config.iterations + 1)
     return torch.stack(losses).reshape(shape), torch.stack(features).unflatten(0, shape)

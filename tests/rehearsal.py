@@ -67,6 +67,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "07_field": {
         "student": {"grid": [4, 4], "patch": 16, "hidden": [32, 32, 16], "rgb_hidden": [16]},
         "training": {"epochs": 2, "batch": 8},
+        "plain": {"epochs": 2, "batch": 8},
         "reconstruction": {"epochs": 2, "batch": 8},
         "labelled_train_samples": 40,
         "labelled_samples": "all",

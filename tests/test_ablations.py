@@ -394,3 +394,13 @@ def test_an_image_that_cannot_be_read_stops_or_is_recorded_as_the_profile_says(
     table = ablations.summary(found, "base")
     assert table["n"].tolist() == [12]
     assert len(ablations.early(found, "base", [2])) == 1
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_other_students_train_in_any_mode_of_the_caller(teacher: FakeTeacher, data: Dataset, mode: type) -> None:
+    method = ablations.OneSampleStudent(teacher, "mlp", TTTConfig(iterations=3), 16)
+    expected = method.predict(data, np.arange(2), 0)
+    with mode():
+        found = method.predict(data, np.arange(2), 0)
+    np.testing.assert_array_equal(found.last_loss, expected.last_loss)
+    assert (found.last_loss < found.first_loss).all()

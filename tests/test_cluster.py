@@ -1,15 +1,22 @@
 """Shards on many workers: the same bytes as in one process, also when a worker is killed at work."""
 
+import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from apm import cluster, datasets, methods, records, tables, teachers, ttt
 from apm.model import preset
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +115,83 @@ def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cluster, "PATIENCE", "1s")
     with pytest.raises(ConnectionError, match=r"no dask scheduler answers at SCHEDULER=tcp://127.0.0.1:9 "):
         cluster._client("tcp://127.0.0.1:9", 1)
+
+
+def test_nobody_outside_this_machine_reaches_the_local_cluster(workers) -> None:
+    workers.submit(sum, [1, 2]).result()
+    me = psutil.Process()
+    listening = {
+        process.pid: [c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+        for process in [me, *me.children(recursive=True)]
+    }
+    assert {pid for pid, places in listening.items() if places} >= {me.pid, *workers.run(os.getpid).values()}
+    assert {place for places in listening.values() for place in places} == {"127.0.0.1"}
+
+
+CONNECT = "from apm import cluster; client = cluster.current(); print(client.submit(sum, [1, 2]).result())"
+
+
+def connect(address: str, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("DASK_")}
+    command = [sys.executable, "-c", CONNECT]
+    return subprocess.run(
+        command, env={**own, **settings, "SCHEDULER": address}, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_scheduler_over_tls_lets_in_who_has_its_certificate_and_nobody_else(tmp_path: Path) -> None:
+    ours, others = cluster.certificates(tmp_path / "ours"), cluster.certificates(tmp_path / "others")
+    assert (tmp_path / "ours").stat().st_mode & 0o077 == 0
+    file, started = tmp_path / "scheduler.json", []
+    environment = {**os.environ, **ours}
+
+    def start(role: str, *arguments: str) -> None:
+        command = [sys.executable, "-m", f"distributed.cli.dask_{role}", "--no-dashboard", *arguments]
+        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+
+    def address() -> str:
+        try:
+            return json.loads(file.read_text())["address"]
+        except (OSError, ValueError):
+            return ""
+
+    try:
+        start("scheduler", "--host", "tls://127.0.0.1", "--port", "0", "--scheduler-file", str(file))
+        deadline = time.monotonic() + 60
+        while not address() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        start("worker", address(), "--nthreads", "1", "--no-nanny")
+        assert address().startswith("tls://127.0.0.1:")
+        let_in = connect(address(), ours)
+        assert (let_in.returncode, let_in.stdout.strip()) == (0, "3"), let_in.stderr
+        for settings, reason in (({}, "needs dask's TLS settings"), (others, "no dask scheduler answers")):
+            refused = connect(address(), settings)
+            assert refused.returncode == 1
+            assert "ConnectionError: " in refused.stderr
+            assert reason in refused.stderr
+        plain = connect(address().replace("tls://", "tcp://"), {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "2s"})
+        assert plain.returncode == 1
+        assert "3" not in plain.stdout
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def test_certificates_without_openssl_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="openssl is not installed"):
+        cluster.certificates(tmp_path / "x")
+
+
+def test_the_example_for_slurm_uses_tls_with_certificates_of_its_own() -> None:
+    text = (ROOT / "examples" / "slurm.py").read_text()
+    assert re.search(r'protocol="tls://",\s+security=Security\(require_encryption=True\)', text)
+    assert "certificates(Path(folder))" in text
+
+
+def test_jupyterlab_is_for_this_machine_and_keeps_its_token() -> None:
+    (line,) = re.findall(r"^\t.*jupyter lab .*$", (ROOT / "Makefile").read_text(), flags=re.M)
+    assert "--ip 127.0.0.1 " in line
+    assert "token" not in line
+    assert "password" not in line

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -327,3 +328,14 @@ def test_printed_signs_are_balanced_visible_and_different(name, count):
     distances = np.linalg.norm(means[:, None] - means, axis=2) + 1e9 * np.eye(10)
     assert distances.min() > 200  # no two signs drawn alike, as placeholders for missing glyphs would be
     assert datasets.load(name, seed=1).fingerprint != signs.fingerprint
+
+
+@pytest.mark.parametrize("left", ["__MACOSX", "@eaDir", "__pycache__", "$RECYCLE.BIN", ".Trashes"])
+def test_folders_that_a_system_left_are_no_classes(tmp_path: Path, left: str) -> None:
+    for place in ("cat", f"cat/{left}", f"{left}/cat", "dog"):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / place / "a.png")
+    (tmp_path / left / "notes.txt").write_text("")
+    found = datasets.load(f"folder:{tmp_path}")
+    assert found.classnames == ("cat", "dog")
+    assert len(found) == 2

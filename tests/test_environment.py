@@ -2,6 +2,8 @@
 
 import re
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,49 @@ def test_no_tracked_file_names_a_package_registry() -> None:
         if (ROOT / path).is_file() and hosts.search((ROOT / path).read_text(encoding="utf-8", errors="ignore"))
     ]
     assert named == []
+
+
+BLOCKED = """
+import importlib, sys
+from importlib.machinery import PathFinder
+class Hiding(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in {blocked!r} else super().find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
+for name in {modules!r}:
+    importlib.import_module(name)
+from apm import datasets
+datasets.load("digits-test")
+"""
+
+
+def test_the_extras_are_not_needed_by_training_teachers_data_and_methods() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    names = {
+        environment.normal(re.split("[^A-Za-z0-9_.-]", r)[0]) for e in ("notebooks", "cluster", "hf") for r in extras[e]
+    }
+    blocked = {name.replace("-", "_") for name in names} | {"IPython", "jupyter_core", "dask"}
+    assert {"matplotlib", "papermill", "jupyterlab", "distributed", "transformers"} <= blocked
+    modules = (
+        "ttt",
+        "model",
+        "teachers",
+        "datasets",
+        "methods",
+        "baselines",
+        "corruptions",
+        "records",
+        "stats",
+        "benchmark",
+        "field",
+    )
+    code = BLOCKED.format(blocked=blocked, modules=[f"apm.{name}" for name in modules])
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_makefile_locks_the_extras_that_environment_yml_shows() -> None:
+    (extras,) = re.findall(r"^LOCKED := (.*)$", (ROOT / "Makefile").read_text(), flags=re.M)
+    assert tuple(extras.split()) == environment.LOCKED
+    assert "transformers" not in LOCKED

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -152,14 +151,12 @@ def test_a_checkpoint_is_plain_tensors_and_leaves_nothing_else(tmp_path: Path) -
 def test_a_checkpoint_of_another_training_is_an_error_that_says_what_differs(tmp_path: Path) -> None:
     data, path = problem(), tmp_path / "field.safetensors"
     field.train(data, CONFIG, checkpoint=path)
-    with pytest.raises(
-        ValueError, match=r"field\.safetensors is of another training: config\.batch: expected 4, found 8.*delete"
-    ):
+    with pytest.raises(ValueError, match=r"field\.safetensors is of another training, with another config: .*delete"):
         field.train(data, replace(CONFIG, batch=4), checkpoint=path)
-    with pytest.raises(ValueError, match="seed: expected 1, found 0"):
+    with pytest.raises(ValueError, match="with another seed"):
         field.train(data, CONFIG, seed=1, checkpoint=path)
     other = made(data.dataset.images[::-1].copy(), data.tokens)
-    with pytest.raises(ValueError, match=r"of\.data"):
+    with pytest.raises(ValueError, match="with another of"):
         field.train(other, CONFIG, checkpoint=path)
 
 
@@ -275,103 +272,175 @@ def test_what_is_kept_of_a_material_in_batches_is_what_all_at_once_gives(monkeyp
     kept = field.summaries(trained, data)
     np.testing.assert_allclose(kept.folded, whole.folded, atol=1e-6)
     np.testing.assert_allclose(kept.columns, whole.columns, atol=1e-6)
-    np.testing.assert_allclose(field.mean_tokens(data), data.tokens.mean(axis=1), atol=1e-6)
-    np.testing.assert_allclose(field.pixels(data), batch.images.flatten(1).numpy(), atol=1e-6)
-    assert field.pixels(data, side=4).shape == (24, 48)
+    np.testing.assert_allclose(data.each(field.column(trained)), whole.columns, atol=1e-6)
+    np.testing.assert_allclose(data.each(lambda b: field.tokens_of(b).mean(dim=1)), data.tokens.mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(data.each(field.pixels), batch.images.flatten(1).numpy(), atol=1e-6)
+    assert data.each(lambda b: field.pixels(b, 4)).shape == (24, 48)
+    assert data.each(field.patch_means).shape == (24, 48)
     one = field.measure({"x": (trained, trained)}, data)["x"]
-    truth = field.as_grid(batch.colours, STUDENT)
-    tokens = field.as_grid(batch.tokens, STUDENT)
-    np.testing.assert_allclose(one.cosine, field.cosines(whole.features, tokens).mean(axis=(1, 2)), atol=1e-5)
-    np.testing.assert_allclose(one.psnr, field.psnr(whole.colours, truth), atol=1e-3)
+    cosine = torch.cosine_similarity(whole.features.flatten(1, 2), batch.tokens, dim=-1).mean(dim=1)
+    mse = (whole.colours.flatten(1, 2) - batch.colours).square().mean(dim=(1, 2))
+    np.testing.assert_allclose(one["cosine"], cosine, atol=1e-5)
+    np.testing.assert_allclose(one["mse"], mse, atol=1e-6)
+    np.testing.assert_allclose(one["psnr"], -10 * np.log10(mse.numpy()), atol=1e-3)
+    unit = torch.nn.functional.normalize(batch.tokens, dim=-1)
+    np.testing.assert_allclose(one["grid"], (whole.features.flatten(1, 2) - unit).square().mean(dim=(1, 2)), atol=1e-6)
+    with pytest.raises(ValueError, match="no teacher tokens"):
+        field.measure({"x": (trained, None)}, data.without_tokens())
 
 
-def test_psnr_and_cosine_by_hand() -> None:
-    truth = np.zeros((2, 1, 2, 3))
-    decoded = truth.copy()
-    decoded[0, 0, 0] = 0.2  # MSE 0.04 / 2 = 0.02
-    decoded[1] = 0.1  # MSE 0.01: 20 dB
-    np.testing.assert_allclose(field.squared_errors(decoded, truth), [0.02, 0.01])
-    np.testing.assert_allclose(field.psnr(decoded, truth), [-10 * np.log10(0.02), 20.0])
-    assert (field.psnr(truth, truth) == field.PSNR_LIMIT).all()
-    # one perfect picture among others: the mean stays a mean
-    assert field.mean(field.psnr(np.repeat(decoded, 10, axis=0), np.repeat(truth, 10, axis=0))).value < 25
+def test_psnr_and_means_by_hand() -> None:
+    np.testing.assert_allclose(
+        field.psnr(torch.tensor([0.02, 0.01, 0.0])), [-10 * np.log10(0.02), 20.0, field.PSNR_LIMIT]
+    )
+    share = field.number(np.arange(20) < 15)
+    assert (share.value, share.n, share.unit, share.kind) == (75.0, 20, "%", "accuracy")
+    measure = field.number(np.linspace(0, 1, 11), "dB")
+    assert (measure.value, measure.unit, measure.kind) == (pytest.approx(0.5), "dB", "measure")
+    assert measure.low < 0.5 < measure.high
+    one, other = np.array([True, True, False]), np.array([True, False, True])
+    assert field.less(one, other).tolist() == [0, 1, -1]
     with pytest.raises(ValueError, match="1 of 12 values are NaN or infinite, the first at 3"):
-        field.mean(np.where(np.arange(12) == 3, np.inf, 1.0))
-    a, b = np.array([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]]), np.array([[4.0, 3.0], [0.0, 2.0], [1.0, 1.0]])
-    np.testing.assert_allclose(field.cosines(a, b), [24 / 25, 0.0, 0.0])
+        field.number(np.where(np.arange(12) == 3, np.inf, 1.0))
 
 
 def test_share_of_colour_by_hand() -> None:
-    red = np.zeros((2, 8, 8, 3), dtype=np.uint8)
-    red[0, :2, :2, 0], red[1, 2:4, :2, 1] = 153, 153
+    red = np.zeros((12, 8, 8, 3), dtype=np.uint8)
+    for i in range(12):
+        red[i, i % 6 : i % 6 + 2, :2, 0] = 100 + i
     data = made(red, None)
-    truth = field.colours_of(data)
-    grey = np.broadcast_to(truth[0].mean(axis=-1, keepdims=True), truth[0].shape)
-    flat = np.full((4, 4, 3), 0.5)  # grey throughout: an answer without colour
-    found = field.measure(
-        {"own": (None, truth[0]), "grey": (None, grey), "half": (None, (truth[0] + grey) / 2), "flat": (None, flat)},
-        data,
-    )
-    share = {name: field.colour_share(one.chroma[:1], found["flat"].chroma[:1]) for name, one in found.items()}
-    assert share["own"] == pytest.approx(100)
-    assert share["grey"] == pytest.approx(0, abs=1e-6)
-    assert share["half"] == pytest.approx(75)
-    assert np.isnan(field.colour_share(np.zeros(3), np.full(3, 1e-16)))
+    truth = torch.from_numpy(np.array(data.colours))
+    grey = truth.mean(dim=-1, keepdim=True).expand_as(truth)
+    sources = {"own": truth, "grey": grey, "half": (truth + grey) / 2, "flat": torch.full((12, 16, 3), 0.5)}
+    answers = {name: (None, lambda batch, given=given: given) for name, given in sources.items()}
+    found = field.measure(answers, data)
+    share = {name: field.colour_share(one["chroma"], found["flat"]["chroma"]) for name, one in found.items()}
+    assert share["own"].value == pytest.approx(100)
+    assert share["grey"].value == pytest.approx(0, abs=1e-6)
+    assert share["half"].value == pytest.approx(75)
+    assert np.isnan(field.colour_share(np.zeros(12), np.full(12, 1e-16)).value)
 
 
 def test_a_single_grid_is_the_same_answer_for_all_images() -> None:
     data = problem()
     mean_grid, mean_image = field.mean_answer(data)
-    tokens = data.tokens.reshape(24, 4, 4, 8)
-    np.testing.assert_allclose(mean_grid, field.unit(tokens).mean(axis=0), atol=1e-6)
-    np.testing.assert_allclose(mean_image, field.colours_of(data).mean(axis=0), atol=1e-6)
-    measured = field.measure({"mean": (mean_grid, None), "image": (None, mean_image)}, data)
-    table = field.quality(measured).set_index("answer")
-    expected = field.cosines(np.stack([mean_grid] * 24), tokens).mean()
-    assert table.loc["mean", "cosine to the teacher's grid"].startswith(f"{expected:.3f} [")
-    assert table.loc["mean", "PSNR (dB)"] == ""
-    own = field.squared_errors(mean_image, field.colours_of(data)).mean()
-    assert table.loc["image", "MSE of the RGB"].startswith(f"{own:.4f} [")
-    assert field.way(measured["mean"]._replace(cosine=np.ones(24)), measured["mean"]) == pytest.approx(100)
+    unit = torch.nn.functional.normalize(torch.from_numpy(data.tokens), dim=-1)
+    np.testing.assert_allclose(mean_grid, unit.mean(dim=0), atol=1e-6)
+    np.testing.assert_allclose(mean_image, data.colours.mean(axis=0), atol=1e-6)
+    found = field.measure({"mean": (mean_grid, mean_image)}, data)["mean"]
+    np.testing.assert_allclose(found["mse"], np.square(mean_image.numpy() - data.colours).mean(axis=(1, 2)), atol=1e-7)
+    assert field.mean_answer(data.without_tokens())[0] is None
+
+
+# ------------------------------------------------------------------------------------------------- answers of other kinds
+
+
+def test_a_ridge_is_that_of_scikit_learn_with_the_penalty_that_held_back_images_choose(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sklearn.linear_model import Ridge
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    tokens = (rng.normal(size=(40, 48)) @ rng.normal(size=(48, 128))).reshape(40, 16, 8)
+    data = made(images, tokens.astype(np.float32))
+    x, y = data.colours.reshape(40, -1).astype(np.float64), data.tokens.reshape(40, -1).astype(np.float64)
+    monkeypatch.setattr(material.Material.batches, "__defaults__", (7,))
+
+    def reference(rows: np.ndarray, penalty: float) -> Ridge:
+        return Ridge(penalty * len(rows) * x.var(axis=0).mean()).fit(x[rows], y[rows])
+
+    back = np.arange(40) % 5 == 0
+    errors = {
+        p: np.square(reference(np.flatnonzero(~back), p).predict(x[back]) - y[back]).mean() for p in field.PENALTIES
+    }
+    found = field.ridge(field.patch_means, data, "tokens")
+    assert found.penalty == min(errors, key=errors.__getitem__)
+    expected = reference(np.arange(40), found.penalty).predict(x).reshape(40, 16, 8)
+    np.testing.assert_allclose(found(data.batch(range(40))), expected, atol=1e-4)
+    with pytest.raises(ValueError, match="at least 10 images, found 9"):
+        field.ridge(field.patch_means, made(images[:9], tokens[:9]), "tokens")
+
+
+def test_a_linear_map_answers_what_is_linear_and_the_nearest_image_what_was_seen() -> None:
+    whole = problem(48)  # colours and tokens lie on one line
+    known, asked = (made(whole.dataset.images[half], whole.tokens[half]) for half in (slice(24), slice(24, 48)))
+    linear = field.ridge(field.patch_means, known, "tokens")
+    np.testing.assert_allclose(linear(asked.batch(range(24))), asked.tokens, atol=0.05)
+    untrained = field.ridge(field.column(field.untrained(CONFIG)), known, "colours")
+    tokens, colours = field.of_nearest(known)
+    found = field.measure({"linear": (linear, untrained), "nearest": (tokens, colours)}, known)
+    assert found["linear"]["psnr"].min() > 30
+    np.testing.assert_allclose(found["nearest"]["cosine"], 1.0, atol=1e-6)
+    distance, place = field.nearest_image(torch.from_numpy(known.colours[[5, 0]]).flatten(1), known)
+    assert place.tolist() == [5, 0]
+    np.testing.assert_allclose(distance, 0, atol=1e-6)
+
+
+def test_the_field_stands_beside_the_best_control_and_the_whole_interval_decides() -> None:
+    base = np.linspace(0, 1, 30)
+    row = field.against_best(base + 0.1, {"low": base - 1, "near": base}, unit="dB")
+    assert (row["best control"], row["field better"]) == ("near", "yes")
+    assert (row["field - control"].value, row["field - control"].unit) == (pytest.approx(0.1), "dB")
+    assert field.against_best(base - 0.1, {"near": base})["field better"] == "no"
+    assert field.against_best(base - 0.1, {"near": base}, higher=False)["field better"] == "yes"
+    assert field.against_best(base[::-1], {"near": base})["field better"] == "undecided"
+    right = np.arange(30) < 20
+    row = field.against_best(right, {"a": ~right, "b": right})
+    assert (row["best control"], row["field better"], row["field - control"].kind) == ("b", "undecided", "difference")
 
 
 # --------------------------------------------------------------------------------------------------- what the features hold
 
 
-def test_nearest_neighbours_by_hand() -> None:
+def test_judging_counts_right_answers_and_length_plays_no_part() -> None:
     angles = np.deg2rad([0, 10, 20, 80, 90])
     known, labels = np.stack([np.cos(angles), np.sin(angles)], axis=1), np.array([0, 1, 1, 2, 2])
-    asked = 7.0 * np.array(
-        [[np.cos(np.deg2rad(a)), np.sin(np.deg2rad(a))] for a in (2, 14, 88)]
-    )  # length plays no part
-    assert field.nearest(known, labels, asked, 1).tolist() == [0, 1, 2]
-    assert field.nearest(known, labels, asked, 2).tolist() == [
-        0,
-        1,
-        2,
-    ]  # one vote each for 0 and 1: the nearer one wins
-    assert field.nearest(known, labels, asked, 3).tolist() == [1, 1, 2]
+    asked = 7.0 * np.array([[np.cos(a), np.sin(a)] for a in np.deg2rad([2, 14, 88])])
+    assert field.judge({"x": (known, asked)}, (labels, np.array([0, 1, 2])), k=1)["x"]["knn"].all()
+    assert field.judge({"x": (known, asked)}, (labels, np.array([1, 1, 2])), k=3)["x"]["knn"].all()
     with pytest.raises(ValueError, match=r"k must lie in 1\.\.5.*found 6"):
-        field.nearest(known, labels, asked, 6)
-
-
-def test_judging_counts_right_answers() -> None:
+        field.judge({"x": (known, asked)}, (labels, labels[:3]), k=6)
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 10)
     known = np.stack([np.where(labels, 1.0, -1.0), np.ones(20)], axis=1) + 0.01 * rng.normal(size=(20, 2))
     asked = known.copy()
     asked[[0, 1, 2]] = asked[[10, 11, 12]]  # three held-out images look like the other class
-    table = field.judge({"x": (known, asked)}, (labels, labels), k=3)
-    assert table.loc[0, "knn"] == table.loc[0, "probe"] == pytest.approx(85.0)
-    assert table.loc[0, "knn_low"] < 85 < table.loc[0, "knn_high"]
-    assert field.compact(table, 3).loc[0, "3-NN"].startswith("85.0 [")
+    assert field.judge({"x": (known, asked)}, (labels, labels), k=3)["x"].sum().tolist() == [17, 17]
 
 
 def test_purity_and_shared_information_by_hand() -> None:
     clusters, classes = np.array([0, 0, 0, 1, 1, 1]), np.array([2, 2, 0, 1, 1, 1])
-    assert field.purity(clusters, classes) == pytest.approx(100 * 5 / 6)
-    assert field.shared(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 0])) == pytest.approx(100)
-    assert field.shared(np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])) == pytest.approx(0, abs=1e-9)
+    assert field.in_majority(clusters, classes).tolist() == [True, True, False, True, True, True]
+    assert field.in_majority(np.array([0, 2, 2]), np.array([4, 7, 7])).all()
+    assert field.shared(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 0])).mean() == pytest.approx(100)
+    assert field.shared(np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])).mean() == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("least", "average"), [(False, "arithmetic"), (True, "min")])
+def test_shared_information_is_that_of_scikit_learn_and_its_interval_the_jackknife(least: bool, average: str) -> None:
+    from sklearn.metrics import normalized_mutual_info_score
+
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 4, 120)
+    clusters = np.where(rng.random(120) < 0.7, classes, rng.integers(0, 6, 120))
+    images = np.repeat(np.arange(30), 4)
+    values = field.shared(clusters, classes, images=images, least=least)
+
+    def score(keep: np.ndarray) -> float:
+        return 100 * normalized_mutual_info_score(classes[keep], clusters[keep], average_method=average)
+
+    assert values.shape == (30,)
+    assert values.mean() == pytest.approx(score(np.full(120, True)))
+    without = np.array([score(images != i) for i in range(30)])
+    variance = 29 / 30 * np.square(without - without.mean()).sum()
+    assert values.var(ddof=1) / 30 == pytest.approx(variance)
+
+
+def test_few_clusters_can_reach_the_whole_of_many_places() -> None:
+    place = np.tile(np.arange(64), 20)
+    assert field.shared(place // 8, place, least=True).mean() == pytest.approx(100)
+    assert field.shared(place // 8, place).mean() < 70
 
 
 def test_clusters_find_what_is_there() -> None:
@@ -380,20 +449,25 @@ def test_clusters_find_what_is_there() -> None:
     whole = np.where(labels[:, None] == 0, [1.0, 0.0], [0.0, 1.0]) + 0.01 * rng.normal(size=(16, 2))
     front = rng.random((16, 4, 4)) < 0.4
     grid = np.stack([front, ~front], axis=-1) + 0.01 * rng.normal(size=(16, 4, 4, 2))
-    table, maps = field.clusters({"a": (whole, grid), "b": (None, grid)}, labels, front, k=2)
-    assert table.loc[0, "images: purity"] == 100
-    assert table.loc[0, "locations: NMI with foreground"] == pytest.approx(100)
-    assert table.loc[0, "locations: NMI with class"] < 5
-    assert pd.isna(table.loc[1, "images: purity"])
-    assert maps["a"].shape == (16, 4, 4)
-    assert field.cluster_pictures(maps["a"]).shape == (16, 4, 4, 3)
+    found = field.clusters(whole, grid, labels, front, k=2)
+    assert found.purity.all()
+    assert found.classes.mean() == pytest.approx(100)
+    assert found.places["foreground"].mean() == pytest.approx(100)
+    assert found.places["class"].mean() < 5
+    assert found.maps.shape == (16, 4, 4)
+    assert field.clusters(None, grid, labels, front, k=2).purity is None
     with pytest.raises(ValueError, match=r"2\.\.16"):
         field.cluster(whole, 17)
     few = np.array([1, 3, 9, 12])
-    part, maps = field.clusters({"a": (whole, grid[few])}, labels, front[few], k=2, where=few)
-    assert part.loc[0, "images: purity"] == 100  # of all images
-    assert maps["a"].shape == (4, 4, 4)
-    assert (part.iloc[0, 1:].astype(float) * 10 % 1).max() == pytest.approx(0, abs=1e-6)  # one decimal
+    part = field.clusters(whole, grid[few], labels, front[few], k=2, where=few)
+    assert (part.purity.shape, part.maps.shape) == ((16,), (4, 4, 4))
+
+
+def test_an_embedding_needs_rows() -> None:
+    rows = np.random.default_rng(0).normal(size=(12, 4))
+    assert field.embed(rows).shape == (12, 2)
+    with pytest.raises(ValueError, match="at least 10 rows, found 9"):
+        field.embed(rows[:9])
 
 
 # --------------------------------------------------------------------------------------------------------- interpolation
@@ -444,32 +518,6 @@ def test_the_pair_and_the_labels_are_checked_before_anything_is_trained() -> Non
         field.classes_needed(replace(data, labels=np.zeros(20, dtype=np.int64)))
 
 
-def test_the_conclusion_names_the_controls_beside_each_claim() -> None:
-    def accuracies(name: str, value: float) -> dict[str, object]:
-        return {"features": name, "knn": value, "knn_low": value - 1, "knn_high": value + 1}
-
-    names = ("raw pixels", "field: RGB alone, folded", "student before training, folded", "teacher: image feature")
-    judged = pd.DataFrame(
-        [accuracies("field: teacher + RGB, folded", 90.0), *map(accuracies, names, (91.0, 80.0, 85.0, 95.0))]
-    )
-    groups = ("field: teacher + RGB", "raw pixels", "field: RGB alone", "teacher")
-    grouped = pd.DataFrame({"features": groups, "images: NMI with class": (70.0, 60.0, 50.0, 80.0)})
-    measured = {
-        "field: teacher + RGB": field.NOTHING._replace(cosine=np.full(20, 0.9)),
-        "control: mean of the training images": field.NOTHING._replace(cosine=np.full(20, 0.6)),
-    }
-    data = problem()
-    crossing = field.cross(field.train(data, CONFIG), data, np.arange(24).reshape(12, 2), data, steps=3)
-    progress = pd.DataFrame({"field": ["teacher + RGB"], "epochs": [9], field.FELL: [5.5]})
-    text = field.conclusion(measured, judged, grouped, crossing, 5, progress)
-    assert "9 epochs was cut short: its loss fell by 5.5 %" in text
-    assert "75 % of the way" in text
-    assert "5-NN, 90.0 %" in text
-    assert "not apart from raw pixels (91.0), above the field without a teacher (80.0)" in text
-    assert "below its teacher (95.0)" in text
-    assert "70.0 % (NMI), those of raw pixels to 60.0 %, of the field without a teacher to 50.0 %" in text
-
-
 def test_the_control_before_training_stands_on_the_device_that_is_asked_for() -> None:
     on_cpu, elsewhere = field.untrained(CONFIG, 3), field.untrained(CONFIG, 3, "meta")
     assert {p.device.type for p in elsewhere.model.parameters()} == {"meta"}
@@ -498,24 +546,47 @@ def test_pairs_are_of_different_classes_and_use_an_image_once() -> None:
 def test_distances_along_a_walk_by_hand() -> None:
     data = problem()
     trained = field.train(data, CONFIG)
-    known = field.colours_of(data)
+    known = data.colours.reshape(24, -1)
     which = np.array([[2 * i, 2 * i + 1] for i in range(12)])
     crossing = field.cross(trained, data, which, data, steps=3)
-    assert crossing.decoded.shape == crossing.blend_contrast.shape == (12, 3)
-    np.testing.assert_allclose(crossing.blend[:, [0, 2]], 0, atol=1e-5)  # the ends are training images
+    blend = crossing.distance[field.BLEND]
+    assert crossing.distance[field.DECODED].shape == crossing.contrast[field.BLEND].shape == (12, 3)
+    np.testing.assert_allclose(blend[:, [0, 2]], 0, atol=1e-5)  # the ends are training images
     half = (known[0] + known[1]) / 2
     by_hand = min(np.sqrt(np.square(half - image).mean()) for image in known)
-    assert crossing.blend[0, 1] == pytest.approx(by_hand, rel=1e-4)
-    assert crossing.blend_contrast[0, 1] == pytest.approx(
+    assert blend[0, 1] == pytest.approx(by_hand, rel=1e-3, abs=1e-6)
+    assert crossing.contrast[field.BLEND][0, 1] == pytest.approx(
         half.std() / np.mean([known[0].std(), known[1].std()]), rel=1e-4
     )
-    table = field.crossing_table(crossing).set_index("picture")
-    assert table.loc["pixels interpolated", "distance halfway"].startswith(f"{crossing.blend[:, 1].mean():.3f} [")
-    paired = (crossing.decoded - crossing.blend)[:, 1].mean()
-    assert table.loc["decoded - pixels, paired", "distance halfway"].startswith(f"{paired:.3f} [")
+    distance = crossing.distance[field.DECODED]
+    np.testing.assert_allclose(crossing.away(field.DECODED), distance[:, 1] - (distance[:, 0] + distance[:, 2]) / 2)
+    table = field.crossing_table(crossing)
+    paired = table.loc[field.DECODED, "halfway - ends, less the blend's"]
+    assert paired.value == pytest.approx((crossing.away(field.DECODED) - crossing.away(field.BLEND)).mean())
+    assert paired.n == 12
 
 
-def test_the_animation_is_the_walk_there_and_back_with_the_same_bytes_each_time(tmp_path: Path) -> None:
+def test_decoders_without_a_field_stand_beside_it() -> None:
+    data = problem()
+    decoders = field.decoders(data)
+    colours = data.colours.reshape(24, -1)
+    np.testing.assert_allclose(
+        decoders["control: PCA-10 of the pixels"](colours), colours, atol=5e-3
+    )  # on one line, but for 8 bits
+    np.testing.assert_allclose(
+        decoders["control: contrast curve"](np.array([0.0, 0.25, 0.5, 1.0])), [0, 0.15625, 0.5, 1]
+    )
+    pulled = decoders["control: three tenths towards the mean"](colours)
+    np.testing.assert_allclose(pulled - colours.mean(axis=0), 0.7 * (colours - colours.mean(axis=0)), atol=1e-6)
+    trained = field.train(data, CONFIG)
+    linear = field.ridge(field.column(trained), data, "colours")
+    crossing = field.cross(trained, data, np.array([[i, i + 12] for i in range(12)]), data, linear=linear, steps=3)
+    assert set(crossing.distance) == {field.DECODED, field.BLEND, "control: ridge from T", *decoders}
+    # T is affine in the pixels, so the ridge gives the blend of what it gives at the ends
+    np.testing.assert_allclose(crossing.distance["control: ridge from T"], crossing.distance[field.BLEND], atol=0.05)
+
+
+def test_the_animation_is_the_walk_there_and_back_with_the_same_bytes_each_time() -> None:
     walk = field.interpolate(field.train(problem(), CONFIG), *pictures(), steps=4)
     gif = field.animation(walk, side=64)
     assert gif == field.animation(walk, side=64)
@@ -525,15 +596,9 @@ def test_the_animation_is_the_walk_there_and_back_with_the_same_bytes_each_time(
         opened.seek(3)
         panel = np.asarray(opened.convert("RGB"))[38 : 38 + 64, 10 : 10 + 64] / 255
     np.testing.assert_allclose(panel[8::16, 8::16], walk.decoded[3], atol=0.12)  # 256 colours in all
-    shown = field.save_animation(gif, "walk", tmp_path, "There and back.")
-    assert (tmp_path / "walk.gif").read_bytes() == gif
-    assert (tmp_path / "walk.txt").read_text() == "There and back.\n"
-    assert "data:image/gif;base64," in shown._repr_html_()
-    with pytest.raises(ValueError, match="plain file name"):
-        field.save_animation(gif, "a/b", tmp_path, "")
 
 
-# --------------------------------------------------------------------------------------------------------------- figures
+# ------------------------------------------------------------------------------------------------------ how a training ends
 
 
 def test_a_training_says_how_much_its_loss_still_fell() -> None:
@@ -544,39 +609,19 @@ def test_a_training_says_how_much_its_loss_still_fell() -> None:
     slow = [[1.0 - 0.01 * i, 0.5] for i in range(10)]  # the last fifth of ten: from the eighth epoch to the tenth
     table = field.training_table({
         "teacher + RGB": trained(slow), "no grid": trained([[9.0, 1.0], [9.0, 0.9]], loss_grid=0.0), "one": trained([[1.0, 1.0]]),
-    }).set_index("field")  # fmt: skip
-    assert table[field.FELL].tolist()[:2] == pytest.approx([100 * (1 - 1.41 / 1.43), 10.0])
-    assert table["L_grid"].tolist() == pytest.approx([0.91, np.nan, 1.0], nan_ok=True)
-    verdicts = [field.cut_short(table.reset_index(), name) for name in table.index]
-    assert verdicts == [False, True, True]  # after one epoch nothing is known
+        "between": trained([[1.0, 1.0], [0.95, 0.95]], balance=False),
+    })  # fmt: skip
+    fell = [cell.value for cell in table["fell over the last fifth"]]
+    assert fell == pytest.approx([100 * (1 - 1.41 / 1.43), 10.0, np.nan, 5.0], nan_ok=True)
+    assert [cell.value for cell in table["L_grid"]] == pytest.approx([0.91, np.nan, 1.0, 0.95], nan_ok=True)
+    # after one epoch nothing is known
+    assert table["cut short"].tolist() == ["nearly level", "yes", "undecided", "undecided"]
+    assert table.loc["between", "losses in units of"] == "1 (plain sum)"
 
 
-def test_names_in_a_scatter_do_not_overlap() -> None:
-    places = np.array([[0.0, 0.0], [0.05, 0.01], [0.02, -0.01], [9.0, 9.0]])
-    moved = field._apart(places, [5, 5, 5, 5], np.array([10.0, 10.0]), 3)
-    assert np.array_equal(moved[3], places[3])
-    gaps = np.diff(np.sort(moved[:3, 1]))
-    assert (gaps > 0.4).all()
-    assert np.array_equal(moved[:, 0], places[:, 0])
-
-
-def test_figures_say_what_they_show() -> None:
-    data = problem()
-    trained = {"a": field.train(data, CONFIG), "b": field.train(data, replace(CONFIG, loss_grid=0.0))}
-    figure, caption = field.training_curves(trained)
-    assert [axes.get_title() for axes in figure.axes] == ["L_grid", "L_rgb"]
-    assert "mean over the training images" in caption
-    with pytest.raises(ValueError, match="one unit"):
-        field.training_curves({**trained, "c": field.train(data, replace(CONFIG, balance=False))})
-    with pytest.raises(ValueError, match="one length"):
-        field.picture_table({"a": pictures(2), "b": pictures(3)})
-    figure, _ = field.picture_table({"a": pictures(2), "e": [np.zeros((4, 4))] * 2}, errors=["e"])
-    assert len(figure.axes) == 5  # four pictures and the colour bar
-    assert figure.axes[-1].get_ylabel() == "error: 1 - cosine"
-    walk = field.interpolate(trained["a"], *pictures(), steps=3)
-    figure, caption = field.walk_strip(walk, tuple(pictures()))
-    assert "in 3 steps" in caption
-    figure, caption = field.scatters({"x": np.zeros((6, 2))}, np.array([0, 0, 1, 1, 2, 2]), ["a", "b", "c"])
-    assert "6 held-out images" in caption
-    assert {text.get_text() for text in figure.axes[0].texts} == {"a", "b", "c"}
-    assert len(set(field._palette(30))) == 30
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_field_trains_in_any_mode_of_the_caller(mode: type) -> None:
+    expected = field.train(problem(8), replace(CONFIG, epochs=2))
+    with mode():
+        found = field.train(problem(8), replace(CONFIG, epochs=2))
+    np.testing.assert_array_equal(found.losses, expected.losses)

@@ -22,6 +22,8 @@ class FakeTeacher:
     """A teacher whose feature is a fixed linear map of the mean colour of image quarters: no training, no download."""
 
     logit_scale = 10.0
+    logit_bias = None
+    probabilities = teachers.Teacher.probabilities
     preprocess_config = PreprocessCfg(size=16)
     name, width, hash, device, mean, std = "fake", 12, "0" * 64, torch.device("cpu"), (0.5,) * 3, (0.5,) * 3
 

@@ -53,7 +53,7 @@ def test_float32_lockstep_makes_the_decisions_of_the_plain_formulation(teacher, 
     targets = torch.as_tensor(np.array(teachers.features(teacher, dataset)))
     text = teacher.text_features(dataset.classnames, dataset.templates)
     weights = ttt.initial_parameters(images, config)
-    trained = dataclasses.replace(config, student=ttt.trained_student(config))
+    trained = dataclasses.replace(config, student=config.trained)
     for k in range(6):
         start = {name: value[k] for name, value in weights.items()}
         _, features = plain.adapt_one(images[k], targets[k], trained, start)

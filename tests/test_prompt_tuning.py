@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -341,3 +342,29 @@ def test_records_take_what_they_say(teacher, toy_train: Dataset, tmp_path) -> No
         assert frame["shard"].nunique() == 3
         assert frame["confidence"].between(0, 1).all()
         assert method.modules == common.modules("prompt_tuning")
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("tpt", {"views": 10, "augmix": False}),
+        ("coop", {"train": "toy-train", "shots": 2, "epochs": 2}),
+        ("tent", {"views": 4}),
+    ],
+)
+def test_methods_that_train_do_so_in_any_mode_of_the_caller(
+    teacher: teachers.Teacher, toy_train: Dataset, tmp_path: Path, name: str, options: dict, mode: type
+) -> None:
+    def said() -> np.ndarray:
+        for file in (tmp_path / "prompts").glob("*"):
+            file.unlink()
+        views.forget()
+        teacher._texts.clear()
+        return baselines.create(name, teacher, **options).predict(noise(3), np.arange(3), 0).extra["confidence"]
+
+    with mode():
+        inside = said()
+        kept = baselines.create(name, teacher, **options)
+    np.testing.assert_array_equal(inside, said())
+    kept.predict(noise(3), np.arange(3), 0)  # what was made in that mode serves outside it

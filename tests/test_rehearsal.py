@@ -50,7 +50,7 @@ def test_every_value_of_every_profile_is_one_that_the_code_knows(profile: str, n
         assert len(entries) == len(values.get("baselines", []))
     if notebook == "07_field":
         fields = {f.name for f in dataclasses.fields(field.FieldConfig)}
-        assert set(values["training"]) | set(values["reconstruction"]) <= fields
+        assert set(values["training"]) | set(values["plain"]) | set(values["reconstruction"]) <= fields
         model.preset(values["student"].pop("preset", "mini"), **values["student"])
     for line in values.get("baselines", []):
         assert line.get("train", "digits-train") in known

@@ -3,6 +3,8 @@ import json
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -11,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from apm import datasets, prompts, teachers
+from apm import datasets, methods, prompts, teachers
 
 TINY = {
     "embed_dim": 16,
@@ -120,15 +122,136 @@ def test_mean_of_tokens_is_the_feature_of_a_tower_that_pools_by_mean(tmp_path):
     torch.testing.assert_close(result.tokens.mean(dim=(1, 2)), result.feature)
 
 
-def test_tower_without_patch_tokens_gives_none(tmp_path):
+def test_tower_without_patch_tokens_says_so_where_they_are_asked_for(tmp_path):
     path = tmp_path / "apm-test-resnet.json"
     resnet = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}
     path.write_text(json.dumps({**TINY, "vision_cfg": resnet}))
     teacher = teachers.Teacher("resnet", random_model(path), None, TINY)
     assert teacher.grid is None
-    result = teacher.encode(torch.zeros(2, 3, 32, 32), tokens=True)
-    assert result.tokens is None
-    assert result.feature.shape == (2, 16)
+    with pytest.raises(ValueError, match="teacher resnet has no patch tokens"):
+        teacher.encode(torch.zeros(2, 3, 32, 32), tokens=True)
+    assert teacher.encode(torch.zeros(2, 3, 32, 32)).feature.shape == (2, 16)
+
+
+COCA = {
+    "embed_dim": 16,
+    "custom_text": True,
+    "vision_cfg": {
+        "image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8,
+        "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True,
+    },
+    "text_cfg": {
+        "context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1, "embed_cls": True,
+        "output_tokens": True,
+    },
+    "multimodal_cfg": {
+        "context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1, "attn_pooler_heads": 2,
+    },
+}  # fmt: skip
+
+
+def test_coca_classifies_and_says_that_its_tokens_have_no_places(tmp_path):
+    path = tmp_path / "apm-test-coca.json"
+    path.write_text(json.dumps(COCA))
+    model = random_model(path)
+    weights = tmp_path / "coca.safetensors"
+    teachers.save(
+        {k: v.clone().contiguous() for k, v in model.state_dict().items() if k != "text_decoder.attn_mask"}, weights, {}
+    )
+    teacher = teachers.load(str(path), pretrained=weights)
+    assert teacher.encode(torch.randn(2, 3, 32, 32)).feature.shape == (2, 16)
+    assert teacher.text_features(("cat", "dog"), ("a {}",)).shape == (2, 16)
+    assert teacher.grid is None
+    with pytest.raises(ValueError, match=r"teacher apm-test-coca has no patch tokens .* attention pool"):
+        teacher.encode(torch.randn(2, 3, 32, 32), tokens=True)
+
+
+SIGLIP = {
+    "embed_dim": 192,
+    "init_logit_bias": -10,
+    "custom_text": True,
+    "vision_cfg": {
+        "image_size": 224, "timm_model_name": "vit_tiny_patch16_224", "timm_model_pretrained": False, "timm_pool": "map",
+        "timm_proj": "none",
+    },
+    "text_cfg": {
+        "context_length": 16, "vocab_size": 300, "hf_tokenizer_name": "apm/no-such-tokenizer",
+        "tokenizer_kwargs": {"clean": "canonicalize"}, "width": 192, "heads": 2, "layers": 1, "no_causal_mask": True,
+        "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-06},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def siglip(tmp_path) -> tuple[Path, Path]:
+    """A small model in SigLIP's layout with random weights: configuration and checkpoint."""
+    path, weights = tmp_path / "apm-test-siglip.json", tmp_path / "siglip.safetensors"
+    path.write_text(json.dumps(SIGLIP))
+    teachers.save({k: v.clone().contiguous() for k, v in random_model(path).state_dict().items()}, weights, {})
+    return path, weights
+
+
+class Bytes(open_clip.tokenizer.HFTokenizer):
+    """A tokenizer as open_clip wraps those of transformers, without transformers: a token is a byte."""
+
+    def __init__(self, context_length: int) -> None:
+        self.context_length, self.tokenizer_mode, self.strip_sep_token = context_length, "", False
+        self.clean_fn = open_clip.tokenizer.get_clean_fn("canonicalize")
+
+        def encode(texts: list[str], return_tensors: str = "", max_length: int = 0, **_: object) -> SimpleNamespace:
+            ids = [[*text.encode(), 1] for text in texts]
+            if return_tensors:
+                return SimpleNamespace(input_ids=torch.tensor([(i + [1] * max_length)[:max_length] for i in ids]))
+            return SimpleNamespace(input_ids=ids)
+
+        self.tokenizer = encode
+
+
+def test_siglip_with_its_bias_where_probabilities_are(siglip, monkeypatch):
+    path, weights = siglip
+    monkeypatch.setattr(teachers, "find_spec", lambda name: name)
+    monkeypatch.setattr(teachers.open_clip, "get_tokenizer", lambda name, **_: Bytes(16))
+    teacher = teachers.load(str(path), pretrained=weights)
+    image = teacher.encode(torch.randn(3, 3, 224, 224)).feature
+    text = teacher.text_features(("cat", "dog"), ("a {}",))
+    scores = torch.nn.functional.normalize(image, dim=-1) @ text.T
+    assert teacher.logit_bias == -10
+    with torch.no_grad():
+        theirs = scores * teacher.model.logit_scale.exp() + teacher.model.logit_bias
+    torch.testing.assert_close(teacher.probabilities(scores), theirs.sigmoid())
+    assert torch.equal(teacher.probabilities(scores).argmax(-1), scores.argmax(-1))
+    own = methods.confidence(teacher, scores, scores.argmax(-1))["confidence"]
+    np.testing.assert_allclose(own, theirs.sigmoid().max(-1).values.numpy(), rtol=1e-5)
+    with pytest.raises(ValueError, match="has 18 tokens, the text tower reads 16"):
+        teacher.text_features(("a long long cat",), ("a {}",))
+    with pytest.raises(ValueError, match="has no patch tokens"):
+        teacher.encode(torch.randn(1, 3, 224, 224), tokens=True)
+
+
+def test_clip_has_no_bias_and_its_probabilities_are_a_softmax(tiny):
+    scores = torch.tensor([[0.3, 0.1], [0.0, 0.2]])
+    assert tiny.logit_bias is None
+    torch.testing.assert_close(tiny.probabilities(scores), (tiny.logit_scale * scores).softmax(-1))
+
+
+def test_siglip_without_transformers_says_what_to_install(siglip, monkeypatch):
+    path, weights = siglip
+    monkeypatch.setattr(teachers, "find_spec", lambda name: None)
+    for name, file in ((str(path), weights), ("ViT-B-16-SigLIP", weights)):
+        with pytest.raises(ModuleNotFoundError, match=r"needs the package transformers.*pip install 'apm\[hf\]'"):
+            teachers.load(name, pretrained=file)
+
+
+def test_a_tokenizer_that_is_not_here_is_named(siglip, monkeypatch):
+    path, weights = siglip
+
+    def unreachable(name: str, **_: object) -> None:
+        raise OSError("We couldn't connect")
+
+    monkeypatch.setattr(teachers, "find_spec", lambda name: name)
+    monkeypatch.setattr(teachers.open_clip, "get_tokenizer", unreachable)
+    with pytest.raises(FileNotFoundError, match="its tokenizer apm/no-such-tokenizer is not in"):
+        teachers.load(str(path), pretrained=weights)
 
 
 def test_images_of_the_wrong_size_are_refused_with_both_shapes(tiny):
@@ -608,7 +731,8 @@ def test_training_is_bit_identical_for_a_seed_and_leaves_torch_as_it_was(few, ti
     assert torch.equal(torch.rand(1), expected_draw)
     assert torch.get_num_threads() == threads
     assert not torch.are_deterministic_algorithms_enabled()
-    again = teachers.train(few, config)
+    with torch.inference_mode():  # nor does the caller's mode matter
+        again = teachers.train(few, config)
     assert all(torch.equal(value, again[key]) for key, value in first.items())
     other = teachers.train(few, replace(config, seed=1))
     assert not torch.equal(first["visual.proj"], other["visual.proj"])
@@ -689,23 +813,6 @@ def test_impossible_trainings_are_refused(few, tiny_config):
         replace(config, epochs=0)
 
 
-def test_mini_checkpoint_is_trained_once_and_again_when_damaged_or_changed(tiny_config, few, tmp_path, monkeypatch):
-    monkeypatch.setattr(teachers, "load_dataset", lambda name: few)
-    teachers._register_config(str(tiny_config))
-    config = replace(QUICK, model=tiny_config.stem)
-    path = teachers.mini_checkpoint(tmp_path, config)
-    original = path.read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr(teachers, "train", lambda *_: pytest.fail("trained again"))
-        assert teachers.mini_checkpoint(tmp_path, config) == path
-    path.write_bytes(original[:2000])
-    with pytest.warns(UserWarning, match="training it again"):
-        assert teachers.mini_checkpoint(tmp_path, config).read_bytes() == original
-    assert teachers.mini_checkpoint(tmp_path, replace(config, seed=1)) != path
-    monkeypatch.setattr(teachers, "load_dataset", lambda name: few.subset(100))
-    assert len({p.name for p in (tmp_path / "teachers").iterdir()}) == 2
-
-
 def test_command_line_trains_on_a_folder_and_prints_the_held_out_accuracy(tiny_config, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("APM_CACHE", str(tmp_path / "cache"))
     for name, value in (("dark", 30), ("light", 220)):
@@ -723,8 +830,7 @@ def test_command_line_trains_on_a_folder_and_prints_the_held_out_accuracy(tiny_c
     assert "digits-train" in capsys.readouterr().err
 
 
-def test_slow_the_small_teacher_reads_held_out_digits_and_every_prompt_works():
-    """Trains for half a minute, unless the project's cache holds the teacher already."""
+def test_the_small_teacher_reads_held_out_digits_and_every_prompt_works():
     teacher, digits = teachers.load("mini"), datasets.load("digits-test")
     assert teachers.accuracy(teacher, digits) >= 0.97
     assert teacher.grid == (8, 8)

@@ -116,7 +116,7 @@ class BetterTargets:
         target_milliseconds = 1e3 * (time.perf_counter() - start) / len(positions)
         good = targets.isfinite().all(dim=-1)  # a failed target fails its own image only
         result = ttt.adapt(
-            images, torch.where(good[:, None], targets, 1.0), config, text_features=text, generator=seed, **options
+            images, torch.where(good[:, None], targets, 1.0), config, text_features=text, seed=seed, **options
         )
         assert result.scores is not None
         bad = ~good.cpu().numpy()

@@ -35,6 +35,7 @@ from apm.baselines.common import modules, outcome, settings
 from apm.baselines.registry import create, register
 from apm.baselines.views import VIEWS, confident, encoded, kept
 from apm.datasets import Dataset
+from apm.lockstep import caller_free
 from apm.methods import Predictions
 from apm.progress import progress
 from apm.project import atomic_path, cache_dir, data_dir, plain, sha256_of
@@ -60,6 +61,7 @@ class Prompts:
     embeddings to tune, and for prompts longer than it reads.
     """
 
+    @caller_free()
     def __init__(self, teacher: Teacher, classnames: Sequence[str], words: str | int) -> None:
         self._model, self._device = teacher.model, teacher.device
         tower = getattr(teacher.model, "text", teacher.model)
@@ -134,6 +136,7 @@ def few_shots(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
     return np.concatenate(chosen)
 
 
+@caller_free()
 def learn(
     class_prompts: Prompts,
     vectors: Tensor,
@@ -151,7 +154,7 @@ def learn(
     Images that fill no batch are left out of an epoch, others in each (drop_last in dassl/data/data_manager.py, which CoOp
     runs on); fewer images than a batch are one batch.
     """
-    vectors = vectors.clone().requires_grad_()
+    vectors, features = vectors.detach().clone().requires_grad_(), features.detach().clone()
     optimiser = torch.optim.SGD([vectors], lr=rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     order = torch.Generator().manual_seed(seed)
     for epoch in progress(range(epochs), desc="CoOp: epochs"):
@@ -259,10 +262,12 @@ class CoOp:
             )
         return name
 
+    @caller_free()
     def prepare(self, dataset: Dataset) -> None:
         """Learn the vectors, before many processes ask for them."""
         self.vectors(dataset)
 
+    @caller_free()
     def vectors(self, dataset: Dataset) -> Tensor:
         """(M, width) learned context vectors, learned once and kept here and in the cache. Raises as `training_split`."""
         name = self._split_name(dataset)
@@ -298,6 +303,7 @@ class CoOp:
                 save_file({"context": learned.cpu().contiguous()}, str(temporary))
         return load_file(str(file))["context"]
 
+    @caller_free()
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """One class per image. The seed has no effect."""
         teacher = self.teacher
@@ -330,11 +336,12 @@ def average_entropy(logits: Tensor) -> Tensor:
     return -(mean * mean.exp()).sum()
 
 
+@caller_free()
 def tune(
     class_prompts: Prompts, vectors: Tensor, views: Tensor, scale: float, *, share: float, steps: int, rate: float
 ) -> Tensor:
     """(M, width) context vectors after some steps of AdamW from `vectors` on one image's views (n, D), of unit length."""
-    vectors = vectors.clone().requires_grad_()
+    vectors, views = vectors.detach().clone().requires_grad_(), views.detach().clone()
     optimiser = torch.optim.AdamW([vectors], lr=rate)  # weight decay 0.01, torch's and TPT's default
     chosen = None
     for _ in range(steps):
@@ -393,11 +400,13 @@ class TPT:
         """Fingerprint of CoOp's training split where the step starts from its vectors, else None."""
         return None if self._coop is None else self._coop.data_identity(dataset)
 
+    @caller_free()
     def prepare(self, dataset: Dataset) -> None:
         """CoOp's vectors where the step starts from them, before many processes ask for them."""
         if self._coop is not None:
             self._coop.prepare(dataset)
 
+    @caller_free()
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """One class per image; the views are drawn from the seed and the image's pixels."""
         teacher, scale = self.teacher, self.teacher.logit_scale

@@ -21,6 +21,7 @@ from apm.baselines.common import classifier, modules, outcome, settings
 from apm.baselines.registry import register
 from apm.baselines.views import VIEWS, entropy, view_pixels
 from apm.datasets import Dataset
+from apm.lockstep import caller_free
 from apm.methods import Predictions
 from apm.project import unknown
 from apm.teachers import Teacher
@@ -40,6 +41,7 @@ class Tower:
     tower that has no such layer.
     """
 
+    @caller_free()
     def __init__(self, teacher: Teacher, statistics: str = "batch", layers: str = "all") -> None:
         self.network = copy.deepcopy(teacher.model.visual).float().requires_grad_(False)
         self.parameters: dict[str, Tensor] = {}
@@ -80,6 +82,7 @@ class Tower:
         return scale * F.normalize(features.float(), dim=-1) @ text.T
 
 
+@caller_free()
 def adapt(
     tower: Tower, pixels: Tensor, text: Tensor, scale: float, *, steps: int, learning_rate: float, scores: str = "after"
 ) -> tuple[Tensor, int]:
@@ -88,6 +91,7 @@ def adapt(
     scores: "after" the last of the steps, by one more pass; "before" it, of the pass that gave its loss. Without a step both are
     the same. The tower keeps what it has learned; `Tower.reset` undoes it.
     """
+    pixels, text = pixels.detach().clone(), text.detach().clone()
     optimiser = torch.optim.Adam(list(tower.parameters.values()), lr=learning_rate)
     for _ in range(steps):
         logits = tower.logits(pixels, text, scale)
@@ -162,6 +166,7 @@ class Tent:
         """Teacher, prompts, views and optimiser."""
         return settings(self, "tent")
 
+    @caller_free()
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """One class per image; raises ValueError for a tower without normalisation layers."""
         text, scale = classifier(self.teacher, dataset, self.templates), self.teacher.logit_scale

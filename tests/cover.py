@@ -1,4 +1,4 @@
-"""How often the 95 % intervals of `apm.stats` hold the truth: python -m tests.coverage prints the table.
+"""How often the 95 % intervals of `apm.stats` hold the truth: python tests/cover.py prints the table.
 
 Paired differences of accuracies: images gained and lost at rates of 0.5 to 5 %, one row per image, or images under many conditions
 whose rows go the same way with a given correlation. Nominal 95 % is met where coverage is at least 93 % in every setting. The upper
