@@ -335,6 +335,7 @@ def _line(
         if place == 0:
             line[f"{heading} on the same images"] = replace(tables.percent(stats.mean(other, **groups)), brief=True)
             calibration = {f"ECE of {heading}": _calibration(there["confidence"].to_numpy(dtype=float), other)}
+        line[f"difference from {heading}"] = None  # the reference itself
         if name != own["method"].iloc[0]:
             step = stats.paired_difference(right, other, **groups)
             line[f"difference from {heading}"] = tables.percent(step, kind="difference", unit="points")

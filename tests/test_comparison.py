@@ -378,6 +378,10 @@ def test_published_steps_stand_beside_ours() -> None:
     assert (step.value, step.kind) == (pytest.approx(3.5), "published")
     assert both.loc["Mine", "our step"] == compared.loc["Mine", "difference from one prompt"]
     assert both.loc["Mine", "verdict"] == numbers.verdict(both.loc["Mine", "our step"])
+    assert [c for c in compared if c.startswith("difference")] == [
+        "difference from teacher",
+        "difference from one prompt",
+    ]
     assert pd.isna(both.loc["one", "our step"])
     assert pd.isna(both.loc["absent", "ours"])
     assert float(both.loc["absent", "published step"]) == pytest.approx(1.0)
