@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from apm import corruptions, datasets, methods, project, prompts, published, records, stats, tables, teachers
+from apm import corruptions, datasets, methods, numbers, project, prompts, published, records, stats, tables, teachers
 from apm.datasets import Dataset
+from apm.numbers import Number
+from apm.ttt import TTTConfig
 
-NO_WIDTH_NOTE = "Where no image differs an interval has no width; up to about 3/n of all images may still differ."
+NO_WIDTH_NOTE = (
+    "Intervals of differences keep a width where no image differs: up to about 3/n of all images may still do so."
+)
 CHANCE_NOTE = "chance: always answering the most frequent class."
 
 # our name of a set -> its column among open_clip's published zero-shot results
@@ -130,39 +134,100 @@ def chance(dataset: Dataset) -> float:
     return 100.0 * float(np.bincount(dataset.labels).max()) / len(dataset)
 
 
-def overview(sets: Sequence[Dataset], counterparts: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """What the columns of a table are: name, images, classes, chance level, what it stands for, and notes on its origin, in
-    which DATA is the folder that $DATA names.
+def overview(
+    sets: Sequence[Dataset], counterparts: Mapping[str, str] | None = None, taught: Dataset | None = None
+) -> pd.DataFrame:
+    """What the columns of a table are, one row per set: images, classes, chance level, whose images they are, how many of the classes
+    the teacher was taught under these names, what the set stands for, and notes on its origin, in which DATA is the folder that $DATA
+    names.
 
-    counterparts: name of a set -> the published column that it stands for; the others stand for none. Raises ValueError for
-    a counterpart of a set that is not there.
+    counterparts: name of a set -> the published column that it stands for; the others stand for none. taught: the labelled set that
+    the teacher was trained on; None where it is unknown. Raises ValueError for a counterpart of a set that is not there.
     """
     counterparts = dict(counterparts or {})
-    known = [d.name for d in sets]
     for name in counterparts:
-        if name not in known:
+        if name not in (known := [d.name for d in sets]):
             raise project.unknown("dataset with a counterpart", name, known)
     lines = [
         {
             "set": d.name,
             "images": len(d),
             "classes": len(d.classnames),
-            "chance": chance(d),
-            "stands for": counterparts.get(d.name, "none"),
+            "chance": Number(chance(d)),
+            "made from": d.origin or "own images",
+            "classes the teacher was taught": len(set(d.classnames) & set(taught.classnames)) if taught else None,
+            "stands for": counterparts.get(d.name, "none") if counterparts else None,
             "notes": project.portable(d.notes),
         }
         for d in sets
     ]
-    table = pd.DataFrame(lines)
-    return table if counterparts else table.drop(columns="stands for")
+    return pd.DataFrame(lines).set_index("set").dropna(axis="columns")
+
+
+def made_note(sets: Sequence[Dataset]) -> str:
+    """How many of the sets are the images of another one, changed, chosen or renamed; "" for none."""
+    made = [d for d in sets if d.origin]
+    if not made:
+        return ""
+    origins = ", ".join(dict.fromkeys(d.origin for d in made))
+    return f"{len(made)} of the {len(sets)} sets are images of {origins}, changed, chosen or renamed: no independent pictures."
+
+
+def taught_note(taught: Dataset | None) -> str:
+    """What "zero-shot" means of this teacher; "" where nobody knows what it was taught."""
+    if taught is None:
+        return ""
+    return (
+        f'"Zero-shot" means without a step on the test image. This teacher was trained on the labels of {taught.name}, with these '
+        f"{len(taught.classnames)} class names and these prompts: on the same classes it is a supervised network."
+    )
+
+
+def copies_note(sets: Sequence[Dataset]) -> str:
+    """What readers of the original download will see differ, where the images are JPEG copies of it; "" where they are not."""
+    if not any("JPEG copies" in f"{getattr(d, 'remark', '')} {d.notes}" for d in sets):
+        return ""
+    return (
+        "The CIFAR-10 here are JPEG copies: with torchvision's download, which is not compressed, every accuracy of teacher and "
+        "student on clean and changed images will differ."
+    )
+
+
+def zero_shot(records: pd.DataFrame, sets: Sequence[Dataset]) -> pd.DataFrame:
+    """The teacher's accuracy per set or condition beside chance, whether it is above it, and the usual accuracy where it is known.
+
+    records: of one method on these sets, with the teacher's predictions. Usual: data/published/usual_accuracy.csv.
+    """
+    usual = published.wide(published.load("usual_accuracy"))["accuracy"]
+    lines = []
+    for d in sets:
+        own = records[(records["dataset"] == d.name) & (records["severity"] == d.severity)]
+        found = stats.mean_accuracy(own[own["corruption"] == d.corruption], "teacher")
+        if found is None:
+            raise ValueError(f"{d.name}: no predictions of the teacher in these records")
+        lines.append(
+            {
+                "set": tables.condition_label(d.name, d.corruption, d.severity),
+                "zero-shot": tables.percent(found),
+                "chance": Number(chance(d)),
+                "above chance": above_chance(found.low, found.high, chance(d)),
+                "usual accuracy of a supervised network": usual.get(d.name, np.nan) if d.severity == 0 else np.nan,
+            }
+        )
+    return pd.DataFrame(lines).set_index("set").dropna(axis="columns", how="all")
+
+
+def above_chance(low: float, high: float, chance: float) -> str:
+    """Whether an accuracy's interval lies above, around or below a chance level (all in percent)."""
+    return "yes" if low > chance else "no: below chance" if high < chance else "no: as by chance"
 
 
 def notes(table: pd.DataFrame) -> list[str]:
     """The notes of `overview`, one line per set; a sentence that several sets share stands once, at the end.
 
-    table: columns set and notes.
+    table: sets in the index, column notes.
     """
-    sentences = {row.set: _sentences(row.notes) for row in table.itertuples()}
+    sentences = {str(name): _sentences(said) for name, said in table["notes"].items()}
     holders: dict[str, list[str]] = {}
     for name, said in sentences.items():
         for sentence in dict.fromkeys(said):
@@ -185,44 +250,6 @@ def _sentences(text: str) -> list[str]:
     return [part for part in re.split(r"(?<=[.!?])\s+(?=[A-Z])", text.strip()) if part]
 
 
-def conclusion(records: pd.DataFrame, over: str, published: Mapping[str, float] | None = None) -> list[str]:
-    """The answer of a benchmark in sentences: what the student adds to its teacher, with its interval.
-
-    records: of one method with iterations and of the conditions that the answer is over, with equal weights (`by_origin` where sets
-    share images). over: what these are, in words. published: label -> mean step of the published table (percentage points).
-    Raises ValueError for several methods and for records without the teacher's predictions or without iterations.
-    """
-    names = list(dict.fromkeys(records["method"]))
-    if len(names) != 1:
-        raise ValueError(f"expected records of one method, found {', '.join(names) or 'none'}")
-    step = stats.mean_difference(records)
-    final, right = stats.correct(records, "final"), stats.correct(records, "any")
-    if step is None or final is None or right is None:
-        raise ValueError(f"{names[0]}: a conclusion needs the teacher's predictions and those of every iteration")
-    gain = stats.paired_difference(
-        right,
-        final,
-        records["sample"].to_numpy(),
-        conditions=records.groupby(list(tables.CONDITION), sort=False).ngroup().to_numpy(),
-        strata=records["dataset"].to_numpy(),
-    )
-    meaning = (
-        "the student is better than its teacher"
-        if step.low > 0
-        else "the student is worse than its teacher"
-        if step.high < 0
-        else "the student cannot be told from its teacher on these images"
-    )
-    sentences = [
-        f"Over {over} ({step.n:,} distinct images): final - teacher = {tables.percent(step)} points (95 % interval): {meaning}.",
-        f"any - final = {tables.percent(gain)} points: what choosing the iteration by the label would add to the same run.",
-    ]
-    if published:
-        steps = "; ".join(f"{value:+.1f} ({label})" for label, value in published.items())
-        sentences.append(f"Published mean steps, of other images and teachers and without interval: {steps} points.")
-    return sentences
-
-
 def by_origin(records: pd.DataFrame, sets: Sequence[Dataset]) -> pd.DataFrame:
     """The records with a column `set`, and in `dataset` the set that each one's images come from.
 
@@ -238,69 +265,65 @@ def by_origin(records: pd.DataFrame, sets: Sequence[Dataset]) -> pd.DataFrame:
     )
 
 
-def paired(records: pd.DataFrame, method: str, references: Sequence[str], *, by: str = "dataset") -> pd.DataFrame:
+def paired(records: pd.DataFrame, method: str, references: Mapping[str, str], *, by: str = "dataset") -> pd.DataFrame:
     """A method against references, image by image: one row per (set, reference).
 
-    records: rows as `apm.records` gives them, holding the method and every reference on the same images. by: column whose
-    values are the sets. Columns: that column, reference, n, reference accuracy, final accuracy (percent), difference in
-    percentage points with low and high (95 %, bootstrap over images), gained and lost (images that only one of the two has
-    right), p (McNemar exact; empty for several seeds).
+    records: rows as `apm.records` gives them, holding the method and every reference on the same images. references: heading ->
+    method. by: column whose values are the sets. Columns: n, reference accuracy, final, step (final - reference in points, with its
+    interval over images), gained and lost (images that only one of the two has right), p (McNemar exact; empty for several
+    seeds), verdict (of the interval).
 
     Raises ValueError for unknown methods and where the images of method and reference differ.
     """
+    rows = []
+    for value, group in records.groupby(by, sort=False):
+        for heading, reference in references.items():
+            own, right, other = _matched(group, method, reference, str(value))
+            step = tables.percent(
+                stats.paired_difference(right, other, own["sample"].to_numpy()), kind="difference", unit="points"
+            )
+            rows.append(
+                {
+                    "set": value,
+                    "reference": heading,
+                    "n": step.n,
+                    "reference accuracy": Number(100.0 * other.mean(), n=step.n),
+                    "final": Number(100.0 * right.mean(), n=step.n),
+                    "step": step,
+                    "gained": int((right & ~other).sum()),
+                    "lost": int((other & ~right).sum()),
+                    "p": Number(stats.mcnemar(right, other), unit="", kind="p") if step.n == len(own) else None,
+                    "verdict": numbers.verdict(step),
+                }
+            )
+    return pd.DataFrame(rows).set_index(["set", "reference"])
+
+
+def _matched(
+    records: pd.DataFrame, method: str, reference: str, where: str
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """The rows of a method, and which of them it and the reference have right."""
     known = list(dict.fromkeys(records["method"]))
-    for name in (method, *references):
+    for name in (method, reference):
         if name not in known:
             raise project.unknown("method of the records", name, known)
     key = [*tables.CONDITION, "sample", "seed"]
-    rows = []
-    for value, group in records.groupby(by, sort=False):
-        own = group[group["method"] == method].set_index(key)
-        for reference in references:
-            other = group[group["method"] == reference].set_index(key)
-            if len(own) != len(other) or not own.index.sort_values().equals(other.index.sort_values()):
-                raise ValueError(
-                    f"{by} {value}: {method} ran on {len(own)} images and {reference} on {len(other)}, not on the same ones: "
-                    "run both on the same sets and seeds"
-                )
-            right, theirs = stats.correct(own, "final"), stats.correct(other.loc[own.index], "final")
-            assert right is not None
-            assert theirs is not None
-            samples = own.index.get_level_values("sample").to_numpy()
-            difference = stats.paired_difference(right, theirs, samples)
-            rows.append(
-                {
-                    by: value,
-                    "reference": reference,
-                    "n": len(np.unique(samples)),
-                    "reference accuracy": 100.0 * theirs.mean(),
-                    "final": 100.0 * right.mean(),
-                    "difference": difference.value,
-                    "low": difference.low,
-                    "high": difference.high,
-                    "gained": int((right & ~theirs).sum()),
-                    "lost": int((theirs & ~right).sum()),
-                    "p": stats.mcnemar(right, theirs) if len(np.unique(samples)) == len(samples) else np.nan,
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def compact(table: pd.DataFrame) -> pd.DataFrame:
-    """`paired` for reading: the difference with its interval in one cell."""
-    cells = zip(table["difference"], table["low"], table["high"], strict=True)
-    shown = table.drop(columns=["difference", "low", "high", "p"])
-    shown.insert(5, "final - reference", [tables.percent(cell) for cell in cells])
-    return shown.assign(**{tables.HEADERS["p"]: [tables.p_value(p) for p in table["p"]]})
+    own, other = (records[records["method"] == name].sort_values(key) for name in (method, reference))
+    if not own[key].reset_index(drop=True).equals(other[key].reset_index(drop=True)):
+        raise ValueError(
+            f"{where}: {method} ran on {len(own)} images and {reference} on {len(other)}, not on the same ones: "
+            "run both on the same sets and seeds"
+        )
+    return own, *((part["prediction"] == part["label"]).to_numpy() for part in (own, other))
 
 
 def published_steps(
     published: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], columns: Sequence[str]
 ) -> pd.DataFrame:
-    """Steps between rows of a published table: columns set, pair, reference accuracy, final, difference.
+    """Steps between rows of a published table, as `paired` has them: index (set, reference), reference accuracy, final, step.
 
     published: from `apm.published.wide`. pairs: label -> (row of the student, row of the reference). columns: the sets. No
-    interval: the paper gives none. Raises ValueError for unknown rows or columns.
+    interval: the paper gives none. Cells that either row lacks give no step. Raises ValueError for unknown rows or columns.
     """
     for what, wanted, known in (
         ("published row", [row for pair in pairs.values() for row in pair], list(published.index)),
@@ -309,50 +332,68 @@ def published_steps(
         for name in wanted:
             if name not in known:
                 raise project.unknown(what, name, known)
-    rows = [
-        {
-            "set": column,
-            "pair": label,
-            "reference accuracy": published.loc[reference, column],
-            "final": published.loc[student, column],
-            "difference": published.loc[student, column] - published.loc[reference, column],
-        }
+    parts = {
+        label: pd.DataFrame({"reference accuracy": published.loc[reference], "final": published.loc[student]})
         for label, (student, reference) in pairs.items()
-        for column in columns
-    ]
-    return pd.DataFrame(rows)
+    }
+    found = pd.concat(
+        {label: part.loc[list(columns)].dropna() for label, part in parts.items()}, names=["reference", "set"]
+    )
+    # 96.1 - 96.1 of two printed numbers is nothing
+    found["step"] = (found["final"] - found["reference accuracy"]).round(9)
+    return found.map(lambda value: Number(value, kind="published")).swaplevel()
 
 
-def signs(steps: pd.DataFrame, source: str, *, by: str = "pair") -> pd.DataFrame:
-    """Per pair of methods: sets, mean reference, mean student, mean step, and in how many sets the student is higher, equal, lower.
+def steps(sets: pd.DataFrame, source: str, means: Mapping[str, Number] | None = None) -> pd.DataFrame:
+    """The answer of a benchmark: per reference the mean step over the sets, each with the same weight, and its verdict.
 
-    steps: rows of `published_steps` or `paired` (with by="reference"). Means give each set the same weight.
+    sets: from `paired` or `published_steps`. means: reference -> mean step with its interval (`mean_step`), where there is one.
+    Index (source, reference); columns: sets, mean reference accuracy and final, step, in how many sets it is higher, equal, lower,
+    gained and lost images, verdict.
     """
-    rows = []
-    for label, part in steps.groupby(by, sort=False):
-        difference = part["difference"].round(9)  # 96.1 - 96.1 of two printed numbers is nothing
-        rows.append(
-            {
-                "source": source,
-                "final against": label,
-                "sets": len(part),
-                "reference accuracy": part["reference accuracy"].mean(),
-                "final": part["final"].mean(),
-                "final - reference": part["difference"].mean(),
-                "smallest": part["difference"].min(),
-                "largest": part["difference"].max(),
-                "higher in": int((difference > 0).sum()),
-                "equal in": int((difference == 0).sum()),
-                "lower in": int((difference < 0).sum()),
-            }
-        )
-    return pd.DataFrame(rows)
+    lines = {}
+    for heading, part in sets.groupby(level="reference", sort=False):
+        values = part["step"].map(float).round(9)
+        mean = (means or {}).get(str(heading))
+        lines[source, heading] = {
+            "sets": len(part),
+            **{
+                name: Number(
+                    part[name].map(float).mean(), kind=part["step"].iloc[0].kind.replace("difference", "accuracy")
+                )
+                for name in ("reference accuracy", "final")
+            },
+            "step": mean or Number(values.mean(), unit="points", kind=part["step"].iloc[0].kind),
+            **{
+                name: int(hit.sum())
+                for name, hit in (("higher in", values > 0), ("equal in", values == 0), ("lower in", values < 0))
+            },
+            **(
+                {name: Number(part[name].sum(), unit="", kind="count") for name in ("gained", "lost")}
+                if "gained" in part
+                else {}
+            ),
+            "verdict": numbers.verdict(mean) if mean else "",
+        }
+    found = pd.DataFrame.from_dict(lines, orient="index")
+    return found.set_axis(pd.MultiIndex.from_tuples(lines, names=["source", "reference"]), axis="index")
+
+
+def mean_step(records: pd.DataFrame, method: str, reference: str, *, by: str = "set") -> Number:
+    """Mean over the sets of a method's accuracy minus a reference's, in points, with its interval over images.
+
+    records: as `by_origin` gives them, so that the copies of an image count as that one. Raises ValueError as `paired` does.
+    """
+    own, right, other = _matched(records, method, reference, "all sets")
+    groups = {"conditions": own[by].to_numpy(), "strata": own["dataset"].to_numpy(), "seeds": own["seed"].to_numpy()}
+    found = stats.paired_difference(right, other, own["sample"].to_numpy(), **groups)
+    return tables.percent(found, kind="difference", unit="points")
 
 
 def beside(
     published: pd.DataFrame, ours: pd.DataFrame, counterparts: Mapping[str, str], *, means: Mapping[str, Sequence[str]]
 ) -> pd.DataFrame:
-    """A published table with our rows under it, each of our sets in the column that it stands for; cells as text.
+    """A published table with our rows under it, each of our sets in the column that it stands for.
 
     published: from `apm.published.wide`, columns chosen. ours: rows by name, columns our sets, in percent. counterparts:
     our set -> published column. means: published column of an average -> the published columns that it is over; ours is over
@@ -365,17 +406,84 @@ def beside(
             raise project.unknown("published column", column, [str(c) for c in published.columns])
     if len(set(counterparts.values())) < len(counterparts):
         raise ValueError(f"two sets stand for the same published column: {dict(counterparts)}")
-    mine = ours[list(counterparts)].rename(columns=dict(counterparts))
-    filled = mine.reindex(columns=published.columns).astype(object)
+    mine = ours[list(counterparts)].rename(columns=dict(counterparts)).astype(float)
     for heading, members in means.items():
-        filled[heading] = mine[[column for column in members if column in mine]].mean(axis=1)
+        mine[heading] = mine[[column for column in members if column in mine]].mean(axis=1)
     names = pd.DataFrame({column: [name] for name, column in counterparts.items()}, index=["set"])
-    text = filled.map(lambda value: tables.percent(float(value)))
-    both = {
-        "published": published.map(lambda value: tables.percent(float(value))),
-        "ours": pd.concat([names.astype(object).reindex(columns=published.columns, fill_value=""), text]),
+    cells = {
+        "published": published.map(lambda value: Number(value, kind="published")),
+        "ours": pd.concat([names, mine.map(Number)]).reindex(columns=published.columns),
     }
-    return pd.concat(both, names=["source", "row"])
+    return pd.concat(cells, names=["source", "row"])
+
+
+# ----------------------------------------------------------------------------------------------------- the student's setting
+
+PUBLISHED_K, PUBLISHED_RATE = 20, 1e-4  # section 3.6; the released code
+AT_PUBLISHED = "APM, published rate and K"  # row of a student trained so
+
+
+def at_published(config: TTTConfig) -> TTTConfig:
+    """The same student, trained with the published rate and number of iterations."""
+    return replace(config, iterations=PUBLISHED_K, learning_rate=PUBLISHED_RATE)
+
+
+def setting_note(config: TTTConfig, selection: Mapping[str, Any] | None) -> str:
+    """The rate and K of the student and where they came from: belongs under every table that compares.
+
+    selection: `{set, samples, ...}`, the images that they were chosen on; None: nothing was chosen.
+    """
+    used = f"APM's setting: rate {config.learning_rate:g}, K = {config.iterations}"
+    if config == at_published(config):
+        origin = "as published"
+    elif selection:
+        origin = (
+            f"chosen on {selection['samples']} images of {selection['set']}, which no table scores, by loss and without labels (table "
+            f"01_setting); published are {PUBLISHED_RATE:g} and {PUBLISHED_K}"
+        )
+    else:
+        origin = f"the profile's; published are {PUBLISHED_RATE:g} and {PUBLISHED_K}"
+    return f"{used}, {origin}. The other methods keep the constants of their papers."
+
+
+def settings_grid(
+    teacher: teachers.Teacher,
+    data: Dataset,
+    config: TTTConfig,
+    rates: Sequence[float],
+    iterations: Sequence[int],
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How rate and K were chosen: what a student reaches with each on images that no table scores. Labels are not read.
+
+    Index (rate, K); columns: mean loss, how often it fell, agreement with the teacher's class, whether the loss is the lowest of the
+    rates at this K, and whether tables have this setting. Raises ValueError where the grid lacks the setting of `config`.
+    """
+    if config.learning_rate not in rates or config.iterations not in iterations:
+        raise ValueError(
+            f"the setting in use, rate {config.learning_rate:g} and K = {config.iterations}, is not among the rates {list(rates)} and "
+            f"iterations {list(iterations)} of selection: add it"
+        )
+    positions = np.arange(len(data))
+    said = methods.ZeroShot(teacher).predict(data, positions, seed).prediction
+    lines = {}
+    for rate in rates:
+        run = replace(config, learning_rate=rate, iterations=max(iterations))
+        result = methods.adapt_dataset(teacher, data, positions, run, seed=seed)
+        classes, losses = result.predictions().cpu().numpy(), result.losses.mean(dim=0).cpu().numpy()
+        for k in iterations:
+            lines[rate, k] = {
+                "mean loss": Number(float(losses[k]), n=len(data), unit="", kind="loss"),
+                "loss fell to one in": Number(float(losses[0] / losses[k]), n=len(data), unit="", kind="measure"),
+                "agreement with the teacher": tables.percent(stats.accuracy(classes[:, k] == said)),
+            }
+    found = pd.DataFrame.from_dict(lines, orient="index")
+    found.index = pd.MultiIndex.from_tuples(lines, names=["rate", "K"])
+    losses = found["mean loss"].map(float)
+    lowest = losses == losses.groupby(level="K").transform("min")
+    used = [setting == (config.learning_rate, config.iterations) for setting in found.index]
+    return found.assign(**{"lowest at this K": np.where(lowest, "yes", ""), "in use": np.where(used, "yes", "")})
 
 
 # ------------------------------------------------------------------------------------------------- teachers and prompts
@@ -464,7 +572,7 @@ def against_open_clip(
 ) -> pd.DataFrame:
     """Measured zero-shot accuracy beside the one that open_clip publishes for the same weights: a check of loading, prompts and data.
 
-    rows: (teacher's open_clip name, tag) -> records. Columns: teacher, set, n, measured (percent), mean per class (which
+    rows: (teacher's open_clip name, tag) -> records. Index (teacher, set); columns: measured (percent), mean per class (which
     open_clip's list has for some small sets), open_clip, difference (measured - open_clip). Sets and weights that the list
     does not have give no row.
     """
@@ -480,16 +588,19 @@ def against_open_clip(
             column = OPEN_CLIP_COLUMNS.get(str(key))
             if column is None or column not in theirs.columns or np.isnan(theirs.loc[row, column]):
                 continue
-            right = (part["prediction"] == part["label"]).astype(float)
+            right = (part["prediction"] == part["label"]).to_numpy()
+            measured = tables.percent(stats.accuracy(right, minimum=1))
+            per_class = pd.Series(right).groupby(part["label"].to_numpy()).mean().mean()
             lines.append(
                 {
                     "teacher": row,
                     "set": str(key),
-                    "n": len(part),
-                    "measured": 100.0 * right.mean(),
-                    "mean per class": 100.0 * right.groupby(part["label"].to_numpy()).mean().mean(),
-                    "open_clip": theirs.loc[row, column],
-                    "difference": 100.0 * right.mean() - theirs.loc[row, column],
+                    "measured": measured,
+                    "mean per class": Number(100.0 * per_class, n=measured.n),
+                    "open_clip": Number(theirs.loc[row, column], kind="published"),
+                    "difference": Number(
+                        measured.value - theirs.loc[row, column], n=measured.n, unit="points", kind="difference"
+                    ),
                 }
             )
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines).set_index(["teacher", "set"]) if lines else pd.DataFrame()

@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from apm import baselines, project, records, stats, tables
+from apm import baselines, benchmark, methods, numbers, project, records, stats, tables
+from apm.benchmark import AT_PUBLISHED
 from apm.datasets import Dataset, UnreadableImage
+from apm.numbers import Number
 from apm.teachers import Teacher
 from apm.ttt import TTTConfig
 
@@ -34,15 +36,26 @@ if TYPE_CHECKING:
 ONE_PROMPT = "one prompt"  # heading of that reference
 TARGET = "target, no student"  # what the distilled feature alone predicts: row of methods that say it
 ITS_TARGET = "its target"  # heading of the difference from that row
-FIXED = ("zero-shot, one prompt", "zero-shot", "APM")  # rows that notebooks have besides those of `baselines`
+FIXED = (
+    "zero-shot, one prompt",
+    "zero-shot",
+    "APM",
+    AT_PUBLISHED,
+)  # rows that notebooks have besides those of `baselines`
 CALIBRATION_NOTE = (
     f"ECE: expected calibration error over all images of the row, {stats.CALIBRATION_BINS} bins. Small samples bias it upwards and "
     "rows differ in n, so compare each with the teacher's ECE on the same images."
 )
+STATES = ("episodic", "trained once", "online")
 COST_NOTE = (
-    "Teacher passes: forward passes of the image tower per image. Episodic: nothing is kept from one image to the next; online: it "
-    "is, so the order of the images matters. The orders are random permutations of the images, each drawn from a seed; the accuracy "
-    "of such a row is the mean over the orders, its span from the lowest to the highest of them."
+    "Per image: passes of the image tower; prompts that the text tower reads (those of a fixed classifier are read once for all "
+    "images); updates of a student. Episodic: nothing is kept from one image to the next. Online: it is, so other test images help, and "
+    "their order matters: compare online rows with each other. The orders are random, each drawn from a seed; the accuracy of such a "
+    "row is the mean over the orders, beside it the lowest and the highest."
+)
+LEARNED_NOTE = (
+    "Trained once: on labelled images of another split, with one training seed. Their intervals are over images and know nothing of "
+    "how another training would come out."
 )
 TARGET_NOTE = (
     f"{TARGET[0].upper()}{TARGET[1:]}: the class nearest to the distilled feature itself; the difference of a student from it is what "
@@ -64,6 +77,19 @@ class Entry:
     name: str
     runs: tuple[tuple[Any, int | None], ...]  # (method, seed of the order; None where there is none)
     samples: int | None  # images per set; None: all that the other rows see
+
+
+def at_published(teacher: Teacher, config: TTTConfig, samples: int | str = "all") -> list[Entry]:
+    """The row of a student trained with the published rate and K; none where that is the setting already. samples: as of a line.
+
+    Raises ValueError for samples that a line may not have.
+    """
+    published = benchmark.at_published(config)
+    if config == published:
+        return []
+    _check_samples(samples)
+    method = methods.APM(teacher, published, name=AT_PUBLISHED)
+    return [Entry(method.name, ((method, None),), None if samples == "all" else int(samples))]
 
 
 def parse(lines: Sequence[Mapping[str, Any]], teacher: Teacher, config: TTTConfig) -> list[Entry]:
@@ -98,11 +124,7 @@ def parse(lines: Sequence[Mapping[str, Any]], teacher: Teacher, config: TTTConfi
 
 def _entry(line: Mapping[str, Any], options: dict[str, Any], teacher: Teacher, config: TTTConfig) -> Entry:
     samples = line.get("samples", "all")
-    if samples != "all" and not (_whole(samples) and samples >= stats.MINIMUM_SAMPLES):
-        raise ValueError(
-            f'samples must be "all" or a whole number of at least {stats.MINIMUM_SAMPLES} images (for an interval), '
-            f"found {samples!r}"
-        )
+    _check_samples(samples)
     if "name" in line:
         options["name"] = line["name"]
     if _takes(line["method"], "config"):
@@ -124,6 +146,14 @@ def _entry(line: Mapping[str, Any], options: dict[str, Any], teacher: Teacher, c
     return Entry(first.name, runs, None if samples == "all" else int(samples))
 
 
+def _check_samples(samples: Any) -> None:
+    if samples != "all" and not (_whole(samples) and samples >= stats.MINIMUM_SAMPLES):
+        raise ValueError(
+            f'samples must be "all" or a whole number of at least {stats.MINIMUM_SAMPLES} images (for an interval), '
+            f"found {samples!r}"
+        )
+
+
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -141,7 +171,7 @@ def run(
     seed: int = 0,
     on_error: str = "record",
 ) -> pd.DataFrame:
-    """The records of every entry on every set, with a column `state` ("episodic" or "online").
+    """The records of every entry on every set, with a column `state`, one of STATES.
 
     on_error: as of `apm.records.run`; "record": an image on which a method fails is a failed row of that method. A method that
     says what its target alone predicts gets a second row for that, "NAME: target, no student". Returns an empty frame for no
@@ -159,8 +189,7 @@ def run(
                 made = records.run_all(
                     [method], [chosen], folder=folder, seed=seed if order is None else order, on_error=on_error
                 )
-                state = "online" if getattr(method, "online", False) else "episodic"
-                found.setdefault((entry.name, place), []).append(made.assign(state=state))
+                found.setdefault((entry.name, place), []).append(made.assign(state=_state(method, chosen)))
     frames = []
     for entry in entries:
         own = pd.concat(
@@ -172,6 +201,14 @@ def run(
     if not frames:
         return pd.DataFrame(columns=[*records.SCHEMA.names, "state"])
     return pd.concat(frames, ignore_index=True)
+
+
+def _state(method: Any, dataset: Dataset) -> str:
+    """What a method knows besides the image: nothing, labelled images of a training split, or earlier test images."""
+    if getattr(method, "online", False):
+        return "online"
+    reads = getattr(method, "data_identity", lambda _: None)
+    return "trained once" if reads(dataset) else "episodic"
 
 
 def _target_row(name: str) -> str:
@@ -196,6 +233,8 @@ def notes(rows: pd.DataFrame) -> list[str]:
         found.append(TARGET_NOTE)
     if "batch_statistics" in rows and (rows["batch_statistics"] > 0).any():
         found.append(STATISTICS_NOTE)
+    if "state" in rows and (rows["state"] == "trained once").any():
+        found.append(LEARNED_NOTE)
     return found
 
 
@@ -228,36 +267,30 @@ def table(
     by: str = "set",
     pass_milliseconds: float | None = None,
 ) -> pd.DataFrame:
-    """One row per method: means over the sets, with 95 % bootstrap intervals over images.
+    """One row per method, episodic ones first and online ones last: means over the sets, with 95 % intervals over images.
 
     rows: records of all methods, with `set` and origin as `apm.benchmark.by_origin` gives them, or another column `by` of what is
     averaged over, with the same weight each. references: heading -> method that each one is compared with, on the images that it
     saw itself. pass_milliseconds: added where a method read stored features of the teacher.
 
-    Columns: method, state, n (rows of one order), sets, failed, orders; accuracy, low, high (percent); lowest and highest over
-    orders; for each heading its accuracy there, difference, and the difference's low and high (percentage points), and its
-    ECE there; the same difference from "its target" where the records have that row; ECE (percent); passes; milliseconds per
-    image. Raises ValueError for unknown references and for one that lacks an image.
+    Index: method. Columns: state, n (images of one order), failed, accuracy (percent), "HEADING on the same images" for the first
+    reference, "difference from HEADING" for each, and from "its target" where the records have that row (points), lowest and highest
+    order, ECE, that of the first reference there, image passes, prompts read, student updates and ms (median) per image. Columns
+    that are empty throughout are left out. Raises ValueError for unknown references and for one that lacks an image.
     """
     known = list(dict.fromkeys(rows["method"]))
     for name in references.values():
         if name not in known:
             raise project.unknown("method of the records", name, known)
-    key = [by, *tables.CONDITION, "sample"]
-    theirs = {heading: _judged(rows[rows["method"] == name], key) for heading, name in references.items()}
-    lines = [_line(name, rows[rows["method"] == name], theirs, key, by, pass_milliseconds) for name in known]
-    found = pd.DataFrame(lines)
-    targets = [f"- {ITS_TARGET}{end}" for end in ("", " low", " high")]
-    for place, name in enumerate(known):
-        if _target_row(str(name)) in known:
-            own, target = (_judged(rows[rows["method"] == m], [*key, "seed"]) for m in (name, _target_row(str(name))))
-            difference = stats.paired_difference(
-                own["right"].to_numpy(),
-                target["right"].reindex(own.index).to_numpy(dtype=bool),
-                **_groups(rows[rows["method"] == name], by),
-            )
-            found.loc[place, targets] = [difference.value, difference.low, difference.high]
-    return found
+    targets = {name: _target_row(str(name)) for name in known if _target_row(str(name)) in known}
+    lines = {}
+    for name in known:
+        asked = dict(references) | ({ITS_TARGET: targets[name]} if name in targets else {})
+        lines[name] = _line(rows[rows["method"] == name], rows, asked, by, pass_milliseconds)
+    found = pd.DataFrame.from_dict(lines, orient="index").rename_axis("method")
+    order = found["state"].map(STATES.index)
+    found = found.loc[order.sort_values(kind="stable").index].dropna(axis="columns", how="all")
+    return found if found["failed"].any() else found.drop(columns="failed")
 
 
 def _judged(own: pd.DataFrame, key: list[str]) -> pd.DataFrame:
@@ -275,102 +308,68 @@ def _groups(own: pd.DataFrame, by: str) -> dict[str, Any]:
     }
 
 
-def _calibration(confidence: np.ndarray, right: np.ndarray) -> float:
-    """ECE in percent over the rows that have a confidence; NaN where none has."""
-    sure = ~np.isnan(confidence)
-    return stats.calibration_error(confidence[sure].clip(0, 1), right[sure]) if sure.any() else np.nan
-
-
 def _line(
-    name: str, own: pd.DataFrame, theirs: Mapping[str, pd.DataFrame], key: list[str], by: str, encode: float | None
+    own: pd.DataFrame, rows: pd.DataFrame, references: Mapping[str, str], by: str, encode: float | None
 ) -> dict[str, Any]:
+    key = [by, *tables.CONDITION, "sample"]
     right = (own["prediction"] == own["label"]).to_numpy()
-    groups = _groups(own, by)
-    accuracy = stats.bootstrap_mean(right, **groups)
-    over = [100.0 * part.groupby(by)["right"].mean().mean() for _, part in own.assign(right=right).groupby("seed")]
+    columns = {"samples": "sample", "conditions": by, "strata": "dataset", "seeds": "seed"}
+    groups = {name: own[column].to_numpy() for name, column in columns.items()}
     state = own["state"].dropna().unique() if "state" in own else []
+    orders = [100.0 * part.groupby(by)["right"].mean().mean() for _, part in own.assign(right=right).groupby("seed")]
     line: dict[str, Any] = {
-        "method": name,
         "state": state[0] if len(state) else "episodic",
         "n": len(own) // own["seed"].nunique(),
-        "sets": own[by].nunique(),
         "failed": int((own["prediction"] < 0).sum()),
-        "orders": len(over),
-        "accuracy": accuracy.value,
-        "low": accuracy.low,
-        "high": accuracy.high,
-        "lowest": min(over),
-        "highest": max(over),
+        "accuracy": tables.percent(stats.mean(right, **groups)),
     }
-    index = pd.MultiIndex.from_frame(own[key])
-    for heading, reference in theirs.items():
-        there = reference.reindex(index)
-        lacking = int(there["right"].isna().sum())
-        if lacking:
-            raise ValueError(f"{name} saw {lacking} images that {heading} did not: run both on the same sets")
+    for place, (heading, name) in enumerate(references.items()):
+        # the row of what a student's target says has the same orders, every other reference one
+        paired = [*key, "seed"] if heading == ITS_TARGET else key
+        there = _judged(rows[rows["method"] == name], paired).reindex(pd.MultiIndex.from_frame(own[paired]))
+        if lacking := int(there["right"].isna().sum()):
+            raise ValueError(
+                f"{own['method'].iloc[0]} saw {lacking} images that {heading} did not: run both on the same sets"
+            )
         other = there["right"].to_numpy(dtype=bool)
-        difference = stats.paired_difference(right, other, **groups)
-        line[f"{heading} there"] = stats.bootstrap_mean(other, **groups).value
-        line[f"- {heading}"] = difference.value
-        line[f"- {heading} low"], line[f"- {heading} high"] = difference.low, difference.high
-        line[f"ECE of {heading}"] = _calibration(there["confidence"].to_numpy(dtype=float), other)
+        if place == 0:
+            line[f"{heading} on the same images"] = replace(tables.percent(stats.mean(other, **groups)), brief=True)
+            calibration = {f"ECE of {heading}": _calibration(there["confidence"].to_numpy(dtype=float), other)}
+        line[f"difference from {heading}"] = None  # the reference itself
+        if name != own["method"].iloc[0]:
+            step = stats.paired_difference(right, other, **groups)
+            line[f"difference from {heading}"] = tables.percent(step, kind="difference", unit="points")
+    line.setdefault(f"difference from {ITS_TARGET}", None)
+    ends = (min(orders), max(orders)) if len(orders) > 1 else (np.nan, np.nan)
+    line |= {f"{end} order": Number(value) for end, value in zip(("lowest", "highest"), ends, strict=True)}
     line["ECE"] = _calibration(_judged(own, key)["confidence"].to_numpy(), right)
-    line["passes"] = float(own["teacher_passes"].mean()) if "teacher_passes" in own else np.nan
+    line |= calibration
+    for heading, column in (("image passes", "teacher_passes"), ("prompts read", "prompts_read")):
+        line[heading] = Number(float(own[column].mean()) if column in own else np.nan, unit="", kind="count")
+    updates = own["path"].dropna().map(len).mean() - 1 if own["path"].notna().any() else np.nan
+    line["student updates"] = Number(float(updates), unit="", kind="count")
     spent = own["milliseconds"].astype(float)
     stored = own["saved_milliseconds"].astype(float) if "saved_milliseconds" in own else pd.Series(np.nan, own.index)
     # median: other work on the machine makes some images far slower
-    line["milliseconds"] = float((spent + stored.fillna(encode if encode is not None else 0.0)).median())
-    return line
+    spent += stored.fillna(encode if encode is not None else 0.0)
+    line["ms per image"] = Number(float(spent.median()), unit="ms", kind="cost")
+    return {name: None if numbers.is_empty(cell) else cell for name, cell in line.items()}
 
 
-def compact(compared: pd.DataFrame, *, milliseconds: bool = False) -> pd.DataFrame:
-    """`table` for reading: numbers with their intervals in one cell, without the differences from the single prompt, which
-    `beside_published` shows. milliseconds: a column that no two runs agree on."""
-    headings = [c.removesuffix(" there") for c in compared if c.endswith(" there")]
-    shown = compared[["method", "state", "n"]].copy()
-    if compared["failed"].any():
-        shown["failed"] = compared["failed"]
-    shown["accuracy"] = [
-        tables.percent(cell) for cell in zip(*(compared[c] for c in ("accuracy", "low", "high")), strict=True)
-    ]
-    shown[f"{headings[0]} on the same images"] = compared[f"{headings[0]} there"]
-    differences = [heading for heading in headings if heading != ONE_PROMPT]
-    if f"- {ITS_TARGET}" in compared:
-        differences.append(ITS_TARGET)
-    for heading in differences:
-        columns = (f"- {heading}", f"- {heading} low", f"- {heading} high")
-        shown[f"difference from {heading}"] = [
-            "" if np.isnan(cell[0]) else tables.percent(cell)
-            for cell in zip(*(compared[c] for c in columns), strict=True)
-        ]
-    if (compared["orders"] > 1).any():
-        spans = zip(compared["lowest"], compared["highest"], compared["orders"], strict=True)
-        shown["over orders"] = [f"{low:.1f} to {high:.1f} ({n})" if n > 1 else "" for low, high, n in spans]
-    shown["ECE"] = [tables.percent(float(value)) for value in compared["ECE"]]
-    shown[f"ECE of {headings[0]} on the same images"] = [
-        tables.percent(float(value)) for value in compared[f"ECE of {headings[0]}"]
-    ]
-    shown["teacher passes"] = [f"{value:g}" if np.isfinite(value) else "" for value in compared["passes"]]
-    if milliseconds:
-        shown["ms per image"] = compared["milliseconds"]
-    return shown
-
-
-def split(shown: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A `compact` table in two that fit a page: accuracies and differences; calibration and cost."""
-    cut = list(shown).index("ECE")
-    return shown.iloc[:, :cut], pd.concat([shown[["method", "state", "n"]], shown.iloc[:, cut:]], axis=1)
+def _calibration(confidence: np.ndarray, right: np.ndarray) -> Number:
+    """ECE in percent over the rows that have a confidence; empty where none has."""
+    sure = ~np.isnan(confidence)
+    value = stats.calibration_error(confidence[sure].clip(0, 1), right[sure]) if sure.any() else np.nan
+    return Number(value, n=int(sure.sum()), kind="measure")
 
 
 def by_set(rows: pd.DataFrame, order: Sequence[str], *, by: str = "set") -> pd.DataFrame:
-    """Accuracy in percent per method (down) and set (across); the number of images per set stands in the last column."""
+    """Accuracy in percent per method (down) and set (across), each number with its images."""
     right = rows.assign(right=100.0 * (rows["prediction"] == rows["label"]))
-    wide = right.groupby(["method", by], sort=False)["right"].mean().unstack(by)  # noqa: PD010
-    methods = list(dict.fromkeys(rows["method"]))
-    counts = rows.groupby("method", sort=False).apply(
-        lambda r: r.groupby(by)["sample"].nunique().max(), include_groups=False
+    cells = right.groupby(["method", by], sort=False).apply(
+        lambda part: Number(part["right"].mean(), n=part["sample"].nunique()), include_groups=False
     )
-    return wide.loc[methods, list(order)].assign(**{"n per set": counts.loc[methods]})
+    return cells.unstack(by).loc[list(dict.fromkeys(rows["method"])), list(order)].rename_axis(columns=None)  # noqa: PD010
 
 
 def beside_published(
@@ -379,115 +378,107 @@ def beside_published(
     """Steps from the single prompt, ours beside the published ones.
 
     compared: from `table` with a reference headed "one prompt". published: from `apm.published.wide`. rows: our method -> published
-    row, the single prompt first; those that this profile does not run have empty cells. column: the published average. Columns:
-    method, published row, published, published step, n, ours, the single prompt's accuracy on the same images, our step, and the
-    step's low and high. Raises ValueError for unknown published rows and columns.
+    row, the single prompt first; those that this profile does not run have empty cells. column: the published average. Index: method;
+    columns: published row, published, published step, our accuracy, our step, verdict. Raises ValueError for unknown published
+    rows and columns.
     """
     for what, wanted, known in (("row", rows.values(), published.index), ("column", [column], published.columns)):
         for name in wanted:
             if name not in known:
                 raise project.unknown(f"published {what}", name, [str(k) for k in known])
-    ours = compared.set_index("method")
-    base = next(iter(rows.values()))
-    lines = []
+    base = next(iter(rows))
+    lines = {}
     for name, row in rows.items():
-        own = ours.loc[name] if name in ours.index else None
-        lines.append(
-            {
-                "method": name,
-                "published row": row,
-                "published": published.loc[row, column],
-                "published step": np.nan if row == base else published.loc[row, column] - published.loc[base, column],
-                "n": None if own is None else int(own["n"]),
-                "ours": np.nan if own is None else own["accuracy"],
-                f"{ONE_PROMPT} on the same images": np.nan if own is None else own[f"{ONE_PROMPT} there"],
-                "our step": np.nan if own is None or row == base else own[f"- {ONE_PROMPT}"],
-                "low": np.nan if own is None or row == base else own[f"- {ONE_PROMPT} low"],
-                "high": np.nan if own is None or row == base else own[f"- {ONE_PROMPT} high"],
-            }
-        )
-    return pd.DataFrame(lines).astype({"n": "Int64"})
+        value = float(published.loc[row, column])
+        lines[name] = {"published row": row, "published": Number(value, kind="published")}
+        if name in compared.index:
+            lines[name]["ours"] = compared.loc[name, "accuracy"]
+        if name != base:
+            lines[name]["published step"] = Number(
+                value - published.loc[rows[base], column], unit="points", kind="published"
+            )
+        if name != base and name in compared.index:
+            step = compared.loc[name, f"difference from {ONE_PROMPT}"]
+            lines[name] |= {"our step": step, "verdict": numbers.verdict(step)}
+    columns = ["published row", "published", "published step", "ours", "our step", "verdict"]
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("method").reindex(columns=columns)
 
 
-def compact_steps(both: pd.DataFrame) -> pd.DataFrame:
-    """`beside_published` for reading, as text: our step with its interval in one cell; empty where there is nothing."""
-    cells = zip(both["our step"], both["low"], both["high"], strict=True)
-    shown = both.drop(columns=["low", "high"]).assign(**{"our step": [tables.percent(cell) for cell in cells]})
-    shown["n"] = ["" if pd.isna(n) else str(n) for n in both["n"]]
-    for column in ("published", "published step", "ours", f"{ONE_PROMPT} on the same images"):
-        shown[column] = [tables.percent(float(value)) for value in both[column]]
-    return shown
+def cost_figure(compared: pd.DataFrame, sets: str) -> tuple[Figure, str]:
+    """What every method gains over the first reference, beside what it costs per image: passes of the teacher and milliseconds.
 
-
-def cost_figure(compared: pd.DataFrame) -> tuple[Figure, str]:
-    """What every method gains over the teacher, beside what it costs per image: teacher passes and milliseconds.
-
-    One line per method, in the order of the table, so that equal costs and distant values hide nobody. Raises ValueError for a
-    table of one method or none.
+    compared: from `table`. sets: what the means are over, in words. One line per method, so that equal costs and distant values hide
+    nobody. Raises ValueError for a table of one method or none.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     from apm import figures
 
     figures.style()
-    heading = next(c.removesuffix(" there") for c in compared if c.endswith(" there"))
     if len(compared) < 2:
         raise ValueError("expected at least two methods to compare: add lines to baselines")
-    figure, (gain, passes, time_) = plt.subplots(
-        1,
-        3,
-        figsize=(figures.WIDTH, 1.2 + 0.3 * len(compared)),
-        sharey=True,
-        width_ratios=(2.2, 1, 1),
-        layout="constrained",
-    )
+    column = next(c for c in compared if c.startswith("difference from "))
+    heading = column.removeprefix("difference from ")
+    size = (figures.WIDTH, 1.4 + 0.3 * len(compared))
+    figure, axes = plt.subplots(1, 3, figsize=size, sharey=True, width_ratios=(2.2, 1, 1), layout="constrained")
+    gain, costs = axes[0], axes[1:]
     labelled: set[str] = set()
-    for place, (_, line) in enumerate(compared.iterrows()):
-        kind = _kind(str(line["method"]), str(line["state"]))
+    for place, (name, line) in enumerate(compared.iterrows()):
+        kind = _kind(str(name), str(line["state"]))
         colour, marker = _LOOKS[kind]
         look = {"color": colour, "marker": marker, "markersize": 7, "linestyle": "none"}
-        value, low, high = (float(line[f"- {heading}{end}"]) for end in ("", " low", " high"))
-        label = None if kind in labelled else kind
-        gain.errorbar(value, place, xerr=[[value - low], [high - value]], capsize=2.5, label=label, **look)
+        step = Number(0.0) if numbers.is_empty(line[column]) else line[column]  # the reference itself
+        error = [[step.value - step.bounds[0]], [step.bounds[1] - step.value]]
+        gain.errorbar(
+            step.value, place, xerr=np.abs(error), capsize=2.5, label=None if kind in labelled else kind, **look
+        )
         labelled.add(kind)
-        for axes, column in ((passes, "passes"), (time_, "milliseconds")):
-            cost = float(line[column])
-            if np.isfinite(cost) and cost > 0:
-                axes.plot(cost, place, **look)
-                axes.annotate(
-                    f"{cost:.3g}", (cost, place), (7, 0), textcoords="offset points", va="center", fontsize="x-small"
-                )
+        for panel, cost in zip(costs, ("image passes", "ms per image"), strict=True):
+            if numbers.is_empty(line.get(cost)) or not float(line[cost]) > 0:
+                continue
+            panel.plot(float(line[cost]), place, **look)
+            text = f"{float(line[cost]):.3g}"
+            panel.annotate(
+                text, (float(line[cost]), place), (7, 0), textcoords="offset points", va="center", fontsize="x-small"
+            )
     gain.axvline(0, color="0.3", linewidth=1.2, zorder=1)
-    gain.set_yticks(range(len(compared)), [str(name) for name in compared["method"]])
-    gain.invert_yaxis()
-    gain.set_xlabel(f"accuracy - {heading}\n(percentage points)")
-    far = compared[f"- {heading}"].abs()
-    linear = bool(far.max() <= 3 * max(1.0, float(far.nsmallest(max(2, len(far) - 3)).max())))
-    if not linear:  # a few far ones would press all others together
-        gain.set_xscale("symlog", linthresh=_LINEAR, linscale=1.0)
-        ends = np.array(gain.get_xlim())
-        ticks = [tick for tick in (-40, -20, -10, -5, 0, 5, 10, 20, 40) if ends[0] <= tick <= ends[1]]
+    gain.set_yticks(range(len(compared)), [str(name) for name in compared.index])
+    gain.set(ylim=(len(compared) - 0.4, -0.6), xlabel=f"accuracy - {heading}\n(percentage points)")
+    far = compared[column].dropna().map(lambda step: abs(step.value))
+    broken = bool(far.max() > 3 * max(1.0, float(far.nsmallest(max(2, len(far) - 3)).max())))
+    if broken:  # a few far ones would press all others together
+        gain.set_xscale("symlog", linthresh=_LINEAR, linscale=1.5)
+        ends = gain.get_xlim()
+        ticks = [tick for tick in (-80, -20, -5, 0, 5, 20, 80) if ends[0] <= tick <= ends[1]]
         gain.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         gain.minorticks_off()
-    for axes, label in ((passes, "teacher passes\nper image"), (time_, "milliseconds\nper image")):
-        axes.margins(x=0.45)
-        axes.set(xscale="log", xlabel=label)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    figure.legend(loc="outside lower center", ncols=len(labelled), fontsize="small")
-    low_n, high_n = int(compared["n"].min()), int(compared["n"].max())
-    scale = (
-        ""
-        if linear
-        else f" Beyond {_LINEAR:g} points the scale is logarithmic, so that few far values do not press the others together."
-    )
-    targets = any(str(name).endswith(f": {TARGET}") for name in compared["method"])
-    target = (
-        f" {TARGET[0].upper()}{TARGET[1:]}: the distilled feature alone, timed until it is known." if targets else ""
-    )
+        for sign, end in zip((-1, 1), ends, strict=True):
+            if sign * end > _LINEAR:
+                gain.axvspan(sign * _LINEAR, end, color="0.93", zorder=0)
+                gain.text(
+                    sign * _LINEAR,
+                    1.0,
+                    "log scale",
+                    fontsize="x-small",
+                    color="0.35",
+                    va="bottom",
+                    transform=gain.get_xaxis_transform(),
+                    ha="right" if sign < 0 else "left",
+                )
+        gain.set_xlim(ends)
+    for panel, label in zip(costs, ("image passes\nof the teacher", "milliseconds\nper image"), strict=True):
+        panel.set(xscale="log", xlabel=label)
+        panel.margins(x=0.6)
+        panel.xaxis.set_major_locator(LogLocator(numticks=4))
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value < 1e4 else f"{value / 1e3:g}k")
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    figure.legend(loc="outside lower center", ncols=min(4, len(labelled)), fontsize="small")
+    scale = f" In the grey part, beyond {_LINEAR:g} points, the scale is logarithmic." if broken else ""
     return figure, (
-        f"Mean over {int(compared['sets'].max())} sets of accuracy minus that of {heading} on the same images (n = {low_n} to {high_n} "
-        f"images in all); bars are 95 % bootstrap intervals over images.{scale} Beside it what each method costs: milliseconds are the "
-        f"median over images on this machine and whatever else it did, views and teacher included, shared views counted for each.{target}"
+        f"Mean over {sets} of accuracy minus that of {heading} on the same images (n = {compared['n'].min()} to {compared['n'].max()} "
+        f"in all); bars are 95 % intervals over images.{scale} Beside it what each method costs: milliseconds are the median over images "
+        "on this machine and whatever else it did, views and teacher included, shared views counted for each."
     )
 
 
@@ -497,14 +488,15 @@ _LOOKS = {  # colours of seaborn's palette "colorblind", each with a marker of i
     "APM": ("#0173b2", "o"),
     "its target": ("#56b4e9", "o"),
     "episodic": ("#de8f05", "^"),
+    "trained once": ("#cc78bc", "v"),
     "online": ("#029e73", "D"),
 }
 
 
 def _kind(method: str, state: str) -> str:
     """How a method is drawn: by what it is, the same in every notebook."""
-    if method in FIXED:
-        return "APM" if method == "APM" else "zero-shot"
+    if method in FIXED and not method.startswith("APM"):
+        return "zero-shot"
     if method.endswith(f": {TARGET}"):
         return "its target"
     return state if not method.startswith("APM") else "APM"

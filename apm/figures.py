@@ -217,7 +217,7 @@ def accuracy_over_iterations(records: pd.DataFrame, *, chance: float | None = No
     """Accuracy if the run had been stopped after k = 0..K iterations, against the teacher's and the cumulative `any`.
 
     records: rows of one method with iterations; several conditions are averaged, each with the same weight. The interval
-    at K and at the teacher is the cluster bootstrap over images. Raises ValueError for several methods, for records without
+    at K and at the teacher is over images. Raises ValueError for several methods, for records without
     paths, or too few images.
     """
     import matplotlib.pyplot as plt
@@ -259,7 +259,7 @@ def accuracy_over_iterations(records: pd.DataFrame, *, chance: float | None = No
     _legend_above(figure, axes)
     over = f", mean of {conditions} conditions" if conditions > 1 else ""
     caption = f"Top-1 accuracy of {methods[0]} after each iteration{over}; n = {final.n} images. "
-    caption += "Error bar at K and band around the teacher: 95 % bootstrap intervals over images."
+    caption += "Error bar at K and band around the teacher: 95 % intervals over images."
     return figure, caption + _any_note(("any",))
 
 
@@ -516,37 +516,24 @@ def _any_note(rules: Sequence[str]) -> str:
 def steps(published: pd.DataFrame, ours: pd.DataFrame) -> tuple[Figure, str]:
     """How far a student is from its reference, set by set: published on the left, ours with 95 % intervals on the right.
 
-    published: columns set, pair, difference (`apm.benchmark.published_steps`). ours: columns dataset, reference, difference,
-    low, high, n (`apm.benchmark.paired`). Both panels have the same scale. Raises ValueError for an empty frame.
+    Both as `apm.benchmark.paired` gives them: index (set, reference), column step. Both panels have the same scale. Raises
+    ValueError for an empty frame.
     """
     import matplotlib.pyplot as plt
 
     style()
     if published.empty or ours.empty:
         raise ValueError("expected published steps and ours, found none: run the benchmark first")
-    panels = [("published", published, "set", "pair"), ("ours", ours, "dataset", "reference")]
-    height = 0.34 * max(frame[sets].nunique() for _, frame, sets, _ in panels) + 2.0
+    height = 0.34 * max(frame.index.get_level_values("set").nunique() for frame in (published, ours)) + 2.0
     figure, grid = plt.subplots(1, 2, figsize=(WIDTH * 1.1, height), sharex=True, layout="constrained")
-    for axes, (title, frame, sets, pairs) in zip(grid, panels, strict=True):
-        order, labels = list(dict.fromkeys(frame[sets])), list(dict.fromkeys(frame[pairs]))
+    for axes, (title, frame) in zip(grid, {"published": published, "ours": ours}.items(), strict=True):
+        order = list(dict.fromkeys(frame.index.get_level_values("set")))
+        labels = list(dict.fromkeys(frame.index.get_level_values("reference")))
         for i, (label, (colour, marker)) in enumerate(zip(labels, series(len(labels)), strict=True)):
-            part = frame[frame[pairs] == label]
-            y = np.array([order.index(name) for name in part[sets]]) + 0.6 * ((i + 0.5) / len(labels) - 0.5)
-            value = part["difference"].to_numpy(dtype=float)
-            error = None
-            if "low" in part:
-                error = np.abs(np.stack([value - part["low"], part["high"] - value]))
-            axes.errorbar(
-                value,
-                y,
-                xerr=error,
-                fmt=marker,
-                color=colour,
-                markersize=5,
-                capsize=2,
-                elinewidth=1.2,
-                label=label,
-            )
+            part = frame.xs(label, level="reference")["step"]
+            y = np.array([order.index(name) for name in part.index]) + 0.6 * ((i + 0.5) / len(labels) - 0.5)
+            look: dict[str, Any] = {"fmt": marker, "color": colour, "markersize": 5, "capsize": 2, "elinewidth": 1.2}
+            axes.errorbar(part.map(float).to_numpy(), y, xerr=_errors(part), label=label, **look)
         axes.axvline(0, color="0.3", linewidth=1.2, zorder=1)
         axes.set_yticks(range(len(order)), order)
         axes.set(title=title, xlabel="student - reference (percentage points)", ylim=(len(order) - 0.4, -0.6))
@@ -554,19 +541,21 @@ def steps(published: pd.DataFrame, ours: pd.DataFrame) -> tuple[Figure, str]:
         axes.legend(
             title="reference", loc="upper center", bbox_to_anchor=(0.5, -0.62 / height * 1.9), ncols=1, fontsize="small"
         )
-    caption = (
-        f"Accuracy of APM's student minus its reference. Ours: final, {_n(ours)} per set, bars are 95 % bootstrap "
+    return figure, (
+        f"Accuracy of APM's student minus its reference. Ours: final, {_n(ours)} per set, bars are 95 % intervals over images. "
+        "Published: differences of printed values, which come without intervals."
     )
-    return (
-        figure,
-        caption + "intervals over images. Published: differences of printed values, which come without intervals.",
-    )
+
+
+def _errors(cells: pd.Series) -> np.ndarray:
+    """Distances (2, n) of the ends of `Number`s' intervals from their values."""
+    return np.abs(np.array([[cell.value - end for cell in cells for end in [cell.bounds[i]]] for i in (0, 1)]))
 
 
 def seen_and_named(naming: pd.DataFrame) -> tuple[Figure, str]:
     """Per set what the image features hold, what the text tower can name of it, and what the student makes of it.
 
-    naming: rows of `apm.naming.naming`. Raises ValueError for an empty frame.
+    naming: from `apm.naming.naming`. Raises ValueError for an empty frame.
     """
     import matplotlib.pyplot as plt
 
@@ -576,17 +565,16 @@ def seen_and_named(naming: pd.DataFrame) -> tuple[Figure, str]:
     figure, axes = plt.subplots(figsize=(WIDTH, 0.42 * len(naming) + 1.7), layout="constrained")
     y = np.arange(len(naming))
     shown = (
-        ("probe", "linear probe of the teacher's image features (uses labels)", "#cc78bc", "D", -0.22),
-        ("teacher", RULE_LABELS["teacher"], COLOURS["teacher"], "s", 0.0),
-        ("final", "APM, final", COLOURS["final"], "o", 0.22),
+        ("probe of image features (uses labels)", "#cc78bc", "D", -0.22),
+        (RULE_LABELS["teacher"], COLOURS["teacher"], "s", 0.0),
+        ("APM, final", COLOURS["final"], "o", 0.22),
     )
-    for key, label, colour, marker, shift in shown:
-        value, low, high = (naming[name].to_numpy(dtype=float) for name in (key, f"{key}_low", f"{key}_high"))
-        error = np.abs(np.stack([value - low, high - value]))
-        axes.errorbar(value, y + shift, xerr=error, fmt=marker, color=colour, markersize=5, capsize=2, label=label)
-    for i, chance in enumerate(naming["chance"]):
+    for label, colour, marker, shift in shown:
+        look: dict[str, Any] = {"fmt": marker, "color": colour, "markersize": 5, "capsize": 2}
+        axes.errorbar(naming[label].map(float).to_numpy(), y + shift, xerr=_errors(naming[label]), label=label, **look)
+    for i, chance in enumerate(naming["chance"].map(float)):
         axes.plot([chance, chance], [i - 0.42, i + 0.42], ":", color="0.3", label="chance" if i == 0 else None)
-    axes.set_yticks(y, naming["set"])
+    axes.set_yticks(y, naming.index)
     axes.set(xlabel="accuracy (%)", xlim=(0, 101), ylim=(len(naming) - 0.4, -0.6))
     axes.grid(visible=False, axis="y")
     handles, labels = axes.get_legend_handles_labels()

@@ -23,8 +23,14 @@ import pandas as pd
 
 from apm import benchmark, stats, tables, teachers
 from apm.datasets import Dataset
+from apm.numbers import Number
 
 FOLDS = 5
+PROBE = "probe of image features (uses labels)"
+PROBE_NOTE = (
+    f"The probe is fitted on {FOLDS - 1} of {FOLDS} parts of n images, the teacher on its whole training set: where the probe is lower, it does "
+    "not say what the features hold at most. It leaves out images that cannot be read."
+)
 
 
 def unread_words(teacher: Any, texts: Sequence[str], captions: Iterable[str]) -> tuple[str, ...]:
@@ -99,101 +105,43 @@ def random_namings(
     return 100.0 * float((scores >= np.trace(confusion)).mean())
 
 
-def verdict(low: float, high: float, chance: float) -> str:
-    """Whether an accuracy's interval lies above, around or below a chance level (all in percent)."""
-    return "yes" if low > chance else "no: below chance" if high < chance else "no: as by chance"
-
-
 def naming(
     teacher: Any, sets: Sequence[Dataset], records: pd.DataFrame, captions: Iterable[str] | None = None
 ) -> pd.DataFrame:
     """One row per set: chance, zero-shot accuracy of the teacher, of the probe, and how the names fare in the text tower.
 
     records: of one method on these sets, with the teacher's predictions. captions: those that taught the teacher; None where
-    unknown, and then the column `unread words` is missing. Accuracies in percent with _low and _high (95 %, Wilson). An image that
-    could not be read has no feature: the probe leaves it out, and the column `unread images` counts them (`unread_note`).
-    Raises ValueError for sets without records.
+    unknown, and then the column of unread words is missing. An image that could not be read has no feature: the probe leaves it out,
+    and its n says so. Raises ValueError for sets without records.
     """
-    summary = tables.summary(records, by=("dataset", "method")).set_index("dataset")
-    rows = []
+    captions = None if captions is None else list(captions)
+    rows = {}
     for dataset in sets:
-        if dataset.name not in summary.index:
+        own = records[records["dataset"] == dataset.name]
+        if own.empty:
             raise ValueError(f"no records of {dataset.name}: run the method on it first")
-        found = summary.loc[dataset.name]
         features = np.array(teachers.features(teacher, dataset))
         readable = np.isfinite(features).all(axis=1)
         seen = stats.accuracy(probe(features[readable], dataset.labels[readable]))
+        named, final = (stats.accuracy(stats.correct(own, rule)) for rule in ("teacher", "final"))  # type: ignore[arg-type]
         chance = benchmark.chance(dataset)
-        row: dict[str, Any] = {
-            "set": dataset.name,
+        rows[dataset.name] = {
             "n": len(dataset),
-            "unread images": int((~readable).sum()),
-            "chance": chance,
-            **{f"{key}{end}": found[f"{key}{end}"] for key in ("teacher", "final") for end in ("", "_low", "_high")},
-            **{"probe": seen.value, "probe_low": seen.low, "probe_high": seen.high},
-            "above chance": verdict(found["teacher_low"], found["teacher_high"], chance),
-            "random namings": random_namings(*_answers(records, dataset.name), len(dataset.classnames)),
-            "closest names": closest_names(teacher, dataset),
+            "chance": Number(chance),
+            "teacher (zero-shot)": tables.percent(named),
+            "above chance": benchmark.above_chance(named.low, named.high, chance),
+            "random namings as good": Number(random_namings(*_answers(own), len(dataset.classnames)), kind="measure"),
+            PROBE: tables.percent(seen),
+            "APM, final": tables.percent(final),
+            "largest cosine of two names": Number(closest_names(teacher, dataset), unit="", kind="measure"),
         }
         if captions is not None:
-            captions = list(captions)
-            row["unread words"] = ", ".join(unread_words(teacher, dataset.classnames, captions)) or "none"
-        rows.append(row)
-    return pd.DataFrame(rows)
+            unread = unread_words(teacher, dataset.classnames, captions)
+            rows[dataset.name]["words not in the teacher's captions"] = ", ".join(unread) or "none"
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("set")
 
 
-def unread_note(table: pd.DataFrame) -> str:
-    """A footnote that counts the images that the probes of `naming` leave out; "" where there are none."""
-    missing = table[table["unread images"] > 0]
-    if missing.empty:
-        return ""
-    counts = ", ".join(f"{row['unread images']} of {row['set']}" for _, row in missing.iterrows())
-    return f"The probe leaves out images that could not be read: {counts}."
-
-
-def reading(table: pd.DataFrame) -> list[str]:
-    """What `naming` shows, in sentences computed from its rows."""
-    above = table["above chance"] == "yes"
-    sentences = [f"Zero-shot accuracy is above chance on {above.sum()} of {len(table)} label spaces."]
-    if "unread words" in table:
-        read = table["unread words"] == "none"
-        sentences.append(
-            f"All words were in the teacher's captions for {read.sum()} of them; {(above & read).sum()} of these are above chance, and "
-            f"{(above & ~read).sum()} of the other {(~read).sum()}."
-        )
-    under = table[table["probe"] < table["teacher"]]
-    if len(under):
-        sentences.append(
-            f"The probe is below zero-shot on {len(under)} ({', '.join(under['set'])}): it is fitted on few images, {FOLDS - 1} of "
-            f"{FOLDS} parts of n, and the teacher on its whole training set. There it does not say what the features hold at most."
-        )
-    far = (table["final"] - table["teacher"]).abs().max()
-    return [*sentences, f"Largest distance of APM, final, from the teacher: {far:.1f} points."]
-
-
-def _answers(records: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _answers(own: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Labels and the teacher's predictions, one per image."""
-    rows = records[records["dataset"] == name].drop_duplicates("sample")
+    rows = own.drop_duplicates("sample")
     return rows["label"].to_numpy(), rows["teacher_prediction"].fillna(-1).to_numpy(dtype=np.int64)
-
-
-def compact(table: pd.DataFrame) -> pd.DataFrame:
-    """`naming` for reading: each accuracy with its interval in one cell."""
-
-    def cells(key: str) -> list[str]:
-        return [
-            tables.percent(cell) for cell in zip(table[key], table[f"{key}_low"], table[f"{key}_high"], strict=True)
-        ]
-
-    shown = {
-        "set": table["set"],
-        "n": table["n"],
-        "chance": table["chance"],
-        "teacher (zero-shot)": cells("teacher"),
-        "above chance": table["above chance"],
-        "random namings as good (%)": [f"{share:.{2 if share < 1 else 1}f}" for share in table["random namings"]],
-        "probe of image features (uses labels)": cells("probe"),
-        "largest cosine of two names": [f"{value:.2f}" for value in table["closest names"]],
-    }
-    rest = {"words not in the teacher's captions": table["unread words"]} if "unread words" in table else {}
-    return pd.DataFrame({**shown, **rest})

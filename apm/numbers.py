@@ -68,6 +68,12 @@ class Number:
         return (self.value, self.value) if math.isnan(self.low) else (self.low, self.high)
 
 
+def verdict(difference: Number) -> str:
+    """The one rule for "better" and "worse": "above" or "below" where the whole interval is, not rounded, else "undecided"."""
+    low, high = difference.bounds
+    return "above" if low > 0 else "below" if high < 0 else "undecided"
+
+
 def is_empty(cell: Any) -> bool:
     """Whether a cell holds nothing: None, NA, NaN, "" or a Number without value."""
     if cell is None or cell is pd.NA or (isinstance(cell, str) and not cell):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from apm.records import provenance
 from apm.stats import Interval
 
 CONDITION = ("dataset", "corruption", "severity")
+WIDE = 9  # columns from which a table's cells break into lines
 LONG_TEXT = 40  # characters from which the cells of a column break into lines
 RULE_LABELS = {
     "teacher": "teacher (zero-shot)",
@@ -54,7 +54,7 @@ def summary(
 
     Columns, after those of `by`: n (images), seeds, n_failed (rows without prediction, counted as wrong); final, teacher, any,
     minimum_loss in percent, each with _low and _high (95 % interval); agreement of final and teacher in percent; difference
-    final - teacher in percentage points with low and high (paired bootstrap over images); p (McNemar exact). Empty where the
+    final - teacher in percentage points with low and high (`stats.mean_difference`); p (McNemar exact). Empty where the
     records do not hold what a number needs; p is empty too for several seeds, whose rows are not independent.
 
     by: other groupings, such as ("dataset", "group", "method"); rows of one group that belong to several conditions are
@@ -195,8 +195,8 @@ def _lines(records: pd.DataFrame, rules: Sequence[str]) -> Iterable[tuple[tuple[
             .sort_index()
             for m, part in asked.items()
         }
-        first = next(iter(by_image), None)
-        if first is not None and all(series.equals(by_image[first]) for series in by_image.values()):
+        first = max(by_image, key=lambda m: len(by_image[m]), default=None)
+        if first is not None and all(part.equals(by_image[first].reindex(part.index)) for part in by_image.values()):
             yield ("teacher", "zero-shot"), "teacher", asked[first].drop_duplicates([*CONDITION, "sample"])
             parts = {m: part for m, part in parts.items() if not _is_teacher(part)}
         else:
@@ -250,108 +250,34 @@ def percent(
     return Number(float(estimate), float(low), float(high), int(n[0]) if n else None, unit, kind, brief=not interval)
 
 
-def compact(table: pd.DataFrame) -> pd.DataFrame:
-    """A summary for reading: each number with its interval in one cell, columns with readable headings.
+def estimates(summary: pd.DataFrame) -> pd.DataFrame:
+    """The frame of `summary` as `Number`s: each estimate with its interval in one cell under a readable heading, the rest as its index.
 
-    Takes the frame that `summary` returns and drops columns that are empty throughout, and `seeds` where it is 1 and the
-    failures where there are none.
+    Left out: what is empty throughout, `seeds` where it is 1, failures where there are none.
     """
-    shown = table[[c for c in table.columns if c not in _SUMMARY]].copy()
-    if "corruption" in shown and "severity" in shown:
-        shown["corruption"] = shown["corruption"].where(shown["corruption"] != "none", "clean")
-    shown["n"] = table["n"]
-    if (table["seeds"] > 1).any():
-        shown["seeds"] = table["seeds"]
-    if table["n_failed"].any():
-        shown[HEADERS["n_failed"]] = table["n_failed"]
-    for key in ("teacher", "final", "minimum_loss", "any", "difference"):
+    names = [c for c in summary if c not in _SUMMARY]
+    found = summary[[*names, "n"]].copy()
+    for name, heading in (("seeds", "seeds"), ("n_failed", HEADERS["n_failed"])):
+        if (summary[name] > (name == "seeds")).any():
+            found[heading] = summary[name]
+    for key in ("teacher", "final", "minimum_loss", "any", "difference", "agreement", "p"):
         low, high = ("low", "high") if key == "difference" else (f"{key}_low", f"{key}_high")
-        if table[key].notna().any():
-            cells = zip(table[key], table[low], table[high], strict=True)
-            header = RULE_LABELS["teacher"] if key == "teacher" else HEADERS.get(key, key)
-            shown[header] = [percent(cell) for cell in cells]
-        if key == "difference" and table["agreement"].notna().any():
-            shown["agreement"] = [percent(value) for value in table["agreement"]]
-            shown[HEADERS["p"]] = [Number(p, unit="", kind="p") for p in table["p"]]
-    return shown
+        kind, unit = {"difference": ("difference", "points"), "p": ("p", ""), "agreement": ("measure", "%")}.get(
+            key, ("accuracy", "%")
+        )
+        if summary[key].notna().any():
+            ends = summary[[low, high]] if low in summary else pd.DataFrame({low: np.nan, high: np.nan}, summary.index)
+            cells = zip(summary[key], ends[low], ends[high], summary["n"], strict=True)
+            heading = RULE_LABELS["teacher"] if key == "teacher" else HEADERS.get(key, key)
+            found[heading] = [Number(value, low, high, n, unit, kind) for value, low, high, n in cells]
+    if DIFFERENCE in found:
+        found["verdict"] = [numbers.verdict(cell) for cell in found[DIFFERENCE]]
+    return found.set_index(names)
 
 
 _SUMMARY = {"n", "seeds", "n_failed", "agreement", "difference", "low", "high", "p"} | {
     f"{key}{end}" for key in _KEY.values() for end in ("", "_low", "_high")
 }
-
-
-def beside_published(
-    ours: pd.DataFrame,
-    published: pd.DataFrame,
-    *,
-    rows: Mapping[str, str],
-    columns: Mapping[str, str] | None = None,
-    table: str | None = None,
-    not_run: bool = True,
-) -> pd.DataFrame:
-    """Our numbers and the published ones side by side, one row per cell of the published table.
-
-    ours: rows by name in the index, columns by name; numbers or text such as `wide` gives (a two-level index is joined by
-        ", "). published: from `apm.published.load`.
-    rows, columns: our name -> the published name; columns default to the names that are the same in both.
-    table: which of several tables in `published`. not_run: also list published rows that we have not run.
-
-    Returns row, column, ours, published (as printed; empty where unknown), unit, source. Raises ValueError for names that
-    either side does not have.
-    """
-    if table is not None:
-        if table not in set(published["table"]):
-            raise project.unknown("table", table, list(dict.fromkeys(published["table"])))
-        published = published[published["table"] == table]
-    ours = ours.copy()
-    if isinstance(ours.index, pd.MultiIndex):
-        ours.index = [", ".join(str(level) for level in name if str(level)) for name in ours.index]
-    their_rows, their_columns = list(dict.fromkeys(published["row"])), list(dict.fromkeys(published["column"]))
-    if columns is None:
-        columns = {str(name): str(name) for name in ours.columns if name in their_columns}
-        if not columns:
-            raise ValueError(
-                f"no column name in common: ours {list(ours.columns)}, published {their_columns}. Pass columns="
-            )
-    for what, mapping, known_ours, known_theirs in (
-        ("row", rows, list(ours.index), their_rows),
-        ("column", columns, list(ours.columns), their_columns),
-    ):
-        for mine, theirs in mapping.items():
-            if mine not in known_ours:
-                raise project.unknown(f"{what} of our table", str(mine), [str(k) for k in known_ours])
-            if theirs not in known_theirs:
-                raise project.unknown(f"published {what}", str(theirs), [str(k) for k in known_theirs])
-    cells = {(r, c): (text, unit, source) for r, c, text, unit, source in _printed(published)}
-    lines = []
-    listed: list[tuple[str | None, str]] = list(rows.items())
-    listed += [(None, row) for row in their_rows if not_run and row not in rows.values()]
-    for name, theirs in listed:
-        for my_column, their_column in columns.items():
-            printed, unit, source = cells.get((theirs, their_column), ("", "", ""))
-            value = "" if name is None else ours.loc[name, my_column]
-            lines.append(
-                {
-                    "row": theirs if name is None else name,
-                    "column": my_column,
-                    "ours": ""
-                    if numbers.is_empty(value)
-                    else value
-                    if isinstance(value, str)
-                    else percent(float(value)),
-                    "published": printed,
-                    "unit": unit,
-                    "source": source,
-                }
-            )
-    return pd.DataFrame(lines, columns=["row", "column", "ours", "published", "unit", "source"])
-
-
-def _printed(published: pd.DataFrame) -> Iterable[tuple[str, str, str, str, str]]:
-    """Published cells as printed where they are plain numbers."""
-    for line in published.itertuples(index=False):
-        yield line.row, line.column, "" if np.isnan(line.value) else line.text, line.unit, line.source
 
 
 # ------------------------------------------------------------------------------------------------------------ footnotes
@@ -389,7 +315,7 @@ def footer(records: pd.DataFrame, *, rules: Sequence[str] = stats.RULES, notes: 
                 "any: right after at least one iteration; it uses the labels, so it is an upper bound and never a score."
             )
     parts.append(
-        "Accuracy in %; brackets: 95 % intervals (Wilson for one condition, bootstrap over images for means and paired differences)."
+        "Accuracy in %; brackets: 95 % intervals over images, and seeds where there are several (Wilson; differences Bonett and Price)."
     )
     return " ".join([*parts, *notes, f"Made from {provenance(records)}."])
 
@@ -434,30 +360,6 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
         flat = flat.reset_index(names=[str(n) if n is not None else "" for n in table.index.names])
     flat.columns = [str(column) for column in flat.columns]
     return flat
-
-
-def read(path: Path | str) -> tuple[pd.DataFrame, str, str]:
-    """A table that `save` wrote, as it is read: cells as text, from the Markdown; its caption and its footer.
-
-    path: any of its files. Raises FileNotFoundError where there is no Markdown, ValueError where it holds no table.
-    """
-    path = Path(path).with_suffix(".md")
-    blocks = path.read_text(encoding="utf-8").strip().split("\n\n")
-    at = next((i for i, block in enumerate(blocks) if block.startswith("|")), None)
-    if at is None:
-        raise ValueError(f"{path}: expected a Markdown table, found none")
-    head, _, *rows = ([_unescaped(cell) for cell in _split(line)] for line in blocks[at].splitlines())
-    # cells of a list and not of a mapping: two columns may have one heading
-    table = pd.DataFrame(rows, columns=pd.Index(head, dtype=str), dtype=str)
-    return table, "\n\n".join(blocks[:at]).removeprefix("**").removesuffix("**"), "\n\n".join(blocks[at + 1 :])
-
-
-def _split(line: str) -> list[str]:
-    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])]
-
-
-def _unescaped(cell: str) -> str:
-    return cell.replace("\\|", "|")
 
 
 def _shown(flat: pd.DataFrame) -> pd.DataFrame:
@@ -551,6 +453,7 @@ def show(
     shown = _shown(flat)
     headings = list(shown.columns)
     shown.columns = pd.RangeIndex(len(headings))  # two columns may have one heading
+    wraps = len(headings) > WIDE  # an interval then stands below its estimate
     right = [place for place in shown if _numeric_looking(shown[place])]
     longest = {place: int(shown[place].str.len().max()) for place in shown}
     breaking = [
@@ -576,13 +479,16 @@ def show(
     uuid = hashlib.sha256((caption + "\n".join(headings) + shown.to_csv()).encode()).hexdigest()[:8]
     style = (
         shown.style.hide(axis="index")
-        .format(escape="html")
+        .format(lambda text: _html(text).replace(", ", ",\u00a0") if wraps and "[" in text else _html(text))
         .format_index([_html(heading) for heading in headings].__getitem__, axis="columns")
         .set_uuid(uuid)
         .set_table_styles(
             [
                 {"selector": "", "props": "border-collapse: collapse; font-size: 0.9em; margin: 0"},
-                {"selector": "th, td", "props": "padding: 0.25em 0.5em; white-space: nowrap"},
+                {
+                    "selector": "th, td",
+                    "props": f"padding: 0.25em 0.5em; white-space: {'normal' if wraps else 'nowrap'}",
+                },
                 {
                     "selector": "th",
                     "props": "text-align: left; border-bottom: 1.5px solid; vertical-align: bottom; white-space: normal",

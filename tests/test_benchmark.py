@@ -5,8 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from test_baselines import Colour, noise
 
-from apm import benchmark, datasets, published, stats, tables
+from apm import benchmark, datasets, methods, numbers, published, stats, tables
+from apm.model import APMConfig
+from apm.ttt import TTTConfig
 
 SETS = {
     "digits-test": (0, 1, 2, 3),
@@ -82,15 +85,47 @@ def test_chance_is_the_share_of_the_largest_class(sets):
     assert benchmark.chance(replace(five, labels=labels)) == 60.0
 
 
-def test_overview_says_what_stands_for_what(sets):
-    table = benchmark.overview(sets, {"digits-test": "ImageNet"})
+def test_overview_says_what_stands_for_what_and_whose_images_they_are(sets):
+    table = benchmark.overview(sets, {"digits-test": "ImageNet"}, taught=datasets.load("digits-train"))
     assert list(table["stands for"]) == ["ImageNet", "none"]
     assert list(table["images"]) == [20, 20]
-    assert list(table["classes"]) == [10, 10]
+    assert list(table["made from"]) == ["own images", "digits-test"]
+    assert list(table["classes the teacher was taught"]) == [10, 10]
     assert "black on white" in table["notes"].iloc[1]
     assert "stands for" not in benchmark.overview(sets)
+    assert "classes the teacher was taught" not in benchmark.overview(sets)
+    assert benchmark.made_note(sets).startswith("1 of the 2 sets are images of digits-test")
+    assert benchmark.made_note(sets[:1]) == ""
     with pytest.raises(ValueError, match="unknown dataset with a counterpart 'imagenet'"):
         benchmark.overview(sets, {"imagenet": "ImageNet"})
+
+
+def test_zero_shot_is_said_to_be_supervised_where_the_teacher_was_taught(sets):
+    assert "trained on the labels of digits-train" in benchmark.taught_note(datasets.load("digits-train"))
+    assert benchmark.taught_note(None) == ""
+
+
+def test_copies_are_said_to_be_copies(sets):
+    assert benchmark.copies_note(sets) == ""
+    assert "torchvision" in benchmark.copies_note([replace(sets[0], notes="JPEG copies of CIFAR-10.")])
+
+
+def test_a_teacher_at_chance_is_said_to_be(sets):
+    rows = records()
+    rows = rows[rows["method"] == "APM"]
+    rows.loc[rows["dataset"] == "digits-inverted", "teacher_prediction"] = -1
+    table = benchmark.zero_shot(rows, sets)
+    assert table["above chance"].tolist() == ["yes", "no: as by chance"]
+    assert float(table.loc["digits-test", "zero-shot"]) == pytest.approx(80.0)
+    with pytest.raises(ValueError, match="digits-test: no predictions of the teacher"):
+        benchmark.zero_shot(rows.assign(teacher_prediction=pd.array([None] * len(rows), dtype="Int32")), sets)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"), [(51, 60, "yes"), (45, 55, "no: as by chance"), (30, 40, "no: below chance")]
+)
+def test_above_chance(low, high, expected):
+    assert benchmark.above_chance(low, high, 50.0) == expected
 
 
 def test_overview_is_the_same_wherever_the_datasets_lie(sets, monkeypatch, tmp_path):
@@ -105,59 +140,47 @@ def test_overview_is_the_same_wherever_the_datasets_lie(sets, monkeypatch, tmp_p
 # ---------------------------------------------------------------------------------------------------- paired differences
 
 
+REFERENCES = {"teacher": "ensemble", "one prompt": "one"}
+
+
 def test_paired_by_hand():
-    table = benchmark.paired(records(), "APM", ["ensemble", "one"]).set_index(["dataset", "reference"])
-    row = table.loc[("digits-test", "ensemble")]
-    assert (row["n"], row["gained"], row["lost"]) == (20, 1, 2)
-    assert row["reference accuracy"] == pytest.approx(80.0)
-    assert row["final"] == pytest.approx(75.0)
-    assert row["difference"] == pytest.approx(-5.0)
-    assert row["p"] == pytest.approx(1.0)  # 1 of 3 discordant pairs
-    expected = stats.bootstrap_mean(np.array([1, -1, -1] + [0] * 17))
-    assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
-    other = table.loc[("digits-inverted", "one")]  # one is wrong on 8..13 and 0, APM on 8..13, 4 and 5
+    table = benchmark.paired(records(), "APM", REFERENCES)
+    row = table.loc[("digits-test", "teacher")]
+    assert (row["n"], row["gained"], row["lost"], row["verdict"]) == (20, 1, 2, "undecided")
+    assert [float(row[name]) for name in ("reference accuracy", "final", "step", "p")] == pytest.approx([80, 75, -5, 1])
+    expected = stats.paired_difference(np.arange(20) == 1, np.isin(np.arange(20), (2, 3)))
+    assert row["step"].bounds == pytest.approx((expected.low, expected.high))
+    assert (row["step"].n, row["step"].unit, row["step"].kind) == (20, "points", "difference")
+    other = table.loc[("digits-inverted", "one prompt")]  # one is wrong on 8..13 and 0, APM on 8..13, 4 and 5
     assert (other["gained"], other["lost"]) == (1, 2)
-    assert other["reference accuracy"] == pytest.approx(65.0)
+    assert float(other["reference accuracy"]) == pytest.approx(65.0)
 
 
 def test_paired_does_not_depend_on_the_order_of_rows():
     rows = records()
-    shuffled = rows.sample(frac=1, random_state=0)
-    key = ["dataset", "reference"]
     one, other = (
-        benchmark.paired(r, "APM", ["ensemble"]).set_index(key).sort_index()[["difference", "gained", "lost", "p"]]
-        for r in (rows, shuffled)
+        benchmark.paired(r, "APM", REFERENCES).sort_index() for r in (rows, rows.sample(frac=1, random_state=0))
     )
     pd.testing.assert_frame_equal(one, other)
 
 
 def test_several_seeds_are_not_more_images_and_have_no_p():
-    row = benchmark.paired(records(seeds=(0, 1, 2)), "APM", ["ensemble"]).iloc[0]
+    row = benchmark.paired(records(seeds=(0, 1, 2)), "APM", {"teacher": "ensemble"}).iloc[0]
     assert (row["n"], row["gained"], row["lost"]) == (20, 3, 6)
-    assert row["difference"] == pytest.approx(-5.0)
-    assert np.isnan(row["p"])
+    assert float(row["step"]) == pytest.approx(-5.0)
+    assert row["p"] is None
 
 
 def test_methods_on_other_images_cannot_be_paired():
     rows = records()
     missing = rows[~((rows["method"] == "one") & (rows["sample"] == 7))]
     with pytest.raises(ValueError, match="20 images and one on 19"):
-        benchmark.paired(missing, "APM", ["one"])
+        benchmark.paired(missing, "APM", REFERENCES)
     moved = rows.assign(sample=rows["sample"].where(rows["method"] != "one", rows["sample"] + 1))
     with pytest.raises(ValueError, match="not on the same ones"):
-        benchmark.paired(moved, "APM", ["one"])
+        benchmark.paired(moved, "APM", REFERENCES)
     with pytest.raises(ValueError, match="unknown method of the records 'TPT'"):
-        benchmark.paired(rows, "APM", ["TPT"])
-
-
-def test_compact_keeps_every_row_and_shows_interval_and_p():
-    shown = benchmark.compact(benchmark.paired(records(), "APM", ["ensemble"]))
-    assert list(shown.columns) == [
-        *("dataset", "reference", "n", "reference accuracy", "final", "final - reference", "gained", "lost"),
-        "p (McNemar)",
-    ]
-    assert shown["final - reference"].iloc[0].startswith("-5.0 [")
-    assert shown["p (McNemar)"].iloc[0] == "1.000"
+        benchmark.paired(rows, "APM", {"x": "TPT"})
 
 
 def test_versions_of_one_image_are_drawn_together(sets):
@@ -189,43 +212,63 @@ def theirs():
     )
 
 
-def test_published_steps_and_their_signs_by_hand(theirs):
-    steps = benchmark.published_steps(theirs, {"Ensemble": ("APM", "Ensemble")}, ["A", "B"])
-    assert list(steps["difference"].round(6)) == [-0.1, 3.2]
-    row = benchmark.signs(steps, "published").iloc[0]
-    assert row["final - reference"] == pytest.approx(1.55)
+def test_published_steps_and_their_mean_by_hand(theirs):
+    sets = benchmark.published_steps(theirs, {"Ensemble": ("APM", "Ensemble")}, ["A", "B"])
+    assert [float(step) for step in sets["step"]] == pytest.approx([-0.1, 3.2])
+    row = benchmark.steps(sets, "published").loc[("published", "Ensemble")]
+    assert (row["step"].value, row["step"].kind) == (pytest.approx(1.55), "published")
     assert (row["sets"], row["higher in"], row["equal in"], row["lower in"]) == (2, 1, 0, 1)
-    assert (row["smallest"], row["largest"]) == pytest.approx((-0.1, 3.2))
+    assert row["verdict"] == ""  # no interval, no verdict
     with pytest.raises(ValueError, match="unknown published row 'TPT'"):
         benchmark.published_steps(theirs, {"x": ("APM", "TPT")}, ["A"])
     with pytest.raises(ValueError, match="unknown published column 'C'"):
         benchmark.published_steps(theirs, {"x": ("APM", "Ensemble")}, ["C"])
 
 
+def test_a_mean_step_is_over_the_sets_that_both_rows_have(theirs):
+    theirs.loc["Ensemble", "A"] = np.nan
+    sets = benchmark.published_steps(theirs, {"x": ("APM", "Ensemble")}, ["A", "B"])
+    row = benchmark.steps(sets, "published").iloc[0]
+    assert (row["sets"], float(row["step"]), float(row["final"])) == (1, pytest.approx(3.2), pytest.approx(73.2))
+
+
 def test_equal_printed_values_are_no_step():
     table = pd.DataFrame({"A": [0.1 + 0.2, 0.3]}, index=["APM", "Ensemble"])
-    row = benchmark.signs(benchmark.published_steps(table, {"x": ("APM", "Ensemble")}, ["A"]), "published").iloc[0]
+    row = benchmark.steps(benchmark.published_steps(table, {"x": ("APM", "Ensemble")}, ["A"]), "published").iloc[0]
     assert (row["higher in"], row["equal in"], row["lower in"]) == (0, 1, 0)
 
 
-def test_our_signs_come_from_the_paired_table():
-    row = benchmark.signs(benchmark.paired(records(), "APM", ["ensemble"]), "ours", by="reference").iloc[0]
-    assert row["sets"] == 2
-    assert row["final - reference"] == pytest.approx((-5.0 - 10.0) / 2)
-    assert row["lower in"] == 2
+def test_our_mean_step_has_the_interval_of_images_with_all_their_copies(sets):
+    ours = benchmark.by_origin(records(), sets)
+    mean = benchmark.mean_step(ours, "APM", "ensemble")
+    row = benchmark.steps(benchmark.paired(records(), "APM", {"teacher": "ensemble"}), "ours", {"teacher": mean}).iloc[
+        0
+    ]
+    expected = stats.mean_difference(ours[ours["method"] == "APM"])
+    assert (mean.value, *mean.bounds) == pytest.approx(expected[:3])
+    assert (row["sets"], row["lower in"], str(row["gained"]), str(row["lost"])) == (2, 2, "1", "4")
+    assert row["step"] == mean
+    assert row["verdict"] == numbers.verdict(mean) == "undecided"
+
+
+def test_the_rule_is_on_unrounded_numbers():
+    for low, high, said in (
+        (0.01, 0.5, "above"),
+        (0.0, 0.5, "undecided"),
+        (-0.5, -0.01, "below"),
+        (-0.5, 0.0, "undecided"),
+    ):
+        assert numbers.verdict(numbers.Number(low / 2 + high / 2, low, high)) == said
 
 
 def test_beside_puts_each_set_in_the_column_that_it_stands_for(theirs):
     ours = pd.DataFrame({"mine": [20.0, 21.0], "other": [1.0, 2.0]}, index=["teacher", "final"])
     means = {"Average": ["A", "B"]}
     both = benchmark.beside(theirs, ours, {"mine": "B"}, means=means)
-    assert both.loc[("published", "APM"), "B"] == "73.2"
-    assert list(both.loc[("ours", "set")]) == ["", "mine", ""]
-    assert list(both.loc[("ours", "final")]) == [
-        "",
-        "21.0",
-        "21.0",
-    ]  # the average is over B alone: nothing stands for A
+    assert both.loc[("published", "APM"), "B"] == numbers.Number(73.2, kind="published")
+    assert both.loc[("ours", "set")].fillna("").tolist() == ["", "mine", ""]
+    # the average is over B alone: nothing stands for A
+    assert [numbers.text(cell) for cell in both.loc[("ours", "final")]] == ["", "21.0", "21.0"]
     with pytest.raises(ValueError, match="unknown set of ours 'yours'"):
         benchmark.beside(theirs, ours, {"yours": "B"}, means=means)
     with pytest.raises(ValueError, match="unknown published column 'C'"):
@@ -238,7 +281,7 @@ def test_the_papers_steps_can_be_read_from_its_tables():
     table = published.wide(published.load("table1"))
     pair = {"Ensemble": ("APM (Ours) [teacher CLIP ViT-B/16]", "Ensemble")}
     steps = benchmark.published_steps(table, pair, ["ImageNet", "ImageNet-A"])
-    assert list(steps["difference"].round(1)) == [-0.2, 2.3]
+    assert [float(step) for step in steps["step"]] == pytest.approx([-0.2, 2.3])
 
 
 def test_corruptions_come_from_our_code_or_from_the_published_download(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +361,7 @@ def test_notes_that_sets_share_are_said_once():
             "set": ["x", "y", "z"],
             "notes": ["Drawn by hand. CC BY 4.0, by A.", "Inverted. CC BY 4.0, by A.", "Other. Of 3.5 px."],
         }
-    )
+    ).set_index("set")
     assert benchmark.notes(table) == [
         "x: Drawn by hand.",
         "y: Inverted.",
@@ -328,38 +371,34 @@ def test_notes_that_sets_share_are_said_once():
     assert benchmark.notes(table.assign(notes="The same."))[-1] == "All sets: The same."
 
 
-def with_paths(n=20):
-    """One set: the teacher has images 0..4 wrong, final 5 more, and 15 was right on the way."""
-    label = np.zeros(n, dtype=int)
-    teacher = np.where(np.arange(n) < 5, 1, 0)
-    final = np.where(np.arange(n) < 10, 1, 0)
-    rows = records(n)
-    rows = rows[(rows["method"] == "APM") & (rows["dataset"] == "digits-test")].copy()
-    path = [[1, 0 if i in (0, 7) else f, f] for i, f in enumerate(final)]
-    return rows.assign(label=label, prediction=final, teacher_prediction=pd.array(teacher, dtype="Int32"), path=path)
+def test_the_setting_and_where_it_came_from_are_said() -> None:
+    ours = TTTConfig(iterations=50, learning_rate=2e-3)
+    said = benchmark.setting_note(ours, {"set": "digits-train", "samples": 64})
+    assert "rate 0.002, K = 50, chosen on 64 images of digits-train, which no table scores" in said
+    assert "published are 0.0001 and 20" in said
+    assert "as published" in benchmark.setting_note(TTTConfig(), None)
+    assert "the profile's; published are" in benchmark.setting_note(ours, None)
 
 
-def test_a_conclusion_has_the_difference_with_its_interval_and_the_published_step_beside():
-    rows = with_paths()
-    expected = stats.mean_difference(rows)
-    told = benchmark.conclusion(rows, "one set", {"Table 1": 1.25})
-    assert f"Over one set (20 distinct images): final - teacher = {tables.percent(expected)} points" in told[0]
-    assert expected.value == -25
-    assert told[0].endswith("the student is worse than its teacher.")
-    assert told[1].startswith("any - final = 10.0 [")  # images 0 and 7
-    assert "+1.2 (Table 1)" in told[2]
-    assert len(benchmark.conclusion(rows, "one set")) == 2
-    same = rows.assign(teacher_prediction=pd.array(rows["prediction"], dtype="Int32"))
-    assert "cannot be told from its teacher" in benchmark.conclusion(same, "one set")[0]
-    swapped = rows.assign(
-        teacher_prediction=pd.array(rows["prediction"], dtype="Int32"),
-        prediction=rows["teacher_prediction"].astype(int),
-    )
-    assert "better than its teacher" in benchmark.conclusion(swapped, "one set")[0]
-    with pytest.raises(ValueError, match="predictions and those of every iteration"):
-        benchmark.conclusion(rows.assign(path=None), "one set")
-    with pytest.raises(ValueError, match="one method, found APM, other"):
-        benchmark.conclusion(pd.concat([rows, rows.assign(method="other")]), "one set")
+def test_the_grid_of_settings_holds_what_a_run_of_each_gives() -> None:
+    teacher, data = Colour(), noise(12)
+    teacher.feature_dtype = "float32"
+    student = APMConfig(grid=(2, 2), patch=4, hidden=(16, 8), width=2, position_width=8)
+    config = TTTConfig(student, iterations=3, learning_rate=5e-3)
+    grid = benchmark.settings_grid(teacher, data, config, [5e-3, 5e-2], [1, 3])
+    assert grid.index.tolist() == [(5e-3, 1), (5e-3, 3), (5e-2, 1), (5e-2, 3)]
+    alone = methods.APM(teacher, config).predict(data, np.arange(12), 0)
+    row = grid.loc[(5e-3, 3)]
+    assert float(row["mean loss"]) == pytest.approx(alone.last_loss.mean())
+    same = methods.ZeroShot(teacher).predict(data, np.arange(12), 0).prediction == alone.prediction
+    assert float(row["agreement with the teacher"]) == pytest.approx(100 * same.mean())
+    assert grid["in use"].tolist() == ["", "yes", "", ""]
+    assert (grid["lowest at this K"] == "yes").groupby(level="K").sum().tolist() == [1, 1]
+    # labels have no effect
+    blind = benchmark.settings_grid(teacher, replace(data, labels=1 - data.labels), config, [5e-3, 5e-2], [1, 3])
+    pd.testing.assert_frame_equal(grid, blind)
+    with pytest.raises(ValueError, match=r"the setting in use, rate 0.005 and K = 3, is not among"):
+        benchmark.settings_grid(teacher, data, config, [5e-2], [3])
 
 
 def test_one_ensemble_can_stand_for_every_sets_own_prompts() -> None:

@@ -17,6 +17,8 @@ from apm.figures import (
     save,
     severity_curves,
 )
+from apm.naming import PROBE
+from apm.numbers import Number
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -278,10 +280,14 @@ def test_classes_over_the_iterations_have_a_colour_and_a_marker_each():
 
 
 def test_steps_show_every_difference_with_our_intervals():
-    published = pd.DataFrame({"set": ["A", "B"], "pair": "teacher", "difference": [1.5, -2.0]})
-    ours = pd.DataFrame(
-        {"dataset": ["x", "y", "z"], "reference": "teacher", "n": [20, 30, 30], "difference": [0.5, 0.0, -1.0]}
-    ).assign(low=lambda t: t["difference"] - 1, high=lambda t: t["difference"] + 2)
+    steps = [Number(value, value - 1, value + 2) for value in (0.5, 0.0, -1.0)]
+    key = ["set", "reference"]
+    published = pd.DataFrame(
+        {"set": ["A", "B"], "reference": "teacher", "step": [Number(1.5), Number(-2.0)]}
+    ).set_index(key)
+    ours = pd.DataFrame({"set": ["x", "y", "z"], "reference": "teacher", "n": [20, 30, 30], "step": steps}).set_index(
+        key
+    )
     figure, caption = figures.steps(published, ours)
     left, right = figure.axes
     assert [t.get_text() for t in left.get_yticklabels()] == ["A", "B"]
@@ -298,9 +304,9 @@ def test_steps_show_every_difference_with_our_intervals():
 
 
 def test_seen_and_named_shows_probe_teacher_student_and_chance():
-    table = pd.DataFrame({"set": ["parity", "digits"], "n": [40, 40], "chance": [50.0, 10.0]})
-    for key, values in (("probe", [96, 98]), ("teacher", [31, 97]), ("final", [30, 97])):
-        table = table.assign(**{key: values, f"{key}_low": np.array(values) - 5, f"{key}_high": np.array(values) + 2})
+    table = pd.DataFrame({"n": [40, 40], "chance": [Number(50.0), Number(10.0)]}, index=["parity", "digits"])
+    for key, values in ((PROBE, [96, 98]), ("teacher (zero-shot)", [31, 97]), ("APM, final", [30, 97])):
+        table[key] = [Number(value, value - 5, value + 2) for value in values]
     figure, caption = figures.seen_and_named(table)
     (axes,) = figure.axes
     shown = [list(container[0].get_xdata()) for container in axes.containers]
