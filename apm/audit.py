@@ -32,7 +32,7 @@ RULES = ("above", "below", "within", "all_below")
 CLOCK = 2.0  # a time repeats on one machine to within this factor: its interval where a rule judges it
 SURVIVES = 1 - stats.CONFIDENCE
 
-Where = Sequence[str]  # table, row, column
+LISTS = ("estimate", "published", "limit", "leave_out", "only", "unless")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Claim:
     """One claim as written in data/claims.yaml. Raises ValueError, naming the claim, for what makes no sense.
 
     estimate: [table, row, column]. rule: one of `RULES`. limit: a number or an estimate. margin: of "within", which needs one.
-    where: of "all_below": {column: word}, which rows of the estimate's table count; their row name is None there.
+    where: of "all_below": {column: word}, which rows of the estimate's table count; their row name is None there. leave_out: not these.
+    only: [table, row, column, word]: tested only where the results say that word. unless: where they do, it is not refuted.
     construction: why it holds however the run ends; "" for a claim that can fail.
     optional: a profile may run the table without this row. beside: further estimates shown, {label: [table, row, column]}.
     published: what the paper prints, [[table of data/published, row, column], ...].
@@ -55,6 +56,9 @@ class Claim:
     limit: float | tuple[str, ...] = 0.0
     margin: float | None = None
     where: dict[str, Any] | None = None
+    leave_out: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
     construction: str = ""
     optional: bool = False
     beside: dict[str, Sequence[str]] | None = None
@@ -82,8 +86,7 @@ def load(path: Path | str | None = None) -> list[Claim]:
     claims: list[Claim] = []
     for line in yaml.safe_load(path.read_text(encoding="utf-8")):
         given: dict[str, Any] = {
-            name: tuple(value) if name in ("estimate", "published", "limit") and isinstance(value, list) else value
-            for name, value in line.items()
+            name: tuple(value) if name in LISTS and isinstance(value, list) else value for name, value in line.items()
         }
         if unknown := sorted(set(given) - set(Claim.__dataclass_fields__)):
             raise ValueError(
@@ -153,10 +156,19 @@ def chosen(claim: Claim, rows: pd.DataFrame) -> dict[str, Number]:
     names = list(there.loc[there["column"] == column, "row"])
     for other, word in (claim.where or {}).items():
         words = there[there["column"] == other].set_index("row")["text"]
-        names = [name for name in names if words.get(name) == word]
+        names = [name for name in names if words.get(name) == word and name not in claim.leave_out]
     if not names:
         raise NoSuchNumber(f"no row of table {table!r} with {claim.where}")
     return {name: numbers.find(rows, str(table), name, str(column)) for name in names}
+
+
+def said(rows: pd.DataFrame, where: Sequence[str]) -> bool:
+    """Whether a cell [table, row, column, word] holds the word, or begins with it."""
+    if not where:
+        return False
+    table, row, column, word = where
+    cell = rows[(rows["table"] == table) & (rows["row"] == row) & (rows["column"] == column)]
+    return bool(cell["text"].str.lower().str.startswith(word.lower()).any())
 
 
 def evaluate(claims: Sequence[Claim], rows: pd.DataFrame) -> pd.DataFrame:
@@ -192,9 +204,13 @@ def evaluate(claims: Sequence[Claim], rows: pd.DataFrame) -> pd.DataFrame:
 
 def _line(claim: Claim, rows: pd.DataFrame) -> dict[str, Any]:
     found = chosen(claim, rows)
+    if claim.only and not said(rows, claim.only):
+        return {"verdict": NOT_RUN, "counted as": NOT_RUN}
     limit = claim.limit if isinstance(claim.limit, (int, float)) else float(numbers.find(rows, *claim.limit))
     verdicts = {name: judge(number, claim.rule, limit, claim.margin) for name, number in found.items()}
     verdict = together(list(verdicts.values()))
+    if verdict == FAILS and said(rows, claim.unless):
+        verdict = UNTESTED
     # of several, the one that decides: the farthest beyond the limit
     name = max(found, key=lambda row: found[row].value)
     beside = [f"{label} {numbers.find(rows, *where)}" for label, where in (claim.beside or {}).items()]
