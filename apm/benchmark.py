@@ -184,12 +184,15 @@ def taught_note(taught: Dataset | None) -> str:
 
 
 def copies_note(sets: Sequence[Dataset]) -> str:
-    """What readers of the original download will see differ, where the images are JPEG copies of it; "" where they are not."""
-    if not any("JPEG copies" in f"{getattr(d, 'remark', '')} {d.notes}" for d in sets):
+    """What readers of the published files will see differ, where a set's remark says that its images are copies; else ""."""
+    remarks = [d.remark for d in sets if d.remark]
+    if not remarks:
         return ""
+    will = "are others, and every accuracy of teacher and student will differ"
+    may = "may be others, and then every accuracy of teacher and student differs"
     return (
-        "The CIFAR-10 here are JPEG copies: with torchvision's download, which is not compressed, every accuracy of teacher and "
-        "student on clean and changed images will differ."
+        "The images here are copies in class folders: with torchvision's download the pixels "
+        f"{will if any('JPEG' in remark for remark in remarks) else may}, most of all on clean images."
     )
 
 
