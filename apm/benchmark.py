@@ -283,7 +283,9 @@ def paired(records: pd.DataFrame, method: str, references: Mapping[str, str], *,
         for heading, reference in references.items():
             own, right, other = _matched(group, method, reference, str(value))
             step = tables.percent(
-                stats.paired_difference(right, other, own["sample"].to_numpy()), kind="difference", unit="points"
+                stats.paired_difference(right, other, own["sample"].to_numpy(), seeds=own["seed"].to_numpy()),
+                kind="difference",
+                unit="points",
             )
             rows.append(
                 {

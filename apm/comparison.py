@@ -300,14 +300,6 @@ def _judged(own: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     return pd.DataFrame({"right": right, "confidence": confidence}).set_index(pd.MultiIndex.from_frame(own[key]))
 
 
-def _groups(own: pd.DataFrame, by: str) -> dict[str, Any]:
-    return {
-        "samples": own["sample"].to_numpy(),
-        "conditions": own[by].to_numpy(),
-        "strata": own["dataset"].to_numpy(),
-    }
-
-
 def _line(
     own: pd.DataFrame, rows: pd.DataFrame, references: Mapping[str, str], by: str, encode: float | None
 ) -> dict[str, Any]:

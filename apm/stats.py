@@ -150,7 +150,6 @@ def mean(
     strata: np.ndarray | None = None,
     seeds: np.ndarray | None = None,
     minimum: int = MINIMUM_SAMPLES,
-    resamples: int | None = None,
 ) -> Interval:
     """Mean of values, in percent, with its 95 % interval over images, and over seeds where there are several.
 
@@ -160,7 +159,6 @@ def mean(
     conditions: (n,) such as the corruption: the mean is the mean of the conditions' means, each with the same weight.
     strata: (n,) such as the dataset: image 3 of one is not image 3 of another. Their variances add.
     seeds: (n,) of the training run. With several, the interval is about other seeds too; with one, or None, about images only.
-    resamples: not used; intervals are in closed form.
 
     Raises ValueError for fewer than `minimum` images in a stratum or in a condition, values that are NaN or infinite, or arrays of
     different lengths.
@@ -174,9 +172,6 @@ def mean(
         kind = "number"
     groups = {"samples": samples, "conditions": conditions, "strata": strata, "seeds": seeds}
     return _interval(_spread(values, groups, minimum), kind)
-
-
-bootstrap_mean = mean  # the name that callers know it by
 
 
 class _Spread(NamedTuple):

@@ -38,7 +38,7 @@ HEADERS = {
     "p": "p (McNemar)",
 }
 _KEY = {"teacher": "teacher", "final": "final", "minimum loss": "minimum_loss", "any": "any"}
-_NO_INTERVAL: dict[str, Any] = {"resamples": 1, "minimum": 1}
+_NO_INTERVAL = {"minimum": 1}  # groups of any size, whose bounds are not shown
 
 
 # ------------------------------------------------------------------------------------------------------------ tidy numbers
@@ -235,7 +235,7 @@ def _cell(part: pd.DataFrame, rule: str, conditions: str, interval: bool) -> Num
         value = None if right is None else stats.accuracy(right)
     if value is None:
         return None
-    if not interval:  # made without resamples: its bounds say nothing
+    if not interval:  # of a group of any size: its bounds may say nothing
         value = Interval(value.value, np.nan, np.nan, value.n)
     return percent(value, kind="difference" if rule == DIFFERENCE else "accuracy")
 

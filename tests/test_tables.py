@@ -98,7 +98,7 @@ def test_summary_intervals_are_those_of_stats(two):
     expected = stats.accuracy(np.arange(20) < 12)
     assert (fog["final_low"], fog["final_high"]) == (expected.low, expected.high)
     difference = np.array([-1, 1, 1, 1] + [0] * 16)
-    low, high = stats.bootstrap_mean(difference)[1:3]
+    low, high = stats.mean(difference)[1:3]
     assert fog["low"] == pytest.approx(low, abs=1e-9)
     assert fog["high"] == pytest.approx(high, abs=1e-9)
 
