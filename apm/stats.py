@@ -36,7 +36,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 from scipy.stats import t as student
 
 RULES = ("teacher", "final", "minimum loss", "any")
@@ -119,15 +119,6 @@ def _integers(column: pd.Series) -> np.ndarray:
     return column.fillna(-1).to_numpy(dtype=np.int64)
 
 
-def agreement(prediction: np.ndarray, teacher: np.ndarray) -> float:
-    """Share of images in percent on which two predictions (n,) are the same class; a failed one agrees with nothing.
-
-    Raises ValueError for arrays of different shapes or no image.
-    """
-    prediction, teacher = _same_shape(prediction, teacher)
-    return 100.0 * float(np.mean((prediction == teacher) & (prediction >= 0)))
-
-
 # --------------------------------------------------------------------------------------------------------------- intervals
 
 
@@ -150,7 +141,6 @@ def mean(
     strata: np.ndarray | None = None,
     seeds: np.ndarray | None = None,
     minimum: int = MINIMUM_SAMPLES,
-    resamples: int | None = None,
 ) -> Interval:
     """Mean of values, in percent, with its 95 % interval over images, and over seeds where there are several.
 
@@ -160,7 +150,6 @@ def mean(
     conditions: (n,) such as the corruption: the mean is the mean of the conditions' means, each with the same weight.
     strata: (n,) such as the dataset: image 3 of one is not image 3 of another. Their variances add.
     seeds: (n,) of the training run. With several, the interval is about other seeds too; with one, or None, about images only.
-    resamples: not used; intervals are in closed form.
 
     Raises ValueError for fewer than `minimum` images in a stratum or in a condition, values that are NaN or infinite, or arrays of
     different lengths.
@@ -176,7 +165,21 @@ def mean(
     return _interval(_spread(values, groups, minimum), kind)
 
 
-bootstrap_mean = mean  # the name that callers know it by
+def median(values: np.ndarray) -> _Estimate:
+    """Median of independent values (n,), in their unit, with the interval between two of them that holds it in at least 95 %.
+
+    The ends are order statistics (sign test; Conover 1999, section 3.2), so any distribution will do; NaN for fewer than six values,
+    which have no such two. Raises ValueError for none, and for values that are NaN.
+    """
+    values = np.sort(np.asarray(values, dtype=np.float64))
+    n = len(values)
+    if n == 0 or np.isnan(values).any():
+        raise ValueError(
+            f"a median needs values that are numbers, found {n}, {int(np.isnan(values).sum())} of them NaN"
+        )
+    outside = int(binom.ppf(0.5 - 0.5 * CONFIDENCE, n, 0.5))  # values below the lower end, and it
+    low, high = (float(values[outside - 1]), float(values[n - outside])) if outside else (np.nan, np.nan)
+    return _Estimate(float(np.median(values)), low, high, n)
 
 
 class _Spread(NamedTuple):

@@ -27,7 +27,7 @@ KEY = ["table", "row", "column"]
 STATUS = ("same", "within", "outside", "missing", "new", "turned", "changed", "cost")
 FAILING = ("outside", "missing", "turned")
 WORST = 10
-NEAR = {"loss": 0.1, "measure": 0.02}  # of the expected one: numbers of one run, which have no interval
+NEAR = {"loss": 0.1, "measure": 0.05}  # of the expected one: numbers of one run, which have no interval
 ROUNDING = 1e-12  # below it, a loss in float32 is rounding alone
 HEAD = "# expected numbers "
 
