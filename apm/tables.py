@@ -271,6 +271,19 @@ def estimates(summary: pd.DataFrame) -> pd.DataFrame:
     return found.set_index(names)
 
 
+def accuracies(summary: pd.DataFrame, by: str, rules: Sequence[str] = stats.RULES) -> pd.DataFrame:
+    """Counting rules down, the values of a column of `summary` across, as `Number`s that are shown without their intervals."""
+    lines = {
+        rule: [
+            Number(line[key], line[f"{key}_low"], line[f"{key}_high"], line["n"], brief=True)
+            for _, line in summary.iterrows()
+        ]
+        for rule, key in _KEY.items()
+        if rule in rules
+    }
+    return pd.DataFrame.from_dict(lines, orient="index", columns=list(summary[by]))
+
+
 _SUMMARY = {"n", "seeds", "n_failed", "agreement", "difference", "low", "high", "p"} | {
     f"{key}{end}" for key in (*_KEY.values(), "agreement") for end in ("", "_low", "_high")
 }
