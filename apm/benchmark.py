@@ -180,12 +180,15 @@ def taught_note(taught: Dataset | None) -> str:
 
 
 def copies_note(sets: Sequence[Dataset]) -> str:
-    """What readers of the original download will see differ, where the images are JPEG copies of it; "" where they are not."""
-    if not any("JPEG copies" in f"{getattr(d, 'remark', '')} {d.notes}" for d in sets):
+    """What readers of the published files will see differ, where a set's remark says that its images are copies; else ""."""
+    remarks = [d.remark for d in sets if d.remark]
+    if not remarks:
         return ""
+    will = "are others, and every accuracy of teacher and student will differ"
+    may = "may be others, and then every accuracy of teacher and student differs"
     return (
-        "The CIFAR-10 here are JPEG copies: with torchvision's download, which is not compressed, every accuracy of teacher and "
-        "student on clean and changed images will differ."
+        "The images here are copies in class folders: with torchvision's download the pixels "
+        f"{will if any('JPEG' in remark for remark in remarks) else may}, most of all on clean images."
     )
 
 
@@ -258,15 +261,15 @@ def paired(records: pd.DataFrame, method: str, references: Mapping[str, str], *,
     for value, group in records.groupby(by, sort=False):
         for heading, reference in references.items():
             own, right, other = _matched(group, method, reference, str(value))
-            samples = own["sample"].to_numpy()
-            step = tables.percent(stats.paired_difference(right, other, samples), kind="difference", unit="points")
+            groups = {"samples": own["sample"].to_numpy(), "seeds": own["seed"].to_numpy()}
+            step = tables.percent(stats.paired_difference(right, other, **groups), kind="difference", unit="points")
             rows.append(
                 {
                     "set": value,
                     "reference": heading,
                     "n": step.n,
-                    "reference accuracy": tables.percent(stats.mean(other, samples), interval=False),
-                    "final": tables.percent(stats.mean(right, samples), interval=False),
+                    "reference accuracy": tables.percent(stats.mean(other, **groups), interval=False),
+                    "final": tables.percent(stats.mean(right, **groups), interval=False),
                     "step": step,
                     "gained": int((right & ~other).sum()),
                     "lost": int((other & ~right).sum()),

@@ -300,14 +300,6 @@ def _judged(own: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     return pd.DataFrame({"right": right, "confidence": confidence}).set_index(pd.MultiIndex.from_frame(own[key]))
 
 
-def _groups(own: pd.DataFrame, by: str) -> dict[str, Any]:
-    return {
-        "samples": own["sample"].to_numpy(),
-        "conditions": own[by].to_numpy(),
-        "strata": own["dataset"].to_numpy(),
-    }
-
-
 def _line(
     own: pd.DataFrame, rows: pd.DataFrame, references: Mapping[str, str], by: str, encode: float | None
 ) -> dict[str, Any]:
@@ -317,7 +309,10 @@ def _line(
     groups = {name: own[column].to_numpy() for name, column in columns.items()}
     state = own["state"].dropna().unique() if "state" in own else []
     orders = [
-        tables.percent(stats.mean(part["right"].to_numpy(), **_groups(part, by)), interval=False)
+        tables.percent(
+            stats.mean(part["right"].to_numpy(), **{name: part[column].to_numpy() for name, column in columns.items()}),
+            interval=False,
+        )
         for _, part in own.assign(right=right).groupby("seed")
     ]
     line: dict[str, Any] = {

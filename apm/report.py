@@ -69,7 +69,7 @@ def lead(rows: pd.DataFrame, verified: str) -> list[str]:
     said = []
     if len(short):
         gains: dict[str, Number] = short[GAIN].to_dict()
-        apart = [name for name, gain in gains.items() if not gain.bounds[0] <= 0 <= gain.bounds[1]]
+        apart = [name for name, gain in gains.items() if numbers.verdict(gain) != "undecided"]
         listed = "; ".join(f"{name} {gain}" for name, gain in gains.items())
         which = f": {', '.join(apart)}" if apart else ""
         said.append(
@@ -188,6 +188,8 @@ def write(profile: str) -> Path:
         f"profile {profile}",
         f"teacher {parameters.get('teacher')}" + (f", {Path(weights).name}" if weights else ""),
     ]
+    if len(shards):
+        about += [f"images: {remark}" for remark in sorted(set(shards["remark"]) - {""})]
     links = [("summary", "In short"), *((s["notebook"], s["title"]) for s in sections)]
     links += [("paper", "Paper to notebook"), ("times", "Time"), ("provenance", "Provenance")]
     environment = jinja2.Environment(

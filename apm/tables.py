@@ -293,7 +293,8 @@ _SUMMARY = {"n", "seeds", "n_failed", "agreement", "difference", "low", "high", 
 
 
 def footer(records: pd.DataFrame, *, rules: Sequence[str] = stats.RULES, notes: Sequence[str] = ()) -> str:
-    """What a reader must know under a table: n, failed images, counting rules, intervals, and which records it came from."""
+    """What a reader must know under a table: n, failed images, counting rules, intervals, remarks on the images, and which
+    records it came from."""
     # per method too: expensive ones may see a part of the images
     per_condition = sorted(set(records.groupby([*CONDITION, "method"], sort=False, observed=True)["sample"].nunique()))
     n = str(per_condition[0]) if len(per_condition) == 1 else f"{per_condition[0]} to {per_condition[-1]}"
@@ -326,6 +327,11 @@ def footer(records: pd.DataFrame, *, rules: Sequence[str] = stats.RULES, notes: 
     parts.append(
         "Accuracy in %; brackets: 95 % intervals over images, and seeds where there are several (Wilson; differences Bonett and Price)."
     )
+    if "remark" in records:
+        remarks = records[["dataset", "remark"]].drop_duplicates().dropna().sort_values("dataset", kind="stable")
+        for remark, group in remarks.groupby("remark", sort=True):
+            of = "" if set(group["dataset"]) == set(records["dataset"]) else f" of {', '.join(group['dataset'])}"
+            parts.append(f"Images{of}: {remark}.")
     return " ".join([*parts, *notes, f"Made from {provenance(records)}."])
 
 

@@ -55,6 +55,9 @@ class Colour:
     def text_features(self, classnames, templates):
         return self.text.clone()
 
+    def probabilities(self, scores):
+        return (self.logit_scale * scores.float()).softmax(dim=-1)
+
 
 def colours(*rg: tuple[int, int]) -> Dataset:
     """Images of one colour each (red, green, 0): every crop has the image's own feature."""

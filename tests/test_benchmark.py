@@ -107,7 +107,9 @@ def test_zero_shot_is_said_to_be_supervised_where_the_teacher_was_taught(sets):
 
 def test_copies_are_said_to_be_copies(sets):
     assert benchmark.copies_note(sets) == ""
-    assert "torchvision" in benchmark.copies_note([replace(sets[0], notes="JPEG copies of CIFAR-10.")])
+    said = [benchmark.copies_note([replace(sets[0], remark=remark)]) for remark in ("JPEG copies", "class folders")]
+    assert ["will differ" in text for text in said] == [True, False]
+    assert all("torchvision" in text and "clean" in text for text in said)
 
 
 def test_a_teacher_at_chance_is_said_to_be(sets):
