@@ -261,15 +261,15 @@ def paired(records: pd.DataFrame, method: str, references: Mapping[str, str], *,
     for value, group in records.groupby(by, sort=False):
         for heading, reference in references.items():
             own, right, other = _matched(group, method, reference, str(value))
-            copies = {"samples": own["sample"].to_numpy(), "seeds": own["seed"].to_numpy()}
-            step = tables.percent(stats.paired_difference(right, other, **copies), kind="difference", unit="points")
+            groups = {"samples": own["sample"].to_numpy(), "seeds": own["seed"].to_numpy()}
+            step = tables.percent(stats.paired_difference(right, other, **groups), kind="difference", unit="points")
             rows.append(
                 {
                     "set": value,
                     "reference": heading,
                     "n": step.n,
-                    "reference accuracy": tables.percent(stats.mean(other, **copies), interval=False),
-                    "final": tables.percent(stats.mean(right, **copies), interval=False),
+                    "reference accuracy": tables.percent(stats.mean(other, **groups), interval=False),
+                    "final": tables.percent(stats.mean(right, **groups), interval=False),
                     "step": step,
                     "gained": int((right & ~other).sum()),
                     "lost": int((other & ~right).sum()),

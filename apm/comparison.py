@@ -308,10 +308,13 @@ def _line(
     columns = {"samples": "sample", "conditions": by, "strata": "dataset", "seeds": "seed"}
     groups = {name: own[column].to_numpy() for name, column in columns.items()}
     state = own["state"].dropna().unique() if "state" in own else []
-    orders = []
-    for seed in sorted(set(groups["seeds"])):
-        run = {name: values[groups["seeds"] == seed] for name, values in groups.items()}
-        orders.append(tables.percent(stats.mean(right[groups["seeds"] == seed], **run), interval=False))
+    orders = [
+        tables.percent(
+            stats.mean(part["right"].to_numpy(), **{name: part[column].to_numpy() for name, column in columns.items()}),
+            interval=False,
+        )
+        for _, part in own.assign(right=right).groupby("seed")
+    ]
     line: dict[str, Any] = {
         "state": state[0] if len(state) else "episodic",
         "n": len(own) // own["seed"].nunique(),

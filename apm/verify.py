@@ -4,8 +4,8 @@
     python -m apm.verify --profile mini --accept   # the present numbers become the expected ones
 
 A number is the same when it equals the expected one to the printed digits, "within" when it lies in the expected 95 % interval, else
-"outside". A loss or a measure without an interval is one run's and estimates nothing: within is as near as another processor's rounding
-brings it (`NEAR`, relative). A p-value says again what the estimates of its row say: it is within when all of them are.
+"outside". Losses and measures follow a training, which another processor rounds otherwise, and an interval over images, where they have
+one, does not know that: for them within is also as near as `NEAR`, relative. A p-value says again what the estimates of its row say: it is within when all of them are.
 Costs of the machine (seconds, memory) are counted apart. A verdict that is another word has turned; other words have changed.
 """
 
@@ -27,7 +27,7 @@ KEY = ["table", "row", "column"]
 STATUS = ("same", "within", "outside", "missing", "new", "turned", "changed", "cost")
 FAILING = ("outside", "missing", "turned")
 WORST = 10
-NEAR = {"loss": 0.1, "measure": 0.05}  # of the expected one: numbers of one run, which have no interval
+NEAR = {"loss": 0.1, "measure": 0.05}  # of the expected one: what rounding makes of a training
 ROUNDING = 1e-12  # below it, a loss in float32 is rounding alone
 HEAD = "# expected numbers "
 
@@ -85,7 +85,7 @@ def compare(wanted: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     near = gap <= np.maximum(unit, 1e-6 * both["value"].abs()) + ROUNDING
     has_interval = both["low"].notna()
     inside = (both["value_found"] >= both["low"]) & (both["value_found"] <= both["high"])
-    inside |= ~has_interval & (gap <= kind.map(NEAR).fillna(0.0) * both["value"].abs())
+    inside |= gap <= kind.map(NEAR).fillna(0.0) * both["value"].abs()
     is_number = both["value"].notna() & both["value_found"].notna()
     equal_words = both["text"] == both["text_found"]
     status = np.select(

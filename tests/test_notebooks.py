@@ -25,7 +25,8 @@ def test_notebooks_are_kept_without_outputs(path: Path) -> None:
     assert done.returncode == 0, f"{path.name} has outputs: run nbstripout on it"
 
 
-@pytest.mark.parametrize("profile", sorted(p.parent.name for p in ROOT.glob("results/*/report.html")))
+# a folder without a manifest was made by an earlier state of the code, and is read as it is until it is made again
+@pytest.mark.parametrize("profile", sorted(p.parent.name for p in ROOT.glob("results/*/manifest.json")))
 @pytest.mark.parametrize("path", CLEAN, ids=lambda p: p.stem)
 def test_the_executed_copy_has_the_source_of_the_notebook_and_ran_to_its_end(path: Path, profile: str) -> None:
     reference = nbformat.read(ROOT / "results" / profile / "notebooks" / path.name, 4)
@@ -50,7 +51,12 @@ def test_notebooks_define_no_functions(path: Path) -> None:
 @pytest.mark.parametrize("profile", sorted(p.parent.name for p in ROOT.glob("results/*/report.html")))
 def test_results_hold_no_path_of_a_machine(profile: str) -> None:
     folder = ROOT / "results" / profile
-    paths = [folder / "report.html", *folder.glob("notebooks/*.ipynb"), *folder.glob("tables/*")]
+    paths = [
+        *folder.glob("*.html"),
+        *folder.glob("*.json"),
+        *folder.glob("notebooks/*.ipynb"),
+        *folder.glob("tables/*"),
+    ]
     assert len(paths) > 50
     # a folder in front of data/ is one of the machine that made the table: shared paths start with data/ or DATA/
     absolute = re.compile(r"(?<![\w.])/(?:home|root|Users|tmp)/|(?<![\w.:/])/[\w./-]*/data/|" + re.escape(f"{ROOT}/"))
