@@ -514,7 +514,7 @@ def moved(found: Mapping[str, pd.DataFrame], same: Sequence[str]) -> pd.DataFram
             ("the line compared with", "difference", "against that"),
         ):
             own = runs[runs[column].notna() & runs[verdicts].isin(SIDES)]
-            p = [stats.p_value(stats.Interval(c.value, c.low, c.high, c.n or 0)) for c in own[column]]
+            p = [tables.p_value(c) for c in own[column]]
             told = own[verdicts].ne(SIDES[1]).to_numpy()
             variants = own.index.get_level_values("variant")
             lines[name, what] = {

@@ -24,7 +24,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from apm import numbers, project, published, stats
+from apm import numbers, project, published, stats, tables
 from apm.numbers import NoSuchNumber, Number
 from apm.text import CONSTRUCTION, FAILS, HOLDS, NOT_RUN, UNTESTED
 
@@ -137,13 +137,6 @@ def judge(number: Number, rule: str, limit: float, margin: float | None = None) 
     return within(low, high, limit, margin) if margin is not None else below(low, high, limit)
 
 
-def p_value(number: Number, limit: float) -> float:
-    """Two-sided p of the number being the limit, from its interval; NaN for a number without one."""
-    if math.isnan(number.low):
-        return math.nan
-    return stats.p_value(stats.Interval(number.value, number.low, number.high, number.n or 0), limit)
-
-
 # ------------------------------------------------------------------------------------------------------------------ audit
 
 
@@ -179,16 +172,18 @@ def evaluate(claims: Sequence[Claim], rows: pd.DataFrame) -> pd.DataFrame:
     """
     if not claims:
         raise ValueError("no claims: nothing to audit")
-    tables = set(rows["table"])
+    there = set(rows["table"])
     lines = []
     for claim in claims:
         line: dict[str, Any] = {"section": claim.section, "claim": claim.claim}
         try:
             line |= _line(claim, rows)
         except NoSuchNumber as error:
-            if claim.estimate[0] in tables and not claim.optional:
+            if claim.estimate[0] in there and not claim.optional:
                 raise ValueError(f"claim {claim.id}: {error}") from error
             line |= {"verdict": NOT_RUN, "counted as": NOT_RUN}
+        except ValueError as error:
+            raise ValueError(f"claim {claim.id}: {error}") from error
         line |= {"rule": claim.needs, "published": _published(claim), "from": claim.estimate[0]}
         lines.append(line)
     table = pd.DataFrame(lines).set_index("claim")
@@ -223,7 +218,7 @@ def _line(claim: Claim, rows: pd.DataFrame) -> dict[str, Any]:
         "limit": limit,
         "beside": "; ".join([*beside, claim.construction] if claim.construction else beside),
         "counted as": CONSTRUCTION if claim.construction else "tested",
-        "p": math.nan if claim.construction or len(found) > 1 else p_value(found[name], limit),
+        "p": math.nan if claim.construction or len(found) > 1 else tables.p_value(found[name], limit),
     }
 
 

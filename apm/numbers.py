@@ -5,7 +5,7 @@ high, n, unit, kind) before any of them becomes text. Report, audit, README and 
 formatted cell, a caption or a footer back.
 
     results/<profile>/manifest.json            every table and figure: name, kind, caption, notes, notebook, order
-    results/<profile>/numbers/<notebook>.csv   tidy: table, row, column, value, low, high, n, unit, kind, decimals, text
+    results/<profile>/numbers/<notebook>.csv   tidy: table, row, column, value, low, high, n, df, unit, kind, decimals, text
     results/<profile>/numbers/machine.json     the machine that made them
 """
 
@@ -30,7 +30,7 @@ VERSION = 1
 MANIFEST = "manifest.json"
 # "cost" is of the machine (seconds, memory), so another machine may have another; "word" is text, "verdict" that of a rule
 KINDS = ("accuracy", "difference", "measure", "count", "loss", "p", "cost", "published", "verdict", "word")
-COLUMNS = ("table", "row", "column", "value", "low", "high", "n", "unit", "kind", "decimals", "text")
+COLUMNS = ("table", "row", "column", "value", "low", "high", "n", "df", "unit", "kind", "decimals", "text")
 FINE = ("ratio", "cosine")  # units of numbers about 1, shown with three significant digits
 SEPARATOR = " · "  # between the parts of a row's name
 
@@ -49,6 +49,7 @@ class Number:
     unit: str = "%"
     kind: str = "accuracy"
     brief: bool = False
+    df: float | None = None  # degrees of freedom of the interval, where they are not n - 1
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -157,7 +158,8 @@ def tidy(frame: pd.DataFrame, table: str, *, kinds: Mapping[str, str] | str = "m
     """A table as tidy rows, one per filled cell (`COLUMNS`).
 
     frame: the row's name in the index; several levels are joined. Headings of several levels are joined too.
-    kinds: kind of the cells that are plain numbers: one for all, or by column ("measure" for the others).
+    kinds: kind of the cells that are plain numbers: one for all, or by column ("measure" for the others). Words in a
+        column "verdict" are verdicts.
 
     Raises ValueError for a name that stands twice, in the index or in the headings, and for an unknown kind.
     """
@@ -172,7 +174,7 @@ def tidy(frame: pd.DataFrame, table: str, *, kinds: Mapping[str, str] | str = "m
     cells = []
     for place, column in enumerate(columns):
         values = frame.iloc[:, place]
-        kind = kinds if isinstance(kinds, str) else kinds.get(column, "measure")
+        kind = kinds if isinstance(kinds, str) else kinds.get(column, "verdict" if column == "verdict" else "measure")
         if kind not in KINDS:
             raise project.unknown(f"kind of column {column!r} of table {table}", kind, KINDS)
         small = is_small(values)
@@ -187,17 +189,27 @@ def _joined(name: Any) -> str:
 
 
 def _tidy_cell(cell: Any, kind: str, small: bool) -> tuple[Any, ...]:
-    """value, low, high, n, unit, kind, decimals, text."""
-    none = (math.nan, math.nan, math.nan, pd.NA, "")
+    """value, low, high, n, df, unit, kind, decimals, text."""
+    none = (math.nan, math.nan, math.nan, pd.NA, math.nan, "")
     if isinstance(cell, (str, bool, np.bool_)):
         return (*none, kind if kind in ("verdict", "cost") else "word", 0, text(cell))
     if isinstance(cell, Number):
         places = 3 if cell.kind == "p" else 0 if cell.kind == "count" else decimals(cell.value, small=small)
         n = pd.NA if cell.n is None else cell.n
-        return (cell.value, cell.low, cell.high, n, cell.unit, cell.kind, places, "")
+        return (
+            cell.value,
+            cell.low,
+            cell.high,
+            n,
+            math.nan if cell.df is None else cell.df,
+            cell.unit,
+            cell.kind,
+            places,
+            "",
+        )
     places = 0 if isinstance(cell, numbers.Integral) else decimals(float(cell), small=small)
     kind = "count" if kind == "measure" and isinstance(cell, numbers.Integral) else kind
-    return (float(cell), math.nan, math.nan, pd.NA, "", kind, places, "")
+    return (float(cell), math.nan, math.nan, pd.NA, math.nan, "", kind, places, "")
 
 
 def numbers_of(folder: Path, notebook: str) -> Path:
@@ -214,9 +226,9 @@ def write(rows: pd.DataFrame, path: Path | str, head: str = "") -> Path:
 def parse(text: str, source: str) -> pd.DataFrame:
     """Tidy rows of a CSV's text (without a head). Raises ValueError, naming the source, for what is no such file."""
     types: dict[str, Any] = dict.fromkeys(("table", "row", "column", "unit", "kind", "text"), str)
-    types |= dict.fromkeys(("value", "low", "high"), float) | {"n": "Int64", "decimals": "Int64"}
+    types |= dict.fromkeys(("value", "low", "high", "df"), float) | {"n": "Int64", "decimals": "Int64"}
     try:
-        rows = pd.read_csv(io.StringIO(text), dtype=types, keep_default_na=False, na_values={c: [""] for c in ("value", "low", "high", "n", "decimals")})  # fmt: skip
+        rows = pd.read_csv(io.StringIO(text), dtype=types, keep_default_na=False, na_values={c: [""] for c in ("value", "low", "high", "n", "df", "decimals")})  # fmt: skip
     except (ValueError, pd.errors.ParserError) as error:
         raise ValueError(
             f"{source}: expected rows of numbers ({', '.join(COLUMNS)}), found another file: {error}"
@@ -267,7 +279,15 @@ def find(rows: pd.DataFrame, table: str, row: str, column: str) -> Number:
             f"table {table}, {row}, {column}: expected a number, found the {cell['kind']} {cell['text']!r}"
         )
     n = None if cell["n"] is pd.NA else int(cell["n"])
-    return Number(cell["value"], cell["low"], cell["high"], n, cell["unit"], cell["kind"])
+    return Number(
+        cell["value"],
+        cell["low"],
+        cell["high"],
+        n,
+        cell["unit"],
+        cell["kind"],
+        df=None if math.isnan(cell["df"]) else float(cell["df"]),
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- manifest

@@ -243,7 +243,17 @@ def percent(
     if not isinstance(value, Sequence):
         return Number(float(value), unit=unit, kind=kind)
     estimate, low, high, *n = value
-    return Number(float(estimate), float(low), float(high), int(n[0]) if n else None, unit, kind, brief=not interval)
+    images, df = int(n[0]) if n else None, getattr(value, "df", None)
+    return Number(float(estimate), float(low), float(high), images, unit, kind, brief=not interval, df=df)
+
+
+def p_value(number: Number, limit: float = 0.0) -> float:
+    """Two-sided p of a number being the limit, from its interval (`apm.stats.p_value`); NaN for one without an interval or width."""
+    if not number.high > number.low:
+        return float("nan")
+    interval = Interval(number.value, number.low, number.high, number.n or 0)
+    interval.df = number.df
+    return stats.p_value(interval, limit)
 
 
 def estimates(summary: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from apm import audit, numbers, published, published_checks
+from apm import audit, numbers, published, published_checks, tables
 from apm.audit import Claim
 from apm.numbers import Number
 from apm.text import CONSTRUCTION, FAILS, HOLDS, NOT_RUN, UNTESTED
@@ -143,8 +143,15 @@ def test_holm_leaves_what_chance_explains() -> None:
 
 
 def test_p_agrees_with_the_interval() -> None:
-    assert audit.p_value(Number(1.0, 0.0, 2.0), 0.0) == pytest.approx(0.05)
-    assert pd.isna(audit.p_value(Number(1.0), 0.0))
+    assert tables.p_value(Number(1.0, 0.0, 2.0), 0.0) == pytest.approx(0.05)
+    assert pd.isna(tables.p_value(Number(1.0), 0.0))
+
+
+def test_few_seeds_make_an_interval_say_less() -> None:
+    many, few = Number(1.0, 0.0, 2.0, 900), Number(1.0, 0.0, 2.0, 900, df=2.0)
+    assert tables.p_value(few, -1.0) > 3 * tables.p_value(many, -1.0)
+    rows = numbers.tidy(pd.DataFrame({"gain": [few]}, index=pd.Index(["APM"])), "02_x")
+    assert numbers.find(rows, "02_x", "APM", "gain").df == 2.0
 
 
 def test_the_published_value_is_read_from_its_file_and_a_wrong_name_is_said() -> None:
