@@ -138,8 +138,8 @@ def judge(number: Number, rule: str, limit: float, margin: float | None = None) 
 
 
 def p_value(number: Number, limit: float) -> float:
-    """Two-sided p of the number being the limit, from its interval; NaN for a number without one."""
-    if math.isnan(number.low):
+    """Two-sided p of the number being the limit, from its interval; NaN for a number without one, or with one of no width."""
+    if math.isnan(number.low) or number.low == number.high:
         return math.nan
     return stats.p_value(stats.Interval(number.value, number.low, number.high, number.n or 0), limit)
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from apm import audit, numbers, published, published_checks
+from apm import audit, comparison, numbers, published, published_checks
 from apm.audit import Claim
 from apm.numbers import Number
 from apm.text import CONSTRUCTION, FAILS, HOLDS, NOT_RUN, UNTESTED
@@ -145,6 +145,23 @@ def test_holm_leaves_what_chance_explains() -> None:
 def test_p_agrees_with_the_interval() -> None:
     assert audit.p_value(Number(1.0, 0.0, 2.0), 0.0) == pytest.approx(0.05)
     assert pd.isna(audit.p_value(Number(1.0), 0.0))
+    assert pd.isna(audit.p_value(Number(1.0, 1.0, 1.0), 0.0))  # no width: it says nothing of its spread
+
+
+def test_rows_of_our_own_are_no_other_methods() -> None:
+    claims = [one for one in audit.load() if one.rule == "all_below" and one.where == {"state": "episodic"}]
+    views = "APM, views"
+    own = {*comparison.FIXED, views, comparison._target_row(views)}
+    assert len(claims) == 3
+    assert all(set(one.leave_out) == own for one in claims)
+
+
+@pytest.mark.parametrize(("interval", "word"), [((0.1, 0.3), HOLDS), ((-0.1, 0.3), UNTESTED), ((-0.3, -0.1), FAILS)])
+def test_audit_and_benchmarks_have_one_rule_for_better(interval: tuple, word: str) -> None:
+    number = Number(sum(interval) / 2, *interval, kind="difference")
+    said = {HOLDS: "above", UNTESTED: "undecided", FAILS: "below"}
+    assert audit.judge(number, "above", 0.0) == word
+    assert numbers.verdict(number) == said[word]
 
 
 def test_the_published_value_is_read_from_its_file_and_a_wrong_name_is_said() -> None:
