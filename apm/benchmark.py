@@ -6,7 +6,6 @@ other images, other teachers and other scales that can be put side by side.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +19,6 @@ from apm.datasets import Dataset
 from apm.numbers import Number
 from apm.ttt import TTTConfig
 
-NO_WIDTH_NOTE = (
-    "Intervals of differences keep a width where no image differs: up to about 3/n of all images may still do so."
-)
 CHANCE_NOTE = "chance: always answering the most frequent class."
 
 # our name of a set -> its column among open_clip's published zero-shot results
@@ -184,12 +180,15 @@ def taught_note(taught: Dataset | None) -> str:
 
 
 def copies_note(sets: Sequence[Dataset]) -> str:
-    """What readers of the original download will see differ, where the images are JPEG copies of it; "" where they are not."""
-    if not any("JPEG copies" in f"{getattr(d, 'remark', '')} {d.notes}" for d in sets):
+    """What readers of the published files will see differ, where a set's remark says that its images are copies; else ""."""
+    remarks = [d.remark for d in sets if d.remark]
+    if not remarks:
         return ""
+    will = "are others, and every accuracy of teacher and student will differ"
+    may = "may be others, and then every accuracy of teacher and student differs"
     return (
-        "The CIFAR-10 here are JPEG copies: with torchvision's download, which is not compressed, every accuracy of teacher and "
-        "student on clean and changed images will differ."
+        "The images here are copies in class folders: with torchvision's download the pixels "
+        f"{will if any('JPEG' in remark for remark in remarks) else may}, most of all on clean images."
     )
 
 
@@ -223,31 +222,14 @@ def above_chance(low: float, high: float, chance: float) -> str:
 
 
 def notes(table: pd.DataFrame) -> list[str]:
-    """The notes of `overview`, one line per set; a sentence that several sets share stands once, at the end.
+    """The notes of `overview`, one line per set; one that several sets share stands once.
 
     table: sets in the index, column notes.
     """
-    sentences = {str(name): _sentences(said) for name, said in table["notes"].items()}
-    holders: dict[str, list[str]] = {}
-    for name, said in sentences.items():
-        for sentence in dict.fromkeys(said):
-            holders.setdefault(sentence, []).append(name)
-    lines = []
-    for name, said in sentences.items():
-        own = [sentence for sentence in said if len(holders[sentence]) == 1]
-        lines += [f"{name}: {' '.join(own)}"] if own else []
-    shared: dict[tuple[str, ...], list[str]] = {}
-    for sentence, names in holders.items():
-        if len(names) > 1:
-            shared.setdefault(tuple(names), []).append(sentence)
-    for group, together in shared.items():
-        who = "All sets" if len(group) == len(sentences) else ", ".join(group)
-        lines.append(f"{who}: {' '.join(together)}")
-    return lines
-
-
-def _sentences(text: str) -> list[str]:
-    return [part for part in re.split(r"(?<=[.!?])\s+(?=[A-Z])", text.strip()) if part]
+    shared: dict[str, list[str]] = {}
+    for name, said in table["notes"].items():
+        shared.setdefault(str(said), []).append(str(name))
+    return [f"{', '.join(names)}: {said}" for said, names in shared.items() if said]
 
 
 def by_origin(records: pd.DataFrame, sets: Sequence[Dataset]) -> pd.DataFrame:
@@ -279,18 +261,15 @@ def paired(records: pd.DataFrame, method: str, references: Mapping[str, str], *,
     for value, group in records.groupby(by, sort=False):
         for heading, reference in references.items():
             own, right, other = _matched(group, method, reference, str(value))
-            step = tables.percent(
-                stats.paired_difference(right, other, own["sample"].to_numpy(), seeds=own["seed"].to_numpy()),
-                kind="difference",
-                unit="points",
-            )
+            copies = {"samples": own["sample"].to_numpy(), "seeds": own["seed"].to_numpy()}
+            step = tables.percent(stats.paired_difference(right, other, **copies), kind="difference", unit="points")
             rows.append(
                 {
                     "set": value,
                     "reference": heading,
                     "n": step.n,
-                    "reference accuracy": Number(100.0 * other.mean(), n=step.n),
-                    "final": Number(100.0 * right.mean(), n=step.n),
+                    "reference accuracy": tables.percent(stats.mean(other, **copies), interval=False),
+                    "final": tables.percent(stats.mean(right, **copies), interval=False),
                     "step": step,
                     "gained": int((right & ~other).sum()),
                     "lost": int((other & ~right).sum()),
@@ -359,12 +338,7 @@ def steps(sets: pd.DataFrame, source: str, means: Mapping[str, Number] | None = 
         mean = (means or {}).get(str(heading))
         lines[source, heading] = {
             "sets": len(part),
-            **{
-                name: Number(
-                    part[name].map(float).mean(), kind=part["step"].iloc[0].kind.replace("difference", "accuracy")
-                )
-                for name in ("reference accuracy", "final")
-            },
+            **{name: numbers.average(part[name]) for name in ("reference accuracy", "final")},
             "step": mean or Number(values.mean(), unit="points", kind=part["step"].iloc[0].kind),
             **{
                 name: int(hit.sum())
@@ -397,7 +371,7 @@ def beside(
 ) -> pd.DataFrame:
     """A published table with our rows under it, each of our sets in the column that it stands for.
 
-    published: from `apm.published.wide`, columns chosen. ours: rows by name, columns our sets, in percent. counterparts:
+    published: from `apm.published.wide`, columns chosen. ours: from `apm.tables.accuracies`, columns our sets. counterparts:
     our set -> published column. means: published column of an average -> the published columns that it is over; ours is over
     those of them that have a counterpart. The first of our rows names our sets. Raises ValueError for unknown names.
     """
@@ -408,13 +382,14 @@ def beside(
             raise project.unknown("published column", column, [str(c) for c in published.columns])
     if len(set(counterparts.values())) < len(counterparts):
         raise ValueError(f"two sets stand for the same published column: {dict(counterparts)}")
-    mine = ours[list(counterparts)].rename(columns=dict(counterparts)).astype(float)
+    mine = ours[list(counterparts)].rename(columns=dict(counterparts))
     for heading, members in means.items():
-        mine[heading] = mine[[column for column in members if column in mine]].mean(axis=1)
+        part = mine[[column for column in members if column in mine]]
+        mine[heading] = [numbers.average(line) for _, line in part.iterrows()]
     names = pd.DataFrame({column: [name] for name, column in counterparts.items()}, index=["set"])
     cells = {
         "published": published.map(lambda value: Number(value, kind="published")),
-        "ours": pd.concat([names, mine.map(Number)]).reindex(columns=published.columns),
+        "ours": pd.concat([names, mine]).reindex(columns=published.columns),
     }
     return pd.concat(cells, names=["source", "row"])
 
@@ -477,7 +452,7 @@ def settings_grid(
         for k in iterations:
             lines[rate, k] = {
                 "mean loss": Number(float(losses[k]), n=len(data), unit="", kind="loss"),
-                "loss fell to one in": Number(float(losses[0] / losses[k]), n=len(data), unit="", kind="measure"),
+                "loss fell to one in": Number(float(losses[0] / losses[k]), n=len(data), unit="", kind="loss"),
                 "agreement with the teacher": tables.percent(stats.accuracy(classes[:, k] == said)),
             }
     found = pd.DataFrame.from_dict(lines, orient="index")

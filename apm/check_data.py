@@ -79,7 +79,8 @@ def check(
         return "missing", str(error)
     except (WrongSet, OSError) as error:  # OSError: a folder that may not be read
         return "wrong", str(error)
-    return "found", f"{_size(entry, len(listing), partial)} in {listing.folder}"
+    said = listing.remark or (listing.note.rstrip(".") if listing.array is not None else "")
+    return "found", f"{_size(entry, len(listing), partial)} in {listing.folder}" + (f": {said}" if said else "")
 
 
 def _check_conditions(

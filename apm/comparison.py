@@ -308,7 +308,10 @@ def _line(
     columns = {"samples": "sample", "conditions": by, "strata": "dataset", "seeds": "seed"}
     groups = {name: own[column].to_numpy() for name, column in columns.items()}
     state = own["state"].dropna().unique() if "state" in own else []
-    orders = [100.0 * part.groupby(by)["right"].mean().mean() for _, part in own.assign(right=right).groupby("seed")]
+    orders = []
+    for seed in sorted(set(groups["seeds"])):
+        run = {name: values[groups["seeds"] == seed] for name, values in groups.items()}
+        orders.append(tables.percent(stats.mean(right[groups["seeds"] == seed], **run), interval=False))
     line: dict[str, Any] = {
         "state": state[0] if len(state) else "episodic",
         "n": len(own) // own["seed"].nunique(),
@@ -332,8 +335,11 @@ def _line(
             step = stats.paired_difference(right, other, **groups)
             line[f"difference from {heading}"] = tables.percent(step, kind="difference", unit="points")
     line.setdefault(f"difference from {ITS_TARGET}", None)
-    ends = (min(orders), max(orders)) if len(orders) > 1 else (np.nan, np.nan)
-    line |= {f"{end} order": Number(value) for end, value in zip(("lowest", "highest"), ends, strict=True)}
+    several = len(orders) > 1
+    line |= {
+        f"{end} order": pick(orders, key=float) if several else None
+        for end, pick in (("lowest", min), ("highest", max))
+    }
     line["ECE"] = _calibration(_judged(own, key)["confidence"].to_numpy(), right)
     line |= calibration
     for heading, column in (("image passes", "teacher_passes"), ("prompts read", "prompts_read")):

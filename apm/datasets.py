@@ -60,6 +60,7 @@ class Dataset:
     severity: int = 0
     groups: tuple[str, ...] | None = field(default=None, repr=False)  # one per image: sub-populations (font families)
     origin: str = ""  # the set whose images these are, changed or renamed: `indices` are positions in that one
+    remark: str = ""  # how these images differ from the published ones; stands under every table made of them
 
     def __post_init__(self) -> None:
         counts = {"images": len(self.images), "labels": len(self.labels), "indices": len(self.indices)}

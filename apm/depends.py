@@ -1,7 +1,7 @@
 """What a notebook's result depends on, and which results are stale.
 
 A result depends on the notebook, its profile's YAML files and local weights, exactly the apm modules that it imports, the
-published numbers where one of those reads them, the locked versions, and where data and results are. All of that is hashed
+published numbers and the cards of shipped teachers where one of those reads them, the locked versions, and where data and results are. All of that is hashed
 into a stamp when a run has ended well; a result is stale when the hash has changed or a file that the run left is gone.
 Contents count, not times: a touched file makes nothing stale, a removed one does.
 
@@ -79,6 +79,7 @@ def inputs(root: Path, profile: str, notebook: Path) -> list[Path]:
     """Every file whose change makes the notebook's result stale, but for weights and other notebooks' results."""
     modules = closure(imported(code(notebook)) | set(ALWAYS), root / "apm")
     published = sorted((root / "data" / "published").glob("*.csv")) if root / "apm" / "published.py" in modules else []
+    cards = sorted((root / "data" / "teachers").glob("*.yaml")) if root / "apm" / "teachers.py" in modules else []
     lock = root / "requirements.lock"
     page = [
         root / "notebooks" / "index.yaml",
@@ -92,6 +93,7 @@ def inputs(root: Path, profile: str, notebook: Path) -> list[Path]:
         *settings_files(root, profile, notebook),
         *modules,
         *published,
+        *cards,
         *([lock] if lock.is_file() else []),
     ]
 

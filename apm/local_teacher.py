@@ -5,6 +5,8 @@ them into the cache, where no teacher of these settings, images, code and librar
 the shipped one. Results are made with the shipped weights: another processor trains others from the same seed.
 
     python -m apm.local_teacher mini --freeze [FILE]     # makes FILE (default: the one in the cache) the shipped one
+
+A file that is too large to be shipped gets its card alone: `apm.teachers.load` then says of other weights that they are others.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from apm import profiles
-from apm.project import atomic_write, cache_dir, root, sha256_file
+from apm.project import atomic_write, cache_dir, portable, root, sha256_file
 
 LARGEST = 10_000_000  # bytes of a shipped file
 
@@ -49,6 +51,9 @@ def of_profile(profile: str) -> Local:
     return Local(profile, options, root() / used)
 
 
+NOTES = ("code", "torch", "open_clip")  # what older checkpoints do not say: no reason to train again
+
+
 def noted(path: Path) -> dict[str, Any]:
     """What a checkpoint says of how it was trained. Raises ValueError for a file that `apm.teachers` did not write."""
     from safetensors import SafetensorError, safe_open
@@ -75,9 +80,15 @@ def train(local: Local) -> int:
         now = teachers.determined_by(datasets.load(given["data"]), config)
         wanted = {**now["settings"], "images": now["data"], "code": now["recipe"], **now["versions"]}
         had = noted(local.trained)
-        differs = [f"{name} {had.get(name)}, not {value}" for name, value in wanted.items() if had.get(name) != value]
+        silent = [name for name in NOTES if had.get(name) is None]
+        differs = [
+            f"{name} {had.get(name)}, not {value}"
+            for name, value in wanted.items()
+            if had.get(name) != value and name not in silent
+        ]
         if not differs:
-            print(f"up to date: {local.trained}, trained with these settings")
+            without = f"; it does not say with which {', '.join(silent)}" if silent else ""
+            print(f"up to date: {local.trained}, trained with these settings{without}")
             return 0
         print(f"{local.trained} was trained with {'; '.join(differs)}: training it again", flush=True)
     print("python -m apm.teachers", *local.command, flush=True)
@@ -122,10 +133,11 @@ def compare(local: Local) -> None:
 
 
 def freeze(local: Local, source: Path) -> Path:
-    """Write a trained checkpoint as the shipped one: float16, with its card. Returns its path, in data/teachers.
+    """Write a trained checkpoint as the shipped one, float16, with its card; of one larger than `LARGEST` the card alone, with
+    the hash of its weights. Returns the path of what was written, in data/teachers.
 
-    Raises ValueError for a file that `apm.teachers` did not write, that is larger than `LARGEST`, that float16 cannot hold or
-    decides otherwise in it on more than one in a hundred held-out images.
+    Raises ValueError for a file that `apm.teachers` did not write, that float16 cannot hold or decides otherwise in it on more
+    than one in a hundred held-out images; for one that is too large where a smaller one is shipped.
     """
     import open_clip
     import torch
@@ -139,29 +151,49 @@ def freeze(local: Local, source: Path) -> Path:
     said = noted(source)
     with safe_open(source, framework="pt") as file:
         metadata = json.loads(file.metadata()["apm"])
-    weights = {k: v.half() if v.is_floating_point() else v for k, v in load_file(str(source)).items()}
-    if not all(bool(torch.isfinite(v).all()) for v in weights.values() if v.is_floating_point()):
-        raise ValueError(f"{source}: float16 cannot hold its weights")
+    trained = load_file(str(source))
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in trained.items()}
     size = sum(v.numel() * v.element_size() for v in weights.values())
-    if size > LARGEST:
-        raise ValueError(f"{source}: {size / 1e6:.1f} MB in float16, at most {LARGEST / 1e6:.0f} MB are shipped")
     path = teachers.SHIPPED / source.name
     card = path.with_suffix(".yaml")
+    data = datasets.load(local.options["data"])
+    text = {
+        "command": f"make teacher PROFILE={local.profile}",
+        "model": metadata["settings"]["model"],
+        "data": f"{local.options['data']}: {portable(data.notes)}",
+        "images": len(data),
+        "data_sha256": said["images"],
+        "seed": metadata["settings"]["seed"],
+        "settings": metadata["settings"],
+    }
+    if said["images"] != data.fingerprint:
+        raise ValueError(
+            f"{source} was trained on other images than {local.options['data']} holds here: expected sha256 {data.fingerprint}, "
+            f"found {said['images']}"
+        )
+    if size > LARGEST:
+        if path.exists():
+            raise ValueError(f"{path} is shipped and {source} is too large to take its place: remove that one first")
+        test = datasets.load(local.options["test"])
+        teacher = teachers.load(metadata["settings"]["model"], pretrained=source)
+        text |= {
+            "versions": metadata.get("versions") or "the checkpoint notes none",
+            "stored_as": f"not shipped: {size / 1e6:.0f} MB in float16, at most {LARGEST / 1e6:.0f} MB are",
+            "accuracy": {local.options["test"]: round(100 * teachers.accuracy(teacher, test), 2), "images": len(test)},
+            "weights_sha256": teachers.weights_sha256(trained),
+        }
+        atomic_write(card, yaml.safe_dump(text, sort_keys=False, allow_unicode=True, width=120))
+        print(f"{card}: the card alone, {text['stored_as']}")
+        return card
+    if not all(bool(torch.isfinite(v).all()) for v in weights.values() if v.is_floating_point()):
+        raise ValueError(f"{source}: float16 cannot hold its weights")
     card.unlink(missing_ok=True)  # else it would be held against the new file
     teachers.save(weights, path, metadata)
     far = distance(local, source, path)
     if far["same decisions"] < 99:
         path.unlink()
         raise ValueError(f"{source}: in float16 it decides alike on {far['same decisions']:.1f} % of the images only")
-    data = datasets.load(local.options["data"])
-    text = {
-        "command": f"make teacher PROFILE={local.profile}",
-        "model": metadata["settings"]["model"],
-        "data": f"{local.options['data']}: {data.notes}",
-        "images": len(data),
-        "data_sha256": said["images"],
-        "seed": metadata["settings"]["seed"],
-        "settings": metadata["settings"],
+    text |= {
         "versions": {**libraries(("torch", "timm", "numpy")), "open_clip": open_clip.__version__},
         "processor": f"{torch.backends.cpu.get_cpu_capability()}; another kind trains other weights from the same seed",
         "stored_as": "float16; used as float32 with these rounded values",

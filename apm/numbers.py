@@ -16,8 +16,8 @@ import json
 import math
 import numbers
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,18 @@ class Number:
     def bounds(self) -> tuple[float, float]:
         """The interval, or the value twice where it has none."""
         return (self.value, self.value) if math.isnan(self.low) else (self.low, self.high)
+
+
+def average(cells: Iterable[Number]) -> Number:
+    """Mean of estimates, empty ones left out, shown without its interval; empty for none.
+
+    The interval is as wide as theirs are on average: estimates on the same images vary together, and no mean of them more than that.
+    """
+    there = [cell for cell in cells if not is_empty(cell)]
+    if not there:
+        return Number(math.nan)
+    value, low, high = np.mean([(cell.value, cell.low, cell.high) for cell in there], axis=0)
+    return replace(there[0], value=float(value), low=float(low), high=float(high), brief=True)
 
 
 def verdict(difference: Number) -> str:

@@ -60,7 +60,7 @@ class Publisher:
             raise ValueError(f"{name!r} was published already: give each table and figure a name of its own")
         note = notes if isinstance(notes, str) else " ".join(part for part in notes if part)
         if isinstance(what, pd.DataFrame):
-            shown = tables.show(tables.upright(what) if upright else what, caption, note, bold=bold)
+            shown = tables.show(what, caption, note, bold=bold, upright=upright)
             kind, paths = (
                 "table",
                 tables.save(what, name, self.folder / "tables", caption, note, page=shown._repr_html_()),

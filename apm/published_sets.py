@@ -17,15 +17,17 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from apm import prompts
+from apm.corruptions import CONSTANTS, SEVERITIES
 from apm.corruptions import NAMES as CORRUPTIONS
-from apm.corruptions import SEVERITIES
 from apm.datasets import SUFFIXES, Dataset, ImageFiles, files_fingerprint, of_system
 from apm.project import unknown
 
@@ -52,6 +54,7 @@ class Listing:
     array: np.ndarray | None = None
     sources: tuple[Path, ...] = ()  # the files that hold the array
     note: str = ""
+    remark: str = ""  # how the images differ from the published ones, or that nobody compared them
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -120,6 +123,8 @@ def load(name: str, root: Path | str | None, *, partial: bool = False) -> Datase
     notes = [f"{entry.title}, {_counts(len(listing), len(listing.classnames))}, {listing.folder}.", listing.note]
     if partial and not _complete(entry, listing):
         notes.insert(1, _part(entry, listing))
+    if listing.remark:
+        notes.append(f"Images: {listing.remark}.")
     notes.append(f"Licence: {entry.licence}. Prompts: {prompts.describe(templates)}.")
     return Dataset(
         name=entry.origin or entry.name,
@@ -132,6 +137,7 @@ def load(name: str, root: Path | str | None, *, partial: bool = False) -> Datase
         notes=" ".join(note for note in notes if note),
         corruption="none" if condition is None else condition[0],
         severity=0 if condition is None else condition[1],
+        remark=listing.remark,
     )
 
 
@@ -432,13 +438,9 @@ def _cifar(entry: PublishedSet, root: Path, folder: Path, condition: Condition |
     """torchvision's batches, whose checksums torchvision tests before it reads them; or one folder of images per class."""
     train = entry.name.endswith("-train")
     if not folder.name.startswith("cifar-10"):
-        return _tree(
-            entry,
-            root,
-            folder,
-            _cifar_folders(entry, folder),
-            note="Order: class folders, not that of the published file.",
-        )
+        note = "Order: class folders, not that of the published file."
+        tree = _tree(entry, root, folder, _cifar_folders(entry, folder), note=note)
+        return replace(tree, remark=_not_published(tree.files))
     from torchvision import datasets as torchvision_sets
 
     kind = torchvision_sets.CIFAR100 if entry.classes == 100 else torchvision_sets.CIFAR10
@@ -452,9 +454,51 @@ def _cifar(entry: PublishedSet, root: Path, folder: Path, condition: Condition |
     pixels, labels = np.ascontiguousarray(read.data), np.array(read.targets, dtype=np.int64)
     pixels.flags.writeable = labels.flags.writeable = False
     parts = kind.train_list if train else kind.test_list
-    return Listing(
-        folder, labels, _cifar_classes(entry), array=pixels, sources=tuple(folder / part[0] for part in parts)
-    )
+    sources = tuple(folder / part[0] for part in parts)
+    note = "The published files: their checksums agree."
+    return Listing(folder, labels, _cifar_classes(entry), array=pixels, sources=sources, note=note)
+
+
+def _not_published(files: Sequence[Path]) -> str:
+    """What a tree of CIFAR's images is, from its first JPEG file, or its first file where none is a JPEG by its name."""
+    unknown_pixels = "class folders, not compared with the published files"
+    first = next((file for file in files if file.suffix.lower() in (".jpg", ".jpeg")), next(iter(files), None))
+    if first is None:
+        return unknown_pixels
+    try:
+        with Image.open(first) as image:  # reads the header only
+            table = image.quantization[0] if isinstance(image, JpegImageFile) else None
+    except (OSError, KeyError):  # no image: said when it is decoded
+        return unknown_pixels
+    if table is None:
+        return unknown_pixels
+    quality = jpeg_quality(table)
+    levels = CONSTANTS["cifar-c"]["jpeg_compression"]  # from the mildest, the highest quality, on
+    passed = sum(quality <= level for level in levels)
+    where = ""
+    if quality in levels:
+        where = f", that of severity {passed}"
+    elif passed:
+        where = (
+            f", already between severities {passed} and {passed + 1}" if passed < len(levels) else ", beyond severity 5"
+        )
+    where += " of CIFAR-10-C's JPEG corruption" if where else ""
+    return f"JPEG copies in class folders, not the published pixels; quality {quality}{where}"
+
+
+# Luminance table of the JPEG standard (ITU-T T.81, table K.1) in rows, at quality 50
+_LUMINANCE = np.array([
+    16, 11, 10, 16, 24, 40, 51, 61,  12, 12, 14, 19, 26, 58, 60, 55,  14, 13, 16, 24, 40, 57, 69, 56,
+    14, 17, 22, 29, 51, 87, 80, 62,  18, 22, 37, 56, 68, 109, 103, 77,  24, 35, 55, 64, 81, 104, 113, 92,
+    49, 64, 78, 87, 103, 121, 120, 101,  72, 92, 95, 98, 112, 100, 103, 99,
+])  # fmt: skip
+
+
+def jpeg_quality(table: Sequence[int]) -> int:
+    """The quality, 1 to 100, at which libjpeg scales the standard's table nearest to this one (64 values, in rows)."""
+    scales = [5000 // quality if quality < 50 else 200 - 2 * quality for quality in range(1, 101)]
+    scaled = [np.clip((_LUMINANCE * scale + 50) // 100, 1, 255) for scale in scales]
+    return 1 + int(np.argmin([np.abs(values - np.array(table)).sum() for values in scaled]))
 
 
 def _cifar_folders(entry: PublishedSet, folder: Path) -> dict[str, str]:

@@ -130,6 +130,7 @@ def plan(
         "corruption": dataset.corruption,
         "severity": int(dataset.severity),
         "data": dataset.fingerprint,
+        **({"remark": remark} if (remark := getattr(dataset, "remark", "")) else {}),
         # as hashes: a shard's file would hold more of them than of predictions
         "classnames": project.sha256_of(list(dataset.classnames)),
         "templates": project.sha256_of(list(dataset.templates)),
@@ -194,7 +195,8 @@ def run(
     teacher_method: whose predictions on the same images stand in `teacher_prediction`; it may be `method` itself. None: the
         method's own extra column of that name, else empty.
 
-    Returns the columns of SCHEMA, the method's extra columns, and `shard`, the first 16 digits of the shard's key.
+    Returns the columns of SCHEMA, the method's extra columns, `remark` where the dataset has one, and `shard`, the first 16
+    digits of the shard's key.
     Milliseconds are the method's time per image, measured over a shard; the teacher_method's time is not in them.
 
     Where the environment names a cluster (`apm.cluster.current`) its workers compute the shards; the rows are the same. What a
@@ -356,6 +358,8 @@ def compute(
         "seed": [seed] * n,
         "label": np.asarray(dataset.labels)[shard.positions],
     }
+    if "remark" in shard.settings:
+        fixed["remark"] = np.full(n, shard.settings["remark"])
     tables, start = [], 0
     for size, columns in parts:
         rows = slice(start, start + size)
@@ -452,7 +456,7 @@ def _columns(predictions: Any, n: int, name: str) -> dict[str, Any]:
         if getattr(predictions, loss) is not None:
             columns[loss] = _rows(getattr(predictions, loss), n, f"{name}: {loss}").astype(np.float64)
     for column, values in dict(getattr(predictions, "extra", None) or {}).items():
-        if (column in SCHEMA.names and column != "teacher_prediction") or column == "shard":
+        if (column in SCHEMA.names and column != "teacher_prediction") or column in ("shard", "remark"):
             raise TypeError(f"{name}: the extra column {column!r} has the name of a column of every record: rename it")
         columns[column] = _rows(values, n, f"{name}: extra column {column!r}")
     return columns
@@ -775,7 +779,7 @@ def provenance(records: pd.DataFrame | Path | str) -> str:
 def provenance_table(folder: Path | str, records: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row per shard (of those in `records`, default all in the folder): where its rows come from.
 
-    Columns: shard, dataset, corruption, severity, method, seed, n, commit, time, python, machine, device, data, code,
+    Columns: shard, dataset, corruption, severity, method, seed, n, commit, time, python, machine, device, data, remark, code,
     settings (JSON) and one column per library version.
     """
     wanted = None if records is None else set(_shards_of(records))
@@ -792,6 +796,7 @@ def provenance_table(folder: Path | str, records: pd.DataFrame | None = None) ->
                 "n": pq.read_metadata(path).num_rows,
                 **{name: made.get(name) for name in ("commit", "time", "python", "machine", "device")},
                 "data": meta["data"],
+                "remark": meta.get("remark", ""),
                 "code": meta["code"],
                 "settings": json.dumps(meta["settings"], sort_keys=True),
                 **made.get("versions", {}),

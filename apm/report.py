@@ -188,6 +188,8 @@ def write(profile: str) -> Path:
         f"profile {profile}",
         f"teacher {parameters.get('teacher')}" + (f", {Path(weights).name}" if weights else ""),
     ]
+    if len(shards):
+        about += [f"images: {remark}" for remark in sorted(set(shards["remark"]) - {""})]
     links = [("summary", "In short"), *((s["notebook"], s["title"]) for s in sections)]
     links += [("paper", "Paper to notebook"), ("times", "Time"), ("provenance", "Provenance")]
     environment = jinja2.Environment(

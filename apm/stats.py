@@ -36,7 +36,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 from scipy.stats import t as student
 
 RULES = ("teacher", "final", "minimum loss", "any")
@@ -119,15 +119,6 @@ def _integers(column: pd.Series) -> np.ndarray:
     return column.fillna(-1).to_numpy(dtype=np.int64)
 
 
-def agreement(prediction: np.ndarray, teacher: np.ndarray) -> float:
-    """Share of images in percent on which two predictions (n,) are the same class; a failed one agrees with nothing.
-
-    Raises ValueError for arrays of different shapes or no image.
-    """
-    prediction, teacher = _same_shape(prediction, teacher)
-    return 100.0 * float(np.mean((prediction == teacher) & (prediction >= 0)))
-
-
 # --------------------------------------------------------------------------------------------------------------- intervals
 
 
@@ -172,6 +163,23 @@ def mean(
         kind = "number"
     groups = {"samples": samples, "conditions": conditions, "strata": strata, "seeds": seeds}
     return _interval(_spread(values, groups, minimum), kind)
+
+
+def median(values: np.ndarray) -> _Estimate:
+    """Median of independent values (n,), in their unit, with the interval between two of them that holds it in at least 95 %.
+
+    The ends are order statistics (sign test; Conover 1999, section 3.2), so any distribution will do; NaN for fewer than six values,
+    which have no such two. Raises ValueError for none, and for values that are NaN.
+    """
+    values = np.sort(np.asarray(values, dtype=np.float64))
+    n = len(values)
+    if n == 0 or np.isnan(values).any():
+        raise ValueError(
+            f"a median needs values that are numbers, found {n}, {int(np.isnan(values).sum())} of them NaN"
+        )
+    outside = int(binom.ppf(0.5 - 0.5 * CONFIDENCE, n, 0.5))  # values below the lower end, and it
+    low, high = (float(values[outside - 1]), float(values[n - outside])) if outside else (np.nan, np.nan)
+    return _Estimate(float(np.median(values)), low, high, n)
 
 
 class _Spread(NamedTuple):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from apm.records import provenance
 from apm.stats import Interval
 
 CONDITION = ("dataset", "corruption", "severity")
+WIDEST = 12  # columns of the widest table that is not turned
 WIDE = 9  # columns from which a table's cells break into lines
 LONG_TEXT = 40  # characters from which the cells of a column break into lines
 RULE_LABELS = {
@@ -38,7 +40,7 @@ HEADERS = {
     "p": "p (McNemar)",
 }
 _KEY = {"teacher": "teacher", "final": "final", "minimum loss": "minimum_loss", "any": "any"}
-_NO_INTERVAL = {"minimum": 1}  # groups of any size, whose bounds are not shown
+_ANY: dict[str, int] = {"minimum": 1}  # images that an interval needs where it is not shown
 
 
 # ------------------------------------------------------------------------------------------------------------ tidy numbers
@@ -48,17 +50,16 @@ def summary(
     records: pd.DataFrame,
     *,
     by: Sequence[str] = (*CONDITION, "method"),
-    intervals: bool = True,
 ) -> pd.DataFrame:
     """One row of numbers per (dataset, corruption, severity, method), in the order of the records.
 
     Columns, after those of `by`: n (images), seeds, n_failed (rows without prediction, counted as wrong); final, teacher, any,
-    minimum_loss in percent, each with _low and _high (95 % interval); agreement of final and teacher in percent; difference
+    minimum_loss in percent, each with _low and _high (95 % interval); agreement of final and teacher likewise; difference
     final - teacher in percentage points with low and high (`stats.mean_difference`); p (McNemar exact). Empty where the
     records do not hold what a number needs; p is empty too for several seeds, whose rows are not independent.
 
     by: other groupings, such as ("dataset", "group", "method"); rows of one group that belong to several conditions are
-    averaged over the conditions, images drawn with all their copies. intervals=False allows groups of any size.
+    averaged over the conditions, all copies of an image together.
 
     Raises ValueError for no records, unknown columns, or groups too small for an interval.
     """
@@ -69,13 +70,13 @@ def summary(
     for values, group in records.groupby(list(by), sort=False, observed=True):
         name = ", ".join(f"{column} {value}" for column, value in zip(by, values, strict=True))
         try:
-            rows.append({**dict(zip(by, values, strict=True)), **_numbers(group, intervals)})
+            rows.append({**dict(zip(by, values, strict=True)), **_numbers(group)})
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     return pd.DataFrame(rows)
 
 
-def _numbers(group: pd.DataFrame, intervals: bool) -> dict[str, Any]:
+def _numbers(group: pd.DataFrame) -> dict[str, Any]:
     images = len(group[["dataset", "sample"]].drop_duplicates())
     independent = images == len(group)
     row: dict[str, Any] = {
@@ -84,33 +85,29 @@ def _numbers(group: pd.DataFrame, intervals: bool) -> dict[str, Any]:
         "n_failed": int((group["prediction"] < 0).sum()),
     }
     for rule, key in (("final", "final"), ("teacher", "teacher"), ("any", "any"), ("minimum loss", "minimum_loss")):
-        row[key], row[f"{key}_low"], row[f"{key}_high"] = _accuracy(group, rule, independent, intervals)
+        row[key], row[f"{key}_low"], row[f"{key}_high"] = _accuracy(group, rule, independent)
     final, teacher = stats.correct(group, "final"), stats.correct(group, "teacher")
-    row.update(agreement=np.nan, difference=np.nan, low=np.nan, high=np.nan, p=np.nan)
+    row |= dict.fromkeys(("agreement", "agreement_low", "agreement_high"), np.nan)
+    row.update(difference=np.nan, low=np.nan, high=np.nan, p=np.nan)
     if final is not None and teacher is not None:
-        asked = group["teacher_prediction"].fillna(-1).to_numpy(dtype=np.int64)
-        row["agreement"] = stats.agreement(group["prediction"].to_numpy(), asked)
-        difference = stats.mean_difference(group, **({} if intervals else _NO_INTERVAL))
+        asked = group.assign(label=group["teacher_prediction"].fillna(-2))  # a failed one agrees with nothing
+        row["agreement"], row["agreement_low"], row["agreement_high"] = _accuracy(asked, "final", independent)
+        difference = stats.mean_difference(group)
         assert difference is not None
-        row["difference"] = difference.value
-        if intervals:
-            row["low"], row["high"] = difference.low, difference.high
+        row["difference"], row["low"], row["high"], _ = difference
         row["p"] = stats.mcnemar(final, teacher) if independent else np.nan
     return row
 
 
-def _accuracy(group: pd.DataFrame, rule: str, independent: bool, intervals: bool) -> tuple[float, float, float]:
+def _accuracy(group: pd.DataFrame, rule: str, independent: bool) -> tuple[float, float, float]:
     right = stats.correct(group, rule)
     if right is None:
         return (np.nan,) * 3
     if independent and group.groupby(list(CONDITION)).ngroups == 1:
-        value, low, high, _ = stats.accuracy(right, minimum=stats.MINIMUM_SAMPLES if intervals else 1)
-    else:
-        options = _NO_INTERVAL if not intervals else {}
-        interval = stats.mean_accuracy(group, rule, **options)
-        assert interval is not None
-        value, low, high, _ = interval
-    return (value, low, high) if intervals else (value, np.nan, np.nan)
+        return stats.accuracy(right)[:3]
+    interval = stats.mean_accuracy(group, rule)
+    assert interval is not None
+    return interval[:3]
 
 
 # ----------------------------------------------------------------------------------------------------------- paper's layout
@@ -142,14 +139,14 @@ def wide(
     intervals: str = "means",
     transpose: bool = False,
 ) -> pd.DataFrame:
-    """The paper's layout: methods and counting rules down, conditions across, means at the end. Cells are text.
+    """The paper's layout: methods and counting rules down, conditions across, means at the end. Cells are `Number`s.
 
     columns: what the columns are: "condition" (dataset or corruption with severity) or a column of the records.
     order: columns wanted, in this order; default all, as they come in the records.
     means: heading -> the columns it averages, each with the same weight; default one "Mean" over all when there are several.
     rules: of `stats.RULES`, and "final - teacher" for the paired difference in percentage points. The teacher's row stands once where all methods share it. Methods without iterations have a
         single row of their own name: for them "any" and "minimum loss" mean nothing.
-    intervals: 95 % intervals beside "means", "all" cells or "none".
+    intervals: 95 % intervals shown beside "means", "all" cells or "none"; every cell has its own.
     transpose: conditions down, for many conditions and few methods.
 
     Raises ValueError for unknown rules or columns, empty groups, and too few images for an interval.
@@ -221,23 +218,22 @@ def _is_teacher(part: pd.DataFrame) -> bool:
     return bool((part["prediction"] == part["teacher_prediction"].fillna(-1)).all())
 
 
-def _cell(part: pd.DataFrame, rule: str, conditions: str, interval: bool) -> Number | None:
+def _cell(part: pd.DataFrame, rule: str, conditions: str, shown: bool) -> Number | None:
+    """shown: whether its interval is shown, and so needs enough images."""
     if part.empty:
         return None
-    options = _NO_INTERVAL if not interval else {}
+    options = {} if shown else _ANY
     several = len(part[conditions].unique()) > 1 or part.duplicated(["dataset", "sample"]).any()
     if rule == DIFFERENCE:
         value = stats.mean_difference(part, conditions=(conditions, *CONDITION), **options)
-    elif several or not interval:
+    elif several:
         value = stats.mean_accuracy(part, rule, conditions=(conditions, *CONDITION), **options)
     else:
         right = stats.correct(part, rule)
-        value = None if right is None else stats.accuracy(right)
+        value = None if right is None else stats.accuracy(right, **options)
     if value is None:
         return None
-    if not interval:  # of a group of any size: its bounds may say nothing
-        value = Interval(value.value, np.nan, np.nan, value.n)
-    return percent(value, kind="difference" if rule == DIFFERENCE else "accuracy")
+    return percent(value, interval=shown, kind="difference" if rule == DIFFERENCE else "accuracy")
 
 
 def percent(
@@ -266,8 +262,8 @@ def estimates(summary: pd.DataFrame) -> pd.DataFrame:
             key, ("accuracy", "%")
         )
         if summary[key].notna().any():
-            ends = summary[[low, high]] if low in summary else pd.DataFrame({low: np.nan, high: np.nan}, summary.index)
-            cells = zip(summary[key], ends[low], ends[high], summary["n"], strict=True)
+            none = pd.Series(np.nan, summary.index)  # of a p-value
+            cells = zip(summary[key], summary.get(low, none), summary.get(high, none), summary["n"], strict=True)
             heading = RULE_LABELS["teacher"] if key == "teacher" else HEADERS.get(key, key)
             found[heading] = [Number(value, low, high, n, unit, kind) for value, low, high, n in cells]
     if DIFFERENCE in found:
@@ -275,8 +271,21 @@ def estimates(summary: pd.DataFrame) -> pd.DataFrame:
     return found.set_index(names)
 
 
+def accuracies(summary: pd.DataFrame, by: str, rules: Sequence[str] = stats.RULES) -> pd.DataFrame:
+    """Counting rules down, the values of a column of `summary` across, as `Number`s that are shown without their intervals."""
+    lines = {
+        rule: [
+            Number(line[key], line[f"{key}_low"], line[f"{key}_high"], line["n"], brief=True)
+            for _, line in summary.iterrows()
+        ]
+        for rule, key in _KEY.items()
+        if rule in rules
+    }
+    return pd.DataFrame.from_dict(lines, orient="index", columns=list(summary[by]))
+
+
 _SUMMARY = {"n", "seeds", "n_failed", "agreement", "difference", "low", "high", "p"} | {
-    f"{key}{end}" for key in _KEY.values() for end in ("", "_low", "_high")
+    f"{key}{end}" for key in (*_KEY.values(), "agreement") for end in ("", "_low", "_high")
 }
 
 
@@ -284,7 +293,8 @@ _SUMMARY = {"n", "seeds", "n_failed", "agreement", "difference", "low", "high", 
 
 
 def footer(records: pd.DataFrame, *, rules: Sequence[str] = stats.RULES, notes: Sequence[str] = ()) -> str:
-    """What a reader must know under a table: n, failed images, counting rules, intervals, and which records it came from."""
+    """What a reader must know under a table: n, failed images, counting rules, intervals, remarks on the images, and which
+    records it came from."""
     # per method too: expensive ones may see a part of the images
     per_condition = sorted(set(records.groupby([*CONDITION, "method"], sort=False, observed=True)["sample"].nunique()))
     n = str(per_condition[0]) if len(per_condition) == 1 else f"{per_condition[0]} to {per_condition[-1]}"
@@ -317,6 +327,11 @@ def footer(records: pd.DataFrame, *, rules: Sequence[str] = stats.RULES, notes: 
     parts.append(
         "Accuracy in %; brackets: 95 % intervals over images, and seeds where there are several (Wilson; differences Bonett and Price)."
     )
+    if "remark" in records:
+        remarks = records[["dataset", "remark"]].drop_duplicates().dropna().sort_values("dataset", kind="stable")
+        for remark, group in remarks.groupby("remark", sort=True):
+            of = "" if set(group["dataset"]) == set(records["dataset"]) else f" of {', '.join(group['dataset'])}"
+            parts.append(f"Images{of}: {remark}.")
     return " ".join([*parts, *notes, f"Made from {provenance(records)}."])
 
 
@@ -337,11 +352,11 @@ def save(
     if not name or name != Path(name).name:
         raise ValueError(f"expected a plain file name for a table, found {name!r}")
     folder = Path(folder)
-    flat = _flat(table)
+    laid = _lay_out(_flat(table))
     texts = {
-        "csv": _shown(flat).to_csv(index=False, lineterminator="\n"),
-        "md": _markdown(flat, caption, footer),
-        "tex": _latex(flat, name, caption, footer),
+        "csv": laid.cells.to_csv(index=False, lineterminator="\n"),
+        "md": _markdown(laid, caption, footer),
+        "tex": _latex(laid, name, caption, footer),
     }
     texts |= {"html": page + "\n"} if page else {}
     paths = {suffix: folder / f"{name}.{suffix}" for suffix in texts}
@@ -362,32 +377,39 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
     return flat
 
 
-def _shown(flat: pd.DataFrame) -> pd.DataFrame:
-    """All cells as text."""
+class _Laid(NamedTuple):
+    """A table as text. right: for each column, whether its cells are numbers, which align at their right."""
+
+    cells: pd.DataFrame
+    right: list[bool]
+
+
+def _lay_out(flat: pd.DataFrame) -> _Laid:
     columns = [flat.iloc[:, i] for i in range(flat.shape[1])]
     cells = [[numbers.text(value, small=numbers.is_small(column)) for value in column] for column in columns]
-    return pd.DataFrame(dict(enumerate(cells)), index=flat.index).set_axis(flat.columns, axis=1)
+    texts = pd.DataFrame(dict(enumerate(cells)), index=flat.index).set_axis(flat.columns, axis=1)
+    return _Laid(texts, [_is_numeric(column) for column in columns])
 
 
-def _numeric_looking(text: pd.Series) -> bool:
-    """Whether the cells begin with a number, and not with a name that begins with one such as 04_memory.csv."""
-    filled = text[text != ""]
-    return len(filled) > 0 and bool(filled.str.match(r"(?:[<>] ?)?[+-]?\d+(?:[.,]\d+)*(?:e[+-]?\d+)?(?![\w.])").all())
+def _is_numeric(column: pd.Series) -> bool:
+    """Whether what fills the column is numbers."""
+    filled = [cell for cell in column if not numbers.is_empty(cell)]
+    return len(filled) > 0 and all(
+        isinstance(c, (Number, Real)) and not isinstance(c, (bool, np.bool_)) for c in filled
+    )
 
 
-def _markdown(flat: pd.DataFrame, caption: str, footer: str) -> str:
-    shown = _shown(flat)
-    align = ["right" if _numeric_looking(cells) else "left" for _, cells in shown.items()]
-    escaped = shown.map(lambda text: text.replace("|", "\\|").replace("\n", " "))
+def _markdown(laid: _Laid, caption: str, footer: str) -> str:
+    align = ["right" if right else "left" for right in laid.right]
+    escaped = laid.cells.map(lambda text: text.replace("|", "\\|").replace("\n", " "))
     escaped.columns = [column.replace("|", "\\|").replace("\n", " ") for column in escaped]
     body = escaped.to_markdown(index=False, disable_numparse=True, colalign=align)
     return "\n\n".join(part for part in (f"**{caption}**", body, footer) if part) + "\n"
 
 
-def _latex(flat: pd.DataFrame, name: str, caption: str, footer: str) -> str:
-    shown = _shown(flat)
-    shown.columns = [_escape(column) for column in shown.columns]
-    columns = "".join("r" if _numeric_looking(flat_column) else "l" for _, flat_column in shown.items())
+def _latex(laid: _Laid, name: str, caption: str, footer: str) -> str:
+    shown = laid.cells.set_axis([_escape(column) for column in laid.cells], axis=1)
+    columns = "".join("r" if right else "l" for right in laid.right)
     text = (
         shown.style.hide(axis="index")
         .format(_escape)
@@ -442,19 +464,25 @@ def show(
     footer: str = "",
     *,
     bold: Callable[[pd.Series], bool | Collection[str]] | None = None,
+    upright: bool = False,
 ) -> Shown:
     """A table for the end of a notebook cell, as `save` writes it.
 
     bold: what stands out in a row of the flat table: True for all of it, or the columns of the cells that do.
+    upright: a table with more columns than fit a page, and fewer rows, is turned: for reading only.
 
     The HTML holds no random identifiers, so an executed notebook does not change between runs.
     """
     flat = _flat(table)
-    shown = _shown(flat)
-    headings = list(shown.columns)
+    laid = _lay_out(flat)
+    if upright and len(flat.columns) > WIDEST >= len(flat):
+        laid = _turned(laid)
+        flat = laid.cells
+    headings = list(laid.cells.columns)
+    shown = laid.cells.copy()
     shown.columns = pd.RangeIndex(len(headings))  # two columns may have one heading
     wraps = len(headings) > WIDE  # an interval then stands below its estimate
-    right = [place for place in shown if _numeric_looking(shown[place])]
+    right = [place for place in shown if laid.right[place]]
     longest = {place: int(shown[place].str.len().max()) for place in shown}
     breaking = [
         {
@@ -509,46 +537,24 @@ def show(
             f'<p style="font-size: 0.85em; opacity: 0.8; margin-top: 0.5em; max-width: 60em">{_html(footer)}</p>'
         )
     buffer.write("</figure>")
-    return Shown(buffer.getvalue(), _markdown(flat, caption, footer))
-
-
-def display(
-    table: pd.DataFrame,
-    caption: str,
-    footer: str = "",
-    *,
-    bold: Callable[[pd.Series], bool | Collection[str]] | None = None,
-) -> None:
-    """Show a table below a cell, as `show` makes it."""
-    from IPython.display import display as shown
-
-    shown(show(table, caption, footer, bold=bold))
+    return Shown(buffer.getvalue(), _markdown(laid, caption, footer))
 
 
 def _plain(marked: bool | np.bool_ | Collection[str]) -> bool | Collection[str]:
     return bool(marked) if isinstance(marked, (bool, np.bool_)) else marked
 
 
-def upright(table: pd.DataFrame, *, widest: int = 12) -> pd.DataFrame:
-    """A table with more columns than fit a page, turned: its columns down, its rows across under joined names.
-
-    table: with names in its index, or flat as `read` gives it, where the leading columns of text are the names. A table of up
-    to `widest` columns, or of more rows than that, comes back as it is; a turned one as text, since a column then holds counts
-    beside percentages. For reading only; what is saved keeps the paper's layout.
-    """
-    flat = _flat(table)
-    if len(flat.columns) <= widest or len(flat) > widest:
-        return table
-    flat = _shown(flat)
-    names = next((i for i, (_, cells) in enumerate(flat.items()) if _numeric_looking(cells)), 0)
-    if not 0 < names < len(flat.columns):
-        return table
+def _turned(laid: _Laid) -> _Laid:
+    """A table's columns down, its rows across under their joined names, those of the columns before the first of numbers."""
+    names = laid.right.index(True) if True in laid.right else 0
+    if names == 0:
+        return laid
     headings = [
-        " · ".join(str(part) for part in row if str(part)) for row in flat.iloc[:, :names].itertuples(index=False)
+        numbers.SEPARATOR.join(part for part in row if part)
+        for row in laid.cells.iloc[:, :names].itertuples(index=False)
     ]
-    turned = flat.iloc[:, names:].T
-    turned.columns = pd.Index(headings)
-    return turned.rename_axis("condition").reset_index()
+    turned = laid.cells.iloc[:, names:].T.set_axis(headings, axis=1).rename_axis("condition").reset_index()
+    return _Laid(turned, [False] + [True] * len(headings))
 
 
 def _html(text: str) -> str:

@@ -168,9 +168,7 @@ class Teacher:
         """sha256 of all that determines a feature besides the image: configuration, preprocessing, number types, every weight."""
         identity = [self.config, asdict(self.preprocess_config), self.precision, self.feature_dtype]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-        for key, value in sorted(self.model.state_dict().items()):
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        _hash_weights(digest, self.model.state_dict())
         return digest.hexdigest()
 
     @cached_property
@@ -348,11 +346,13 @@ def load(
     "timm:vit_large_patch14_reg4_dinov2.lvd142m", the teacher of dataset-scale training; pretrained is then a file, or None
     for timm's own weights. "timm:MODEL@448" reads images of 448 px: timm fits the position codes of vision transformers. precision: "fp32", "bf16" or "fp16". feature_dtype: of the cached features, "float32" or
     "float16" (half the space; cosines change by about 1e-3). cache: folder for downloads (default: open_clip's). A checkpoint file
-    with a card beside it, as those in data/teachers have, is held against the sha256 in it.
+    with a card beside it, as those in data/teachers have, is held against the sha256 in it, and one that has the name of a card
+    in data/teachers against the hash of its weights there.
 
     Raises ValueError for unknown names, tags, precisions and devices that are not there, for weights trained with another
     activation (QuickGELU), for checkpoints of another architecture and for files that are not what their card says; FileNotFoundError for weights that are neither here
-    nor reachable; ModuleNotFoundError for a teacher whose tokenizer needs transformers (SigLIP) where that is not installed. Warns of a file without tag where the model's tags want their images in different ways.
+    nor reachable; ModuleNotFoundError for a teacher whose tokenizer needs transformers (SigLIP) where that is not installed. Warns of a file without tag where the model's tags want their images in different ways, and of weights that are not
+    those of the card of their name in data/teachers.
     """
     teacher = _load(name, pretrained, device, precision, cache)
     if feature_dtype not in ("float32", "float16"):
@@ -409,9 +409,11 @@ def shipped(name: str) -> Path:
 
 
 def _check_card(file: Path) -> None:
-    """Raises ValueError for a checkpoint that is not the one that the card beside it (.yaml, with a sha256) describes."""
+    """Raises ValueError for a checkpoint that is not the one that the card beside it (.yaml, with a sha256) describes; warns of
+    one elsewhere whose weights are not those of the card of its name in data/teachers, which too large a file has alone."""
     card = file.with_suffix(".yaml")
     if not card.is_file():
+        _compare_with_card(file, SHIPPED / card.name)
         return
     expected = (yaml.safe_load(card.read_text(encoding="utf-8")) or {}).get("sha256")
     found = sha256_file(file)
@@ -421,6 +423,31 @@ def _check_card(file: Path) -> None:
             f"({file.stat().st_size:,} bytes). It was cut off or changed: `git checkout data/teachers` brings it back, "
             "`make teacher` trains another"
         )
+
+
+def _compare_with_card(file: Path, card: Path) -> None:
+    if not card.is_file() or file.suffix != ".safetensors":
+        return
+    expected = (yaml.safe_load(card.read_text(encoding="utf-8")) or {}).get("weights_sha256")
+    if expected and (found := weights_sha256(load_file(str(file)))) != expected:
+        warnings.warn(
+            f"{file}: these are not the weights that the committed results were made with: {card} describes weights of sha256 "
+            f"{expected[:16]}, found {found[:16]}. Another machine trains others from the same seed, and numbers differ with them",
+            stacklevel=2,
+        )
+
+
+def weights_sha256(weights: dict[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes of the weights: the same whatever else their file says."""
+    digest = hashlib.sha256()
+    _hash_weights(digest, weights)
+    return digest.hexdigest()
+
+
+def _hash_weights(digest: Any, weights: dict[str, Tensor]) -> None:
+    for key, value in sorted(weights.items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 _BY_HAND = (

@@ -1,12 +1,8 @@
-"""Sentences and captions in a notebook's output, as paragraphs that wrap between words: printed lines break anywhere in a page."""
+"""Sentences in a notebook's output, as paragraphs that wrap between words: printed lines break anywhere in a page."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # verdicts of the claims audit
 HOLDS, FAILS, UNTESTED = "holds", "does not hold", "cannot be tested"
@@ -25,13 +21,3 @@ def say(*sentences: str) -> None:
     lines = [markdown(sentence) for sentence in sentences if sentence.strip()]
     if lines:
         display(Markdown(lines[0] if len(lines) == 1 else "\n".join(f"- {line}" for line in lines)))
-
-
-def show(figure: Figure, caption: str) -> None:
-    """Show a figure with its caption below it, and close it: a figure left open would come after the text of its cell."""
-    import matplotlib.pyplot as plt
-    from IPython.display import display
-
-    display(figure)
-    plt.close(figure)
-    say(caption)

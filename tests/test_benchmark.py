@@ -107,7 +107,9 @@ def test_zero_shot_is_said_to_be_supervised_where_the_teacher_was_taught(sets):
 
 def test_copies_are_said_to_be_copies(sets):
     assert benchmark.copies_note(sets) == ""
-    assert "torchvision" in benchmark.copies_note([replace(sets[0], notes="JPEG copies of CIFAR-10.")])
+    said = [benchmark.copies_note([replace(sets[0], remark=remark)]) for remark in ("JPEG copies", "class folders")]
+    assert ["will differ" in text for text in said] == [True, False]
+    assert all("torchvision" in text and "clean" in text for text in said)
 
 
 def test_a_teacher_at_chance_is_said_to_be(sets):
@@ -262,7 +264,7 @@ def test_the_rule_is_on_unrounded_numbers():
 
 
 def test_beside_puts_each_set_in_the_column_that_it_stands_for(theirs):
-    ours = pd.DataFrame({"mine": [20.0, 21.0], "other": [1.0, 2.0]}, index=["teacher", "final"])
+    ours = pd.DataFrame({"mine": [20.0, 21.0], "other": [1.0, 2.0]}, index=["teacher", "final"]).map(numbers.Number)
     means = {"Average": ["A", "B"]}
     both = benchmark.beside(theirs, ours, {"mine": "B"}, means=means)
     assert both.loc[("published", "APM"), "B"] == numbers.Number(73.2, kind="published")
@@ -359,16 +361,11 @@ def test_notes_that_sets_share_are_said_once():
     table = pd.DataFrame(
         {
             "set": ["x", "y", "z"],
-            "notes": ["Drawn by hand. CC BY 4.0, by A.", "Inverted. CC BY 4.0, by A.", "Other. Of 3.5 px."],
+            "notes": ["Drawn by hand.", "Other. Of 3.5 px.", "Other. Of 3.5 px."],
         }
     ).set_index("set")
-    assert benchmark.notes(table) == [
-        "x: Drawn by hand.",
-        "y: Inverted.",
-        "z: Other. Of 3.5 px.",
-        "x, y: CC BY 4.0, by A.",
-    ]
-    assert benchmark.notes(table.assign(notes="The same."))[-1] == "All sets: The same."
+    assert benchmark.notes(table) == ["x: Drawn by hand.", "y, z: Other. Of 3.5 px."]
+    assert benchmark.notes(table.assign(notes="The same.")) == ["x, y, z: The same."]
 
 
 def test_the_setting_and_where_it_came_from_are_said() -> None:

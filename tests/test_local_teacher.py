@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,19 @@ CARDS = sorted((ROOT / "data" / "teachers").glob("*.yaml"))
 @pytest.mark.parametrize("card", CARDS, ids=lambda path: path.stem)
 def test_a_shipped_teacher_is_what_its_card_says(card: Path) -> None:
     said, file = yaml.safe_load(card.read_text()), card.with_suffix(".safetensors")
+    if not file.exists():
+        assert {
+            "command",
+            "data",
+            "data_sha256",
+            "seed",
+            "settings",
+            "versions",
+            "accuracy",
+            "weights_sha256",
+        } <= said.keys()
+        assert "not shipped" in said["stored_as"]
+        return
     assert said["sha256"] == sha256_file(file)
     assert said["bytes"] == file.stat().st_size <= local_teacher.LARGEST
     assert {"command", "data", "data_sha256", "seed", "settings", "versions", "accuracy"} <= said.keys()
@@ -143,7 +157,60 @@ def test_slow_training_anew_is_compared_with_the_shipped_one_and_freezing_gives_
     assert card["settings"] == yaml.safe_load((ROOT / "data" / "teachers" / "mini.yaml").read_text())["settings"]
     monkeypatch.setattr(local_teacher, "LARGEST", 1000)
     assert local_teacher.main(["mini", "--freeze"]) == 2
-    assert "MB are shipped" in capsys.readouterr().err
+    assert "too large to take its place" in capsys.readouterr().err
+
+
+def tiny(path: Path, scale: float = 1.0) -> Path:
+    """A checkpoint of an untrained apm-mini with the notes of a training."""
+    torch.manual_seed(0)
+    weights = {
+        k: v * scale if v.is_floating_point() else v for k, v in teachers._untrained("apm-mini").state_dict().items()
+    }
+    data, config = datasets.load("digits-train"), teachers.TrainConfig(epochs=2, groups=5)
+    teachers.save({k: v.contiguous() for k, v in weights.items()}, path, teachers.determined_by(data, config))
+    return path
+
+
+def test_a_teacher_over_the_limit_gets_its_card_alone_and_other_weights_of_its_name_are_said(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = project / "profiles" / "digits" / "teacher.yaml"
+    settings.write_text(settings.read_text() + "test: digits-test\n")
+    cards = project / "cards"
+    cards.mkdir()
+    monkeypatch.setattr(teachers, "SHIPPED", cards)
+    monkeypatch.setattr(local_teacher, "LARGEST", 1000)
+    source = tiny(project / "digits.safetensors")
+    assert local_teacher.main(["digits", "--freeze", str(source)]) == 0
+    assert "the card alone" in capsys.readouterr().out
+    assert [path.name for path in cards.iterdir()] == ["digits.yaml"]
+    said = yaml.safe_load((cards / "digits.yaml").read_text())
+    assert said["accuracy"]["images"] == 899
+    assert said["weights_sha256"] == teachers.weights_sha256(load_file(str(source)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        teachers.load("apm-mini", pretrained=source)
+        teachers.save(load_file(str(source)), source, {"another": "note"})  # the same weights in another file
+        teachers.load("apm-mini", pretrained=source)
+        other_name = tiny(project / "other.safetensors", scale=1.5)
+        teachers.load("apm-mini", pretrained=other_name)
+    other_name.replace(source)
+    with pytest.warns(UserWarning, match="not the weights that the committed results were made with"):
+        teachers.load("apm-mini", pretrained=source)
+
+
+def test_a_checkpoint_that_lacks_a_note_only_is_kept(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tiny(project / "cache" / "teachers" / "digits.safetensors")
+    with safe_open(path, "pt") as stored:
+        notes = json.loads(stored.metadata()["apm"])
+    for missing in ("versions", "recipe"):
+        notes.pop(missing)
+    teachers.save(load_file(str(path)), path, notes)
+    before = path.read_bytes()
+    assert local_teacher.main(["digits"]) == 0
+    assert "up to date" in (said := capsys.readouterr().out)
+    assert "does not say with which code, torch, open_clip" in said
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(

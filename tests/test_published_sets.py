@@ -426,6 +426,56 @@ def test_cifar_class_folders(data, monkeypatch):
         datasets.load("cifar10", root=data, partial=True)
 
 
+@pytest.mark.parametrize(
+    ("quality", "where"),
+    [
+        (95, ""),
+        (80, ", that of severity 1 of CIFAR-10-C's JPEG corruption"),
+        (75, ", already between severities 1 and 2 of CIFAR-10-C's JPEG corruption"),
+        (30, ", beyond severity 5 of CIFAR-10-C's JPEG corruption"),
+    ],
+)
+def test_jpeg_class_folders_are_told_from_the_published_pixels(data, monkeypatch, capsys, quality, where):
+    for i, name in enumerate(published_sets.CIFAR10_NAMES):
+        path = data / "cifar10" / "test" / name / "0000.jpg"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32), (20 * i, 0, 0)).save(path, quality=quality)
+    remark = f"JPEG copies in class folders, not the published pixels; quality {quality}{where}"
+    found = datasets.load("cifar10", root=data, partial=True)
+    assert found.remark == remark
+    assert f" Images: {remark}." in found.notes
+    assert found.subset([0, 1]).remark == corruptions.corrupted(found, "contrast", 1).remark == remark
+    for name in ("cifar10-grey", "cifar10-kinds"):
+        made = datasets.load(name, root=data, partial=True)
+        assert made.remark == remark
+        assert remark in made.notes
+    expect(monkeypatch, "cifar10", 10, 10)
+    check_data.report({"cifar10": frozenset()}, [], data)
+    assert capsys.readouterr().out.rstrip().endswith(f"10 classes in {data / 'cifar10' / 'test'}: {remark}")
+
+
+def test_lossless_class_folders_are_not_compared_and_published_files_are_said_to_be(data, monkeypatch, capsys):
+    for name in published_sets.CIFAR10_NAMES:
+        picture(data / "cifar10" / "test" / name / "0000.png")
+    assert datasets.load("cifar10", root=data, partial=True).remark == (
+        "class folders, not compared with the published files"
+    )
+    check_data.report({"cifar10": frozenset()}, [], data, partial=True)
+    assert "not compared" in capsys.readouterr().out
+    cifar_batches(data, monkeypatch, "cifar10")
+    found = datasets.load("cifar10", root=data, partial=True)
+    assert found.remark == ""
+    check_data.report({"cifar10": frozenset()}, [], data, partial=True)
+    assert "cifar-10-batches-py: The published files: their checksums agree" in capsys.readouterr().out
+
+
+def test_a_first_file_that_is_no_image_does_not_stop_the_listing(data):
+    path = data / "cifar10" / "test" / "cat" / "0000.jpg"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"no image")
+    assert datasets.load("cifar10", root=data, partial=True).remark.startswith("class folders")
+
+
 def cifar_c(folder: Path, rows: int = 3) -> tuple[np.ndarray, np.ndarray]:
     folder.mkdir(parents=True)
     pixels = np.random.default_rng(1).integers(0, 256, (5 * rows, 32, 32, 3), dtype=np.uint8)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 import runpy
 import subprocess
@@ -10,11 +11,12 @@ import types
 from dataclasses import replace
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import torch
 
-from apm import numbers
+from apm import cluster, numbers
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -85,7 +87,7 @@ def test_the_slurm_example_gives_its_workers_what_make_has_and_ends_with_make(
     alive, asked, ran = [], {}, []
 
     class SLURMCluster:  # dask-jobqueue is not among the dependencies
-        scheduler_address = "tcp://10.0.0.5:8786"
+        scheduler_address = "tls://10.0.0.5:8786"
 
         def __init__(self, **options: object) -> None:
             asked.update(options)
@@ -104,6 +106,17 @@ def test_the_slurm_example_gives_its_workers_what_make_has_and_ends_with_make(
         return subprocess.CompletedProcess(command, 3)
 
     monkeypatch.setitem(sys.modules, "dask_jobqueue", types.SimpleNamespace(SLURMCluster=SLURMCluster))
+
+    def certificates(folder: Path) -> dict[str, str]:
+        made.append(folder)
+        return {authority: str(folder / "certificate.pem")}
+
+    made: list[Path] = []
+    authority = "DASK_DISTRIBUTED__COMM__TLS__CA_FILE"
+    read: list[str] = []
+    monkeypatch.setenv(authority, "of before")  # and so it is gone after the test
+    monkeypatch.setattr(dask.config, "refresh", lambda: read.append(os.environ[authority]))
+    monkeypatch.setattr(cluster, "certificates", certificates)
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(sys, "argv", ["slurm.py", "reproduce", "PROFILE=paper"])
     monkeypatch.setenv("DATA", str(tmp_path / "my sets"))
@@ -111,7 +124,14 @@ def test_the_slurm_example_gives_its_workers_what_make_has_and_ends_with_make(
     assert runpy.run_path(str(ROOT / "examples" / "slurm.py"))["main"]() == 3
     ((command, workers, options),) = ran
     assert (command, workers, alive) == (["make", "reproduce", "PROFILE=paper"], [16], [])
-    assert (options["cwd"], options["env"]["SCHEDULER"]) == (ROOT, "tcp://10.0.0.5:8786")
+    assert (options["cwd"], options["env"]["SCHEDULER"]) == (ROOT, "tls://10.0.0.5:8786")
+    (folder,) = made  # read by the nodes, so in the clone; gone with the workers
+    assert folder.is_relative_to(ROOT)
+    assert not folder.exists()
+    certificate = str(folder / "certificate.pem")
+    assert f"export {authority}={certificate}" in asked["job_script_prologue"]
+    assert read == [options["env"][authority]] == [certificate]
+    assert (asked["protocol"], asked["security"].require_encryption) == ("tls://", True)
     assert asked["python"] == sys.executable
     assert asked["cores"] // asked["processes"] == 1  # a thread is a shard: a GPU is not shared
     for line in (f"cd {ROOT}", f"export DATA='{tmp_path}/my sets'", f"export APM_CACHE={tmp_path}"):

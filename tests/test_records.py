@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from apm import records
+from apm import records, tables
 from apm.records import RecordError, code_version, load, plan, provenance, provenance_table, run
 
 MODULES = ("records",)  # any module that exists: these tests need no model
@@ -37,6 +37,7 @@ class FakeData:
     indices: Any = None
     corruption: str = "none"
     severity: int = 0
+    remark: str = ""
 
 
 def data(n: int = 10, **changes: Any) -> FakeData:
@@ -170,6 +171,21 @@ def test_groups_of_the_dataset_are_kept(tmp_path):
     )
     assert list(run(Fake(), grouped, folder=tmp_path)["group"]) == ["x", "y", "x", "y"]
     assert run(Fake(), data(), folder=tmp_path)["group"].isna().all()
+
+
+def test_a_remark_on_the_images_goes_with_their_rows_and_into_every_footer(tmp_path):
+    remark = "copies, not the published pixels"
+    plain = run(Fake(), data(), folder=tmp_path)
+    marked = run(Fake(), data(name="copied", remark=remark), folder=tmp_path)
+    assert "remark" not in plain
+    assert f"Images: {remark}. Made from" in tables.footer(marked)
+    both = pd.concat([plain, marked], ignore_index=True)
+    assert f"Images of copied: {remark}. Made from" in tables.footer(both)
+    assert "Images" not in tables.footer(plain)
+    read = run(Fake(), data(name="copied", remark=remark), folder=tmp_path)
+    pd.testing.assert_frame_equal(read, marked)
+    assert sorted(provenance_table(tmp_path)["remark"]) == ["", remark]
+    assert f"Images of copied: {remark}." in tables.footer(load(tmp_path))
 
 
 def test_result_is_the_same_whether_computed_or_read(tmp_path):

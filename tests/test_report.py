@@ -66,6 +66,15 @@ def test_the_page_shows_what_was_published_and_embeds_no_figure(folder: Path) ->
     assert "&lt;figure" not in page  # tables stand there as tables
 
 
+def test_remarks_on_the_images_stand_near_the_head(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = pd.DataFrame(
+        {"shard": ["a", "b"], "dataset": "d", "corruption": "none", "severity": 0, "method": "m", "seed": 0, "n": 3}
+    )
+    monkeypatch.setattr(report, "current_shards", lambda _: shards.assign(remark=["", "copies <1>"]))
+    page = report.write("mini").read_text()
+    assert page.index("images: copies &lt;1&gt;") < page.index('id="02_corruptions"')
+
+
 def test_pages_of_the_same_results_are_the_same(folder: Path) -> None:
     assert report.write("mini").read_bytes() == report.write("mini").read_bytes()
 

@@ -285,6 +285,19 @@ def test_checkpoints_are_found_wherever_a_profile_names_them(package: Path) -> N
 # ----------------------------------------------------------------------------------------------------- the true Makefile
 
 
+def test_a_changed_teacher_makes_stale_what_uses_teachers_and_nothing_else(package: Path) -> None:
+    (package / "apm" / "teachers.py").write_text("z = 3")
+    (package / "apm" / "other.py").write_text("from apm import teachers")
+    card = package / "data" / "teachers" / "mini.yaml"
+    card.parent.mkdir(parents=True)
+    card.write_text("sha256: 1\n")
+    books = [package / "notebooks" / f"{name}.ipynb" for name in ("01_a", "02_b")]
+    before = [depends.state(package, "mini", book) for book in books]
+    card.write_text("sha256: 2\n")
+    after = [depends.state(package, "mini", book) for book in books]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False]
+
+
 @pytest.fixture
 def clone(package: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The project with our Makefile and apm, notebooks of one cell, and an environment that is this one."""

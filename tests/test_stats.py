@@ -13,12 +13,10 @@ from scipy import stats as scipy_stats
 from apm import stats
 from apm.stats import (
     accuracy,
-    agreement,
     calibration_error,
     correct,
     holm,
     mcnemar,
-    mean,
     p_value,
     paired_difference,
 )
@@ -85,12 +83,16 @@ def test_any_is_never_below_final(k, seed):
     assert (correct(frame, "any") >= correct(frame, "final")).all()
 
 
-def test_agreement_by_hand():
-    assert agreement(np.array([0, 1, 2, -1]), np.array([0, 1, 1, -1])) == 50.0
-    with pytest.raises(ValueError, match=r"\(2,\) and \(3,\)"):
-        agreement(np.zeros(2), np.zeros(3))
-    with pytest.raises(ValueError, match="found none"):
-        agreement(np.zeros(0), np.zeros(0))
+@pytest.mark.parametrize(("n", "low", "high"), [(5, np.nan, np.nan), (6, 0, 5), (8, 0, 7), (9, 1, 7), (20, 5, 14)])
+def test_the_interval_of_a_median_has_the_ends_of_the_sign_test(n, low, high):
+    estimate = stats.median(np.random.default_rng(0).permutation(n))
+    assert estimate == pytest.approx(((n - 1) / 2, low, high, n), nan_ok=True)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, np.nan]])
+def test_a_median_of_nothing_is_refused(values):
+    with pytest.raises(ValueError, match="a median needs"):
+        stats.median(np.array(values))
 
 
 def test_accuracy_has_wilsons_interval():
@@ -110,7 +112,9 @@ def test_an_accuracy_of_100_percent_keeps_an_interval():
     assert interval.high == 100.0
 
 
-@pytest.mark.parametrize("function", [lambda x: accuracy(x), lambda x: mean(x), lambda x: paired_difference(x, ~x)])
+@pytest.mark.parametrize(
+    "function", [lambda x: accuracy(x), lambda x: stats.mean(x), lambda x: paired_difference(x, ~x)]
+)
 def test_too_few_images_say_how_many_are_needed(function):
     with pytest.raises(ValueError, match=r"needs at least 10 images, found 9"):
         function(np.ones(9, dtype=bool))
@@ -119,18 +123,18 @@ def test_too_few_images_say_how_many_are_needed(function):
 
 def test_few_images_with_many_copies_are_still_few():
     with pytest.raises(ValueError, match="at least 10 images, found 3"):
-        mean(np.ones(300), np.arange(300) % 3, conditions=np.arange(300) // 3)
+        stats.mean(np.ones(300), np.arange(300) % 3, conditions=np.arange(300) // 3)
 
 
 def test_the_mean_of_numbers_has_students_interval():
     values = np.random.default_rng(1).normal(30.0, 4.0, 40)
     low, high = scipy_stats.ttest_1samp(values, 0.0).confidence_interval()
-    assert mean(values)[:3] == pytest.approx((100 * values.mean(), 100 * low, 100 * high))
+    assert stats.mean(values)[:3] == pytest.approx((100 * values.mean(), 100 * low, 100 * high))
 
 
 def test_right_or_not_on_independent_images_has_wilsons_interval():
     right = np.random.default_rng(1).random(60) < 0.9
-    assert mean(right) == pytest.approx(accuracy(right))
+    assert stats.mean(right) == pytest.approx(accuracy(right))
 
 
 def test_paired_difference_is_bonett_and_prices():
@@ -221,13 +225,13 @@ def test_the_table_of_coverage():
 def test_rows_of_one_image_are_not_more_images():
     """15 equal copies of every image carry the information of one: the interval must not shrink by sqrt(15)."""
     right = np.random.default_rng(0).random(400) < 0.6
-    one = mean(right)
+    one = stats.mean(right)
     images, copies = np.tile(np.arange(400), 15), np.repeat(np.arange(15), 400)
-    many = mean(np.tile(right, 15), images, conditions=copies)
+    many = stats.mean(np.tile(right, 15), images, conditions=copies)
     assert many.n == 400
     assert many.value == pytest.approx(one.value)
     assert many.high - many.low == pytest.approx(one.high - one.low, rel=0.05)
-    naive = mean(np.tile(right, 15))
+    naive = stats.mean(np.tile(right, 15))
     assert naive.high - naive.low < 0.35 * (many.high - many.low)
 
 
@@ -236,15 +240,15 @@ def test_images_with_one_number_in_two_datasets_are_different_images():
     right = rng.random(200) < 0.5
     values, samples = np.concatenate([right, right]), np.tile(np.arange(200), 2)
     dataset = np.repeat([0, 1], 200)
-    together = mean(values, samples, conditions=dataset)
-    apart = mean(values, samples, conditions=dataset, strata=dataset)
+    together = stats.mean(values, samples, conditions=dataset)
+    apart = stats.mean(values, samples, conditions=dataset, strata=dataset)
     assert apart.n == 400
     assert apart.high - apart.low == pytest.approx((together.high - together.low) / np.sqrt(2), rel=0.1)
 
 
 def test_conditions_have_equal_weight_whatever_their_size():
     values = np.concatenate([np.ones(30), np.zeros(10)])
-    interval = mean(values, conditions=np.repeat([0, 1], [30, 10]), strata=np.repeat([0, 1], [30, 10]))
+    interval = stats.mean(values, conditions=np.repeat([0, 1], [30, 10]), strata=np.repeat([0, 1], [30, 10]))
     assert interval.value == 50.0
 
 
@@ -254,7 +258,7 @@ def test_interval_covers_the_truth_about_95_percent_of_the_time():
     for _ in range(300):
         ability = rng.beta(2, 1, 150)  # mean 2/3; three copies per image depend on it
         right = rng.random((3, 150)) < ability
-        low, high = mean(right.ravel(), np.tile(np.arange(150), 3))[1:3]
+        low, high = stats.mean(right.ravel(), np.tile(np.arange(150), 3))[1:3]
         covered += low <= 100 * 2 / 3 <= high
     assert 0.90 < covered / 300 < 0.98
 
@@ -309,7 +313,7 @@ def test_calibration_error_by_hand():
 @given(st.integers(10, 60), st.integers(1, 4), st.integers(0, 2**32 - 1))
 def test_an_interval_contains_its_estimate(n, conditions, seed):
     right = np.random.default_rng(seed).random(n * conditions) < 0.5
-    interval = mean(right, np.arange(n * conditions) % n, conditions=np.arange(n * conditions) // n)
+    interval = stats.mean(right, np.arange(n * conditions) % n, conditions=np.arange(n * conditions) // n)
     assert 0 <= interval.low <= interval.value + 1e-9
     assert interval.value - 1e-9 <= interval.high <= 100
 
@@ -317,18 +321,18 @@ def test_an_interval_contains_its_estimate(n, conditions, seed):
 def test_too_unbalanced_data_are_refused():
     conditions = np.array([0] * 19 + [1])
     with pytest.raises(ValueError, match="1 images, too few for a mean over conditions"):
-        mean(np.ones(20), conditions=conditions)
+        stats.mean(np.ones(20), conditions=conditions)
 
 
 def test_arrays_of_different_lengths_are_refused():
     with pytest.raises(ValueError, match="expected 20 samples, one per value, found 19"):
-        mean(np.ones(20), np.arange(19))
+        stats.mean(np.ones(20), np.arange(19))
 
 
 def test_fifteen_conditions_of_900_images_take_less_than_two_seconds():
     rng = np.random.default_rng(0)
     right, samples, conditions = rng.random(13_500) < 0.6, np.tile(np.arange(900), 15), np.repeat(np.arange(15), 900)
     start = time.perf_counter()
-    mean(right, samples, conditions=conditions)
-    mean(right[7:], samples[7:], conditions=conditions[7:])
+    stats.mean(right, samples, conditions=conditions)
+    stats.mean(right[7:], samples[7:], conditions=conditions[7:])
     assert time.perf_counter() - start < 2.0

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pytest
 
 from apm import text
@@ -38,11 +37,3 @@ def test_text_is_shown_as_it_is(plain: str) -> None:
 
     page = html.unescape(re.sub(r"<[^>]+>", "", rendered(text.markdown(plain)))).strip()
     assert page == plain
-
-
-def test_a_caption_stands_below_its_figure_and_the_figure_is_closed(shown: list[Any]) -> None:
-    figure = plt.figure()
-    text.show(figure, "What it shows.")
-    assert shown[0] is figure
-    assert shown[1].data == "What it shows."
-    assert not plt.fignum_exists(figure.number)

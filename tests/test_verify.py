@@ -59,7 +59,8 @@ def test_the_same_numbers_are_the_same(place: Path, capsys: pytest.CaptureFixtur
         (frame(seconds=99.0), "s", "cost", 0),
         (frame(verdict="does not hold"), "verdict", "turned", 1),
         (frame(word="vit"), "best", "changed", 0),
-        (frame().assign(loss=1.3e-3), "loss", "outside", 1),
+        (frame().assign(loss=1.3e-3), "loss", "within", 0),  # of one run: another processor's rounding
+        (frame().assign(loss=1.5e-3), "loss", "outside", 1),
         (frame().drop(columns="loss"), "loss", "missing", 1),
         (frame().assign(more=1.0), "more", "new", 0),
         (frame().assign(verdict=[None]), "verdict", "missing", 1),
@@ -78,6 +79,40 @@ def test_what_changed_is_found_by_name(
     assert (column in rows) == (expected not in ("same", "new", "cost"))
     assert verify.main(["--line"]) == 0  # the end of `make reproduce` says it, and does not fail
     assert ("make verify" in capsys.readouterr().out) == bool(code)
+
+
+def rows_of(**cells: Number | float) -> pd.DataFrame:
+    return numbers.tidy(pd.DataFrame([cells], index=["APM"]), "02_x")
+
+
+@pytest.mark.parametrize(
+    ("value", "found", "kind", "expected"),
+    [
+        (1.0e-3, 1.08e-3, "loss", "within"),
+        (1.0e-3, 1.2e-3, "loss", "outside"),
+        (8.4e-15, 9.2e-14, "loss", "same"),  # rounding
+        (24.0, 24.3, "measure", "within"),
+        (24.0, 26.0, "measure", "outside"),
+        (60.0, 60.6, "accuracy", "outside"),  # of images: it comes out, or it has an interval
+        (60.0, 61.0, "count", "outside"),
+    ],
+)
+def test_a_number_of_one_run_without_an_interval_may_differ_by_rounding(
+    value: float, found: float, kind: str, expected: str
+) -> None:
+    compared = verify.compare(rows_of(a=Number(value, kind=kind)), rows_of(a=Number(found, kind=kind)))
+    assert list(compared["status"]) == [expected]
+
+
+@pytest.mark.parametrize(("final", "expected"), [(60.5, "within"), (62.0, "within"), (64.0, "outside")])
+def test_a_p_value_is_within_when_the_estimates_of_its_row_are(final: float, expected: str) -> None:
+    wanted, found = (
+        rows_of(final=Number(value, value - 3, value + 3), p=Number(p, kind="p"))
+        for value, p in ((60.5, 0.4), (final, 0.6))
+    )
+    assert verify.compare(wanted, found).set_index("column")["status"]["p"] == expected
+    alone = verify.compare(wanted[wanted["column"] == "p"], found[found["column"] == "p"])
+    assert list(alone["status"]) == ["outside"]  # nothing stands beside it
 
 
 def test_accept_makes_the_present_numbers_the_expected_ones_and_shows_what_changes(
@@ -134,6 +169,13 @@ def test_an_expected_file_that_is_none_is_said_and_left_alone(
     assert verify.main([]) == 2
     assert message in capsys.readouterr().err
     assert path.read_bytes() == before
+
+
+def test_an_expected_file_cut_off_within_a_row_is_said(place: Path, capsys: pytest.CaptureFixture) -> None:
+    path = verify.path_of("mini")
+    path.write_text(path.read_text()[:-30])
+    assert verify.main([]) == 2
+    assert "cut off: expected 5 numbers, found 4" in capsys.readouterr().err
 
 
 def test_a_file_without_a_head_is_said(place: Path, capsys: pytest.CaptureFixture) -> None:
