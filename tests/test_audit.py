@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from apm import audit, numbers, published, published_checks, tables
+from apm import audit, comparison, numbers, published, published_checks, tables
 from apm.audit import Claim
 from apm.numbers import Number
 from apm.text import CONSTRUCTION, FAILS, HOLDS, NOT_RUN, UNTESTED
@@ -145,6 +145,7 @@ def test_holm_leaves_what_chance_explains() -> None:
 def test_p_agrees_with_the_interval() -> None:
     assert tables.p_value(Number(1.0, 0.0, 2.0), 0.0) == pytest.approx(0.05)
     assert pd.isna(tables.p_value(Number(1.0), 0.0))
+    assert pd.isna(tables.p_value(Number(1.0, 1.0, 1.0), 0.0))  # no width: it says nothing of its spread
 
 
 def test_few_seeds_make_an_interval_say_less() -> None:
@@ -152,6 +153,22 @@ def test_few_seeds_make_an_interval_say_less() -> None:
     assert tables.p_value(few, -1.0) > 3 * tables.p_value(many, -1.0)
     rows = numbers.tidy(pd.DataFrame({"gain": [few]}, index=pd.Index(["APM"])), "02_x")
     assert numbers.find(rows, "02_x", "APM", "gain").df == 2.0
+
+
+def test_rows_of_our_own_are_no_other_methods() -> None:
+    claims = [one for one in audit.load() if one.rule == "all_below" and one.where == {"state": "episodic"}]
+    views = "APM, views"
+    own = {*comparison.FIXED, views, comparison._target_row(views)}
+    assert len(claims) == 3
+    assert all(set(one.leave_out) == own for one in claims)
+
+
+@pytest.mark.parametrize(("interval", "word"), [((0.1, 0.3), HOLDS), ((-0.1, 0.3), UNTESTED), ((-0.3, -0.1), FAILS)])
+def test_audit_and_benchmarks_have_one_rule_for_better(interval: tuple, word: str) -> None:
+    number = Number(sum(interval) / 2, *interval, kind="difference")
+    said = {HOLDS: "above", UNTESTED: "undecided", FAILS: "below"}
+    assert audit.judge(number, "above", 0.0) == word
+    assert numbers.verdict(number) == said[word]
 
 
 def test_the_published_value_is_read_from_its_file_and_a_wrong_name_is_said() -> None:
