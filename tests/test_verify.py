@@ -183,3 +183,20 @@ def test_a_file_without_a_head_is_said(place: Path, capsys: pytest.CaptureFixtur
     verify.path_of("mini").write_text("table,row\n")
     assert verify.main([]) == 2
     assert "expected a first line" in capsys.readouterr().err
+
+
+def test_the_audit_of_a_part_of_the_notebooks_is_not_judged(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def audit(verdict: str, notebooks: list[str]) -> None:
+        publish = Publisher("mini", "08_claims_audit")
+        publish(pd.DataFrame({"verdict": [verdict]}, index=["X"]), "08_claims", "")
+        for notebook in notebooks:
+            numbers.note(publish.folder, notebook, publish.entries if notebook[:2] == "08" else [], complete=True)
+
+    audit("holds", ["08_claims_audit"])
+    make(frame())
+    assert verify.main(["--accept"]) == 0
+    monkeypatch.setenv("APM_RESULTS", str(place / "part"))
+    audit("not tested here", ["08_claims_audit"])  # without what it reads
+    assert verify.main(["--made"]) == 0
+    make(frame())
+    assert verify.main(["--made"]) == 1  # with it, a verdict has turned
