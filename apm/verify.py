@@ -85,7 +85,7 @@ def compare(wanted: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     near = gap <= np.maximum(unit, 1e-6 * both["value"].abs()) + ROUNDING
     has_interval = both["low"].notna()
     inside = (both["value_found"] >= both["low"]) & (both["value_found"] <= both["high"])
-    inside |= gap <= kind.map(NEAR).fillna(0.0) * both["value"].abs()
+    inside |= gap <= kind.map(NEAR).astype(float).fillna(0.0) * both["value"].abs()
     is_number = both["value"].notna() & both["value_found"].notna()
     equal_words = both["text"] == both["text_found"]
     status = np.select(
