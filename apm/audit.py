@@ -208,9 +208,9 @@ def _line(claim: Claim, rows: pd.DataFrame) -> dict[str, Any]:
         verdict = UNTESTED
     # of several, the one that decides: the farthest beyond the limit
     name = max(found, key=lambda row: found[row].value)
-    beside = [f"{label} {numbers.find(rows, *where)}" for label, where in (claim.beside or {}).items()]
-    if len(found) > 1:
-        beside = [f"{row} {number}" for row, number in found.items()] + beside
+    others = {label: numbers.find(rows, *where) for label, where in (claim.beside or {}).items()}
+    others = (found if len(found) > 1 else {}) | others
+    beside = [f"{label} {numbers.text(n, small=n.unit not in ('%', 'points'))}" for label, n in others.items()]
     built = bool(claim.construction) and verdict == HOLDS
     return {
         "verdict": CONSTRUCTION if built else verdict,
@@ -250,7 +250,7 @@ def scoreboard(audited: pd.DataFrame) -> pd.DataFrame:
         lines[f"tested: {verdict}"] = {"claims": len(part), "with an interval": len(corrected), **decided}
     lines["tested, together"] = {"claims": len(tested), "with an interval": int(tested["p (Holm)"].notna().sum())}
     lines[CONSTRUCTION] = {"claims": int((audited["verdict"] == CONSTRUCTION).sum())}
-    lines["by construction, yet not so"] = {
+    lines["by construction: does not hold, or open"] = {
         "claims": int(((audited["counted as"] == CONSTRUCTION) & (audited["verdict"] != CONSTRUCTION)).sum())
     }
     lines[NOT_RUN] = {"claims": int((audited["verdict"] == NOT_RUN).sum())}

@@ -174,7 +174,8 @@ def tidy(frame: pd.DataFrame, table: str, *, kinds: Mapping[str, str] | str = "m
     cells = []
     for place, column in enumerate(columns):
         values = frame.iloc[:, place]
-        kind = kinds if isinstance(kinds, str) else kinds.get(column, "verdict" if column == "verdict" else "measure")
+        kind = kinds if isinstance(kinds, str) else kinds.get(column, "measure")
+        kind = "verdict" if column == "verdict" and kind == "measure" else kind
         if kind not in KINDS:
             raise project.unknown(f"kind of column {column!r} of table {table}", kind, KINDS)
         small = is_small(values)

@@ -92,7 +92,7 @@ def test_a_number_that_is_not_there_is_said_with_the_nearest() -> None:
     ):
         with pytest.raises(numbers.NoSuchNumber, match=message):
             numbers.find(rows, *where)
-    with pytest.raises(ValueError, match="expected a number, found the word 'holds'"):
+    with pytest.raises(ValueError, match="expected a number, found the verdict 'holds'"):
         numbers.find(rows, "02_x", "APM · final", "verdict")
 
 
