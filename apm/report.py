@@ -17,7 +17,7 @@ from PIL import Image
 
 from apm import numbers, profiles, project, records, tables, verify
 from apm.numbers import NoSuchNumber, Number
-from apm.text import FAILS, HOLDS, UNTESTED
+from apm.text import CONSTRUCTION, FAILS, HOLDS, NOT_RUN, UNTESTED
 
 LONG = 25  # rows from which a table is folded away
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -58,9 +58,10 @@ def in_short(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def claims(rows: pd.DataFrame) -> pd.DataFrame:
-    """The audit's verdicts: columns claim, verdict, in the audit's order. Empty where the audit has not run."""
-    found = rows[rows["table"].isin(CLAIMS) & (rows["kind"] == "verdict")]
-    return found[["row", "text"]].set_axis(["claim", "verdict"], axis=1).reset_index(drop=True)
+    """The audit's verdicts: columns claim, verdict, counted as, in the audit's order. Empty where the audit has not run."""
+    there = rows[rows["table"].isin(CLAIMS)].set_index(["table", "row"])
+    columns = {name: there.loc[there["column"] == name, "text"] for name in ("verdict", "counted as")}
+    return pd.DataFrame(columns).reset_index("row").rename(columns={"row": "claim"}).reset_index(drop=True)
 
 
 def lead(rows: pd.DataFrame, verified: str) -> list[str]:
@@ -77,8 +78,12 @@ def lead(rows: pd.DataFrame, verified: str) -> list[str]:
             f"{len(apart)} of {len(gains)}{which}."
         )
     if len(audited):
-        counts = Counter(audited["verdict"])
-        said.append(f"Of {len(audited)} claims: {', '.join(f'{n} {verdict}' for verdict, n in counts.most_common())}.")
+        kinds, tested = Counter(audited["counted as"]), audited[audited["counted as"] == "tested"]
+        counts = Counter(tested["verdict"])
+        said.append(
+            f"Of {len(tested)} claims that were tested {counts[HOLDS]} hold, {counts[FAILS]} do not hold and {counts[UNTESTED]} cannot be "
+            f"told here; {kinds[CONSTRUCTION]} more follow from how the package is built, {kinds[NOT_RUN]} are not tested here."
+        )
     return [*said, verified]
 
 
