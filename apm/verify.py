@@ -154,7 +154,6 @@ def judge(
     """
     wanted = expected(profile)
     folder = project.results_dir(profile) if folder is None else folder
-    listed = numbers.manifest(folder)
     found = numbers.read(folder)
     rows = wanted.rows
     if made:
@@ -163,11 +162,17 @@ def judge(
             there = {table for table in there if not depends.reads_results(table)}
             found = found[found["table"].isin(there)]
         rows = rows[rows["table"].isin(there)]
-    elif half := [name for name, part in listed["notebooks"].items() if not part["complete"]]:
+    else:
+        _whole(profile, folder)
+    return compare(rows, found), wanted.machine, _found_on(folder)
+
+
+def _whole(profile: str, folder: Path) -> None:
+    """Raises ValueError where a notebook of a results folder did not run to its end."""
+    if half := [name for name, part in numbers.manifest(folder)["notebooks"].items() if not part["complete"]]:
         raise ValueError(
             f"{folder}: {', '.join(half)} did not run to its end: `make reproduce PROFILE={profile}` goes on with it"
         )
-    return compare(rows, found), wanted.machine, _found_on(folder)
 
 
 def _found_on(folder: Path) -> dict[str, str]:
@@ -178,9 +183,7 @@ def _found_on(folder: Path) -> dict[str, str]:
 def accept(profile: str) -> Path:
     """Make the present numbers the expected ones. Raises ValueError for a half-made results folder."""
     folder = project.results_dir(profile)
-    listed = numbers.manifest(folder)
-    if half := [name for name, part in listed["notebooks"].items() if not part["complete"]]:
-        raise ValueError(f"{folder}: {', '.join(half)} did not run to its end: nothing accepted")
+    _whole(profile, folder)
     rows = numbers.read(folder)
     head = {"version": numbers.VERSION, "profile": profile, "rows": len(rows), "machine": _found_on(folder)}
     return numbers.write(rows, path_of(profile), HEAD + json.dumps(head, sort_keys=True))
