@@ -66,7 +66,7 @@ LOCKED := notebooks cluster dev
 lock: $(ENVIRONMENT) ## remake requirements.lock from pyproject.toml, then mirror its versions in environment.yml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command "make lock" --python-version 3.11 $(LOCKED:%=--extra %) --output-file requirements.lock pyproject.toml
-	$(PYTHON) -m apm.environment
+	$(PYTHON) -m apm.project.environment
 
 # --------------------------------------------------------------------------------------------------------- notebooks
 
@@ -75,10 +75,10 @@ ifneq ($(WANTS_NOTEBOOKS),)
 include .make/$(PROFILE)/rules.mk
 endif
 
-# at every start: which notebooks the profile has and which results are stale, by contents (see apm/depends.py)
+# at every start: which notebooks the profile has and which results are stale, by contents (see apm/project/depends.py)
 .make/$(PROFILE)/rules.mk: FORCE | $(ENVIRONMENT)
 	@mkdir -p $(@D)
-	@$(PYTHON) -m apm.depends $(PROFILE) > $@.$$$$; if cmp -s $@.$$$$ $@; then rm $@.$$$$; else mv $@.$$$$ $@; fi
+	@$(PYTHON) -m apm.project.depends $(PROFILE) > $@.$$$$; if cmp -s $@.$$$$ $@; then rm $@.$$$$; else mv $@.$$$$ $@; fi
 
 .PHONY: FORCE
 FORCE:
@@ -94,21 +94,21 @@ endif
 .PHONY: reproduce
 reproduce: $(foreach n,$(or $(ONLY),$(NOTEBOOKS)),.make/$(PROFILE)/$(n).done) ## environment, every notebook of the profile, report
 	@echo "up to date: $(RESULTS)/$(PROFILE)/notebooks, tables, figures; the page to read: $(RESULTS)/$(PROFILE)/report.html"
-	@$(if $(ONLY),,$(PYTHON) -m apm.verify --profile $(PROFILE) --line)
+	@$(if $(ONLY),,$(PYTHON) -m apm.analysis.verify --profile $(PROFILE) --line)
 
 .PHONY: verify
 verify: $(ENVIRONMENT) ## every number of PROFILE's results against the expected ones in data/expected
-	@$(PYTHON) -m apm.verify --profile $(PROFILE)
+	@$(PYTHON) -m apm.analysis.verify --profile $(PROFILE)
 
 .PHONY: accept
 accept: $(ENVIRONMENT) ## make the present numbers of PROFILE the expected ones, and show what changes
-	@$(PYTHON) -m apm.verify --profile $(PROFILE) --accept
+	@$(PYTHON) -m apm.analysis.verify --profile $(PROFILE) --accept
 
 .PHONY: report
 report: .make/$(PROFILE)/99_report.done ## the report page, and what it needs
 
 .make/$(PROFILE)/%.done: | $(ENVIRONMENT)
-	@$(PYTHON) -m apm.run --profile $(PROFILE) --stamp $@ $*
+	@$(PYTHON) -m apm.project.run --profile $(PROFILE) --stamp $@ $*
 
 .PHONY: lab
 lab: $(ENVIRONMENT) ## JupyterLab on the notebooks, for this machine only and with Jupyter's token
@@ -124,7 +124,7 @@ test: $(ENVIRONMENT) ## unit and property tests, the executed notebooks under nb
 	results=$$(mktemp -d); trap 'rm -rf "$$results"' EXIT; mkdir -p $$results/mini; \
 	[ ! -d results/mini/records ] || ln -s "$$PWD/results/mini/records" $$results/mini/records; \
 	APM_RESULTS=$$results $(PYTHON) -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider $(NBVAL:%=results/mini/notebooks/%.ipynb); \
-	APM_RESULTS=$$results $(PYTHON) -m apm.verify --made
+	APM_RESULTS=$$results $(PYTHON) -m apm.analysis.verify --made
 
 .PHONY: lint
 lint: $(ENVIRONMENT) ## ruff: lint and format, notebooks included
@@ -145,15 +145,15 @@ bench: $(ENVIRONMENT) ## speed as ratios in one run, into results/bench/
 
 .PHONY: data
 data: $(ENVIRONMENT) ## what torchvision can download of PROFILE's sets, into DATA=folder; mini needs none
-	@$(PYTHON) -m apm.check_data --profile $(PROFILE) --download
+	@$(PYTHON) -m apm.data.check_data --profile $(PROFILE) --download
 
 .PHONY: check-data
 check-data: $(ENVIRONMENT) ## which of PROFILE's datasets are in DATA=folder: found, missing, wrong
-	@$(PYTHON) -m apm.check_data --profile $(PROFILE)
+	@$(PYTHON) -m apm.data.check_data --profile $(PROFILE)
 
 .PHONY: teacher
 teacher: $(ENVIRONMENT) ## train the teacher of PROFILE anew, as its teacher.yaml says, and compare it with the shipped one
-	@$(PYTHON) -m apm.local_teacher $(PROFILE)
+	@$(PYTHON) -m apm.teachers.local_teacher $(PROFILE)
 
 # ----------------------------------------------------------------------------------------------------------- cleaning
 

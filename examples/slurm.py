@@ -17,7 +17,7 @@ import dask
 from dask_jobqueue import SLURMCluster
 from distributed.security import Security
 
-from apm.cluster import certificates
+from apm.runs.cluster import certificates
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 16

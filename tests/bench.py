@@ -35,7 +35,8 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
 
-from apm import compute, ttt
+from apm import ttt
+from apm.experiments import compute
 from apm.model import parameter_shapes, preset
 from apm.project import atomic_write, root
 from apm.ttt import TTTConfig

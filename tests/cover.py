@@ -1,4 +1,4 @@
-"""How often the 95 % intervals of `apm.stats` hold the truth: python tests/cover.py prints the table.
+"""How often the 95 % intervals of `apm.analysis.stats` hold the truth: python tests/cover.py prints the table.
 
 Paired differences of accuracies: images gained and lost at rates of 0.5 to 5 %, one row per image, or images under many conditions
 whose rows go the same way with a given correlation. Nominal 95 % is met where coverage is at least 93 % in every setting. The upper
@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 import pandas as pd
 
-from apm import stats
+from apm.analysis import stats
 
 DESIGNS = ((10, 1), (24, 1), (48, 1), (192, 1), (899, 1), (20, 75), (192, 15))  # images, conditions
 RATES = ((0.005, 0.0), (0.01, 0.01), (0.02, 0.005), (0.05, 0.0), (0.025, 0.025), (0.05, 0.01))  # gained, lost

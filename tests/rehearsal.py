@@ -237,7 +237,7 @@ def missing(results: Path, profile: Path) -> list[str]:
         [str(r) for r in rows],
         [str(r) for r in zip(first.get("method", []), first.get("counting rule", []), strict=True)],
     )
-    from apm import corruptions
+    from apm.data import corruptions
 
     second = read("02_corruptions")
     need(
@@ -317,11 +317,11 @@ def rehearse(folder: Path, only: list[str]) -> int:
     for name in ("APM_RESULTS", "APM_CACHE"):
         environment.pop(name, None)
     print(f"trees and teachers in {folder}: {time.monotonic() - start:.0f} s", flush=True)
-    check = [sys.executable, "-m", "apm.check_data", "--profile", PROFILE, "--data", str(data), "--partial"]
+    check = [sys.executable, "-m", "apm.data.check_data", "--profile", PROFILE, "--data", str(data), "--partial"]
     failed = [] if subprocess.run(check, env=environment, cwd=project, check=False).returncode == 0 else ["check-data"]
     listed = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
     for name in only or listed:
-        run = [sys.executable, "-m", "apm.run", "--profile", PROFILE, name]
+        run = [sys.executable, "-m", "apm.project.run", "--profile", PROFILE, name]
         if subprocess.run(run, env=environment, cwd=project, check=False).returncode:
             failed.append(name)
         else:

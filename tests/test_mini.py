@@ -7,7 +7,9 @@ import plain
 import pytest
 import torch
 
-from apm import corruptions, datasets, methods, profiles, teachers, ttt
+from apm import methods, teachers, ttt
+from apm.data import corruptions, datasets
+from apm.project import profiles
 
 KINDS = ("gaussian_noise", "glass_blur", "frost", "contrast", "pixelate")
 

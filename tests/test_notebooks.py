@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from apm import depends, profiles
+from apm.project import depends, profiles
 
 ROOT = Path(__file__).resolve().parents[1]
 CLEAN = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from apm import numbers, verify
+from apm.analysis import numbers, verify
 
 ROOT = Path(__file__).resolve().parents[1]
 AVX2 = {name: "AVX2" for name in ("MKL_ENABLE_INSTRUCTIONS", "DNNL_MAX_CPU_ISA", "MKL_CBWR")} | {
@@ -18,8 +18,11 @@ AVX2 = {name: "AVX2" for name in ("MKL_ENABLE_INSTRUCTIONS", "DNNL_MAX_CPU_ISA",
 SLICE = """
 import sys
 import pandas as pd
-from apm import corruptions, datasets, methods, records, tables, teachers
-from apm.publish import Publisher
+from apm import methods, teachers
+from apm.analysis import tables
+from apm.data import corruptions, datasets
+from apm.runs import records
+from apm.analysis.publish import Publisher
 
 publish = Publisher("mini", "02_corruptions")
 teacher = teachers.load("mini")

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from apm import cluster, numbers
+from apm.analysis import numbers
+from apm.runs import cluster
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -147,7 +148,10 @@ def test_the_commands_for_cifar10_are_targets_with_data_and_profile() -> None:
 
 def test_the_yaml_example_is_accepted() -> None:
     yaml = pytest.importorskip("yaml")
-    from apm import ablations, comparison, methods, model, profiles
+    from apm import methods, model
+    from apm.analysis import comparison
+    from apm.experiments import ablations
+    from apm.project import profiles
 
     example, line, compared = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
     values = yaml.safe_load(example)
@@ -167,8 +171,8 @@ def test_the_yaml_example_is_accepted() -> None:
 def test_the_example_of_a_new_method_runs_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
     from test_baselines import Colour, noise
 
-    from apm import baselines
-    from apm.baselines import views
+    from apm import methods as baselines
+    from apm.methods import views
 
     monkeypatch.setitem(baselines.REGISTRY, "mine", None)  # and so it is gone again after the test
     example, *_ = re.findall(r"```python\n(.*?)```", README, flags=re.S)

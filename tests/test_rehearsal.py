@@ -10,20 +10,12 @@ import rehearsal
 import trees
 import yaml
 
-from apm import (
-    ablations,
-    baselines,
-    check_data,
-    comparison,
-    datasets,
-    field,
-    methods,
-    model,
-    profiles,
-    prompts,
-    published,
-)
-from apm.project import root
+from apm import methods, model
+from apm import methods as baselines
+from apm.analysis import comparison
+from apm.data import check_data, datasets, prompts, published
+from apm.experiments import ablations, field
+from apm.project import profiles, root
 from apm.ttt import TTTConfig
 
 PAIRS = [(profile, notebook) for profile in profiles.names() for notebook in profiles.runs(profile)]

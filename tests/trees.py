@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from apm import corruptions, published_sets
-from apm.published_sets import CIFAR10_NAMES, CIFAR100_NAMES, SETS, wnids
+from apm.data import corruptions, published_sets
+from apm.data.published_sets import CIFAR10_NAMES, CIFAR100_NAMES, SETS, wnids
 
 SIZE = (48, 40)  # width, height of the photographs
 EACH = 12  # images of a set: a few more than an interval needs

@@ -1,0 +1,347 @@
+"""Numbers: an estimate with its interval, the tidy rows that a results folder keeps, and the manifest of what is in it.
+
+A number has one home. Modules compute `Number`s and put them into tables as they are; `apm.analysis.publish` writes them down (value, low,
+high, n, unit, kind) before any of them becomes text. Report, audit, README and `apm.analysis.verify` read these rows; nobody reads a
+formatted cell, a caption or a footer back.
+
+    results/<profile>/manifest.json            every table and figure: name, kind, caption, notes, notebook, order
+    results/<profile>/numbers/<notebook>.csv   tidy: table, row, column, value, low, high, n, df, unit, kind, decimals, text
+    results/<profile>/numbers/machine.json     the machine that made them
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import numbers
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from apm import project
+
+VERSION = 1
+MANIFEST = "manifest.json"
+# "cost" is of the machine (seconds, memory), so another machine may have another; "word" is text, "verdict" that of a rule
+KINDS = ("accuracy", "difference", "measure", "count", "loss", "p", "cost", "published", "verdict", "word")
+COLUMNS = ("table", "row", "column", "value", "low", "high", "n", "df", "unit", "kind", "decimals", "text")
+FINE = ("ratio", "cosine")  # units of numbers about 1, shown with three significant digits
+SEPARATOR = " · "  # between the parts of a row's name
+
+
+@dataclass(frozen=True)
+class Number:
+    """An estimate, its 95 % interval where it has one, and the number of images behind it.
+
+    brief: shown without its interval. Raises ValueError for an unknown kind and for an interval that is not one.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int | None = None
+    unit: str = "%"
+    kind: str = "accuracy"
+    brief: bool = False
+    df: float | None = None  # degrees of freedom of the interval, where they are not n - 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise project.unknown("kind of number", self.kind, KINDS)
+        if self.low > self.high:
+            raise ValueError(f"an interval needs low <= high, found [{self.low}, {self.high}] around {self.value}")
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __str__(self) -> str:
+        return text(self)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The interval, or the value twice where it has none."""
+        return (self.value, self.value) if math.isnan(self.low) else (self.low, self.high)
+
+
+def average(cells: Iterable[Number]) -> Number:
+    """Mean of estimates, empty ones left out, shown without its interval; empty for none.
+
+    The interval is as wide as theirs are on average: estimates on the same images vary together, and no mean of them more than that.
+    """
+    there = [cell for cell in cells if not is_empty(cell)]
+    if not there:
+        return Number(math.nan)
+    value, low, high = np.mean([(cell.value, cell.low, cell.high) for cell in there], axis=0)
+    return replace(there[0], value=float(value), low=float(low), high=float(high), brief=True)
+
+
+def verdict(difference: Number) -> str:
+    """The one rule for "better" and "worse": "above" or "below" where the whole interval is, not rounded, else "undecided"."""
+    low, high = difference.bounds
+    return "above" if low > 0 else "below" if high < 0 else "undecided"
+
+
+def is_empty(cell: Any) -> bool:
+    """Whether a cell holds nothing: None, NA, NaN, "" or a Number without value."""
+    if cell is None or cell is pd.NA or (isinstance(cell, str) and not cell):
+        return True
+    return isinstance(cell, (float, np.floating, Number)) and math.isnan(float(cell))
+
+
+def decimals(value: float, *, small: bool = False) -> int:
+    """Digits after the point that a number is shown with: one, or three significant ones in a column of small numbers."""
+    if not small or value == 0 or not math.isfinite(value) or abs(value) >= 100:
+        return 1
+    return max(1, 2 - math.floor(math.log10(abs(value))))
+
+
+def text(cell: Any, *, small: bool = False) -> str:
+    """A cell as a table shows it: "60.5 [57.3, 63.6]", "0.031", "1.2e-08", "yes", "" for an empty one.
+
+    small: of a column with numbers that one decimal would show as 0.0.
+    """
+    if is_empty(cell):
+        return ""
+    if isinstance(cell, Number):
+        if cell.kind == "p":
+            return p_value(cell.value)
+        if cell.kind == "count":
+            return f"{cell.value:.0f}"
+        if cell.brief or math.isnan(cell.low):
+            return _digits(cell.value, small)
+        # an estimate near 0 with a wide interval has the digits of its interval
+        places = decimals(max(cell.value, cell.low, cell.high, key=abs), small=small)
+        value, low, high = (_digits(number, small, places) for number in (cell.value, cell.low, cell.high))
+        return f"{value} [{low}, {high}]"
+    if isinstance(cell, (bool, np.bool_)):
+        return "yes" if cell else "no"
+    if isinstance(cell, numbers.Integral):
+        return str(int(cell))
+    if isinstance(cell, numbers.Real):
+        return _digits(float(cell), small)
+    return str(cell)
+
+
+def p_value(p: float) -> str:
+    """ "0.031", "< 0.001", or "" for an empty one."""
+    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _digits(value: float, small: bool, places: int | None = None) -> str:
+    places = decimals(value, small=small) if places is None else places
+    shown = f"{value:.2e}" if places > 5 else f"{value:.{places}f}"
+    return shown[1:] if shown.startswith("-") and float(shown) == 0 else shown
+
+
+def is_small(column: pd.Series) -> bool:
+    """Whether a column holds a number that one decimal would show as 0.0, or a measure below 1 such as a cosine."""
+    cells = [cell for cell in column if isinstance(cell, (float, np.floating, Number)) and not is_empty(cell)]
+    if any(isinstance(cell, Number) and cell.unit in FINE for cell in cells):
+        return True
+    return any(
+        0.0 < abs(float(cell)) < (1.0 if isinstance(cell, Number) and cell.kind == "measure" else 0.05)
+        for cell in cells
+        if not (isinstance(cell, Number) and cell.kind in ("p", "count", "accuracy", "difference"))
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- tidy rows
+
+
+def tidy(frame: pd.DataFrame, table: str, *, kinds: Mapping[str, str] | str = "measure") -> pd.DataFrame:
+    """A table as tidy rows, one per filled cell (`COLUMNS`).
+
+    frame: the row's name in the index; several levels are joined. Headings of several levels are joined too.
+    kinds: kind of the cells that are plain numbers: one for all, or by column ("measure" for the others). Words in a
+        column "verdict" are verdicts.
+
+    Raises ValueError for a name that stands twice, in the index or in the headings, and for an unknown kind.
+    """
+    rows = [_joined(name) for name in frame.index]
+    columns = [_joined(name) for name in frame.columns]
+    for what, names in (("row", rows), ("column", columns)):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"table {table}: {what} {twice[0]!r} stands there more than once: name what tells them apart"
+            )
+    cells = []
+    for place, column in enumerate(columns):
+        values = frame.iloc[:, place]
+        kind = kinds if isinstance(kinds, str) else kinds.get(column, "measure")
+        kind = "verdict" if column == "verdict" and kind == "measure" else kind
+        if kind not in KINDS:
+            raise project.unknown(f"kind of column {column!r} of table {table}", kind, KINDS)
+        small = is_small(values)
+        for row, cell in zip(rows, values, strict=True):
+            if not is_empty(cell):
+                cells.append((table, row, column, *_tidy_cell(cell, kind, small)))
+    return pd.DataFrame(cells, columns=list(COLUMNS))
+
+
+def _joined(name: Any) -> str:
+    return SEPARATOR.join(str(part) for part in name if str(part)) if isinstance(name, tuple) else str(name)
+
+
+def _tidy_cell(cell: Any, kind: str, small: bool) -> tuple[Any, ...]:
+    """value, low, high, n, df, unit, kind, decimals, text."""
+    none = (math.nan, math.nan, math.nan, pd.NA, math.nan, "")
+    if isinstance(cell, (str, bool, np.bool_)):
+        return (*none, kind if kind in ("verdict", "cost") else "word", 0, text(cell))
+    if isinstance(cell, Number):
+        places = 3 if cell.kind == "p" else 0 if cell.kind == "count" else decimals(cell.value, small=small)
+        n = pd.NA if cell.n is None else cell.n
+        return (
+            cell.value,
+            cell.low,
+            cell.high,
+            n,
+            math.nan if cell.df is None else cell.df,
+            cell.unit,
+            cell.kind,
+            places,
+            "",
+        )
+    places = 0 if isinstance(cell, numbers.Integral) else decimals(float(cell), small=small)
+    kind = "count" if kind == "measure" and isinstance(cell, numbers.Integral) else kind
+    return (float(cell), math.nan, math.nan, pd.NA, math.nan, "", kind, places, "")
+
+
+def numbers_of(folder: Path, notebook: str) -> Path:
+    """Where a notebook's tidy rows are in a results folder."""
+    return folder / "numbers" / f"{notebook}.csv"
+
+
+def write(rows: pd.DataFrame, path: Path | str, head: str = "") -> Path:
+    """Tidy rows as CSV, seven significant digits, after a first line `head`; whole or not at all."""
+    body = rows.to_csv(index=False, float_format="%.7g", lineterminator="\n")
+    return project.atomic_write(path, f"{head}\n{body}" if head else body)
+
+
+def parse(text: str, source: str) -> pd.DataFrame:
+    """Tidy rows of a CSV's text (without a head). Raises ValueError, naming the source, for what is no such file."""
+    types: dict[str, Any] = dict.fromkeys(("table", "row", "column", "unit", "kind", "text"), str)
+    types |= dict.fromkeys(("value", "low", "high", "df"), float) | {"n": "Int64", "decimals": "Int64"}
+    try:
+        rows = pd.read_csv(io.StringIO(text), dtype=types, keep_default_na=False, na_values={c: [""] for c in ("value", "low", "high", "n", "df", "decimals")})  # fmt: skip
+    except (ValueError, pd.errors.ParserError) as error:
+        raise ValueError(
+            f"{source}: expected rows of numbers ({', '.join(COLUMNS)}), found another file: {error}"
+        ) from error
+    if list(rows.columns) != list(COLUMNS):
+        raise ValueError(
+            f"{source}: expected the columns {', '.join(COLUMNS)}, found {', '.join(map(str, rows.columns))}"
+        )
+    if unknown := sorted(set(rows["kind"]) - set(KINDS)):
+        raise ValueError(f"{source}: {project.unknown('kind of number', unknown[0], KINDS)}")
+    return rows
+
+
+def read(folder: Path | str, notebook: str | None = None) -> pd.DataFrame:
+    """The tidy rows of a results folder, or of one notebook of it, in the order of the manifest.
+
+    Raises FileNotFoundError for a folder without manifest or numbers; ValueError for a notebook that it does not list.
+    """
+    folder = Path(folder)
+    made = manifest(folder)["notebooks"]
+    if notebook is not None and notebook not in made:
+        raise project.unknown("notebook of this results folder", notebook, sorted(made))
+    wanted = made if notebook is None else [notebook]
+    paths = [numbers_of(folder, name) for name in wanted if any(e["kind"] == "table" for e in made[name]["entries"])]
+    if gone := [path for path in paths if not path.is_file()]:
+        raise FileNotFoundError(f"{gone[0]} does not exist, it is not kept in the repository: run `make reproduce`")
+    parts = [parse(path.read_text(encoding="utf-8"), str(path)) for path in paths]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
+
+
+class NoSuchNumber(ValueError):
+    """A results folder has no number of that name: this profile did not make it."""
+
+
+def find(rows: pd.DataFrame, table: str, row: str, column: str) -> Number:
+    """One number of tidy rows. Raises NoSuchNumber, with what there is, when it is not there; ValueError when it is a word."""
+    there = rows[rows["table"] == table]
+    found = there[(there["row"] == row) & (there["column"] == column)]
+    if found.empty:
+        if there.empty:
+            raise NoSuchNumber(f"no table {table!r}: run the notebook that begins with {table.split('_')[0]}_ first")
+        of_row = there[there["row"] == row]
+        part, name, have = ("row", row, there["row"]) if of_row.empty else ("column", column, of_row["column"])
+        raise NoSuchNumber(str(project.unknown(f"{part} of table {table}", name, dict.fromkeys(have))))
+    cell = found.iloc[0]
+    if math.isnan(cell["value"]):
+        raise ValueError(
+            f"table {table}, {row}, {column}: expected a number, found the {cell['kind']} {cell['text']!r}"
+        )
+    n = None if cell["n"] is pd.NA else int(cell["n"])
+    return Number(
+        cell["value"],
+        cell["low"],
+        cell["high"],
+        n,
+        cell["unit"],
+        cell["kind"],
+        df=None if math.isnan(cell["df"]) else float(cell["df"]),
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- manifest
+
+
+def machine() -> dict[str, str]:
+    """What of this machine can change a number's last digits: processor, instruction set, torch. No part of any key."""
+    import torch
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {"cpu": model, "capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__, **gpu}
+
+
+def manifest(folder: Path | str) -> dict[str, Any]:
+    """What a results folder holds: {"version", "notebooks": {name: {"complete", "entries": [{name, kind, caption, notes, files}]}}}.
+
+    Raises FileNotFoundError where there is none; ValueError for one that is damaged or of another version.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        version = found["version"]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} does not exist: run the notebooks first, `make reproduce`") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read: remove it and run `make reproduce` again") from error
+    if version != VERSION:
+        raise ValueError(f"{path} is of version {version}, this package writes {VERSION}: run `make reproduce` again")
+    return found
+
+
+def note(folder: Path | str, notebook: str, entries: list[dict[str, Any]], *, complete: bool) -> None:
+    """Write what a notebook has made so far into the manifest; notebooks that run at the same time wait for each other.
+
+    A manifest that cannot be read is made anew, with a warning on stderr.
+    """
+    folder = Path(folder)
+    with project.locked(folder / f".{MANIFEST}.lock"):
+        try:
+            found = manifest(folder)
+        except (FileNotFoundError, ValueError):
+            found = {"version": VERSION, "notebooks": {}}
+        had = found["notebooks"].get(notebook, {"entries": []})
+        now = {file for entry in entries for file in entry["files"]}
+        left = {file for entry in had["entries"] for file in entry["files"]} | set(had.get("earlier", ()))
+        # what an earlier run made and this one has not, yet; forgotten when the run has ended and they are removed
+        earlier = {"earlier": sorted(left - now)} if left - now and not complete else {}
+        found["notebooks"][notebook] = {"complete": complete, "entries": entries, **earlier}
+        found["notebooks"] = dict(sorted(found["notebooks"].items()))
+        body = json.dumps(found, indent=1, ensure_ascii=False, sort_keys=False)
+        project.atomic_write(folder / MANIFEST, body + "\n")

@@ -1,0 +1,80 @@
+"""One call for every table and figure of a notebook: its numbers written down, its files made, the result shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from apm import project
+from apm.analysis import figures, numbers, tables
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Publisher:
+    """Publishes what one notebook makes into a profile's results folder.
+
+    publish = Publisher(profile, "02_corruptions")
+    publish(table, "02_paired", "APM against its teacher", footer)
+    publish(figure, "02_accuracy", "Accuracy per condition")
+    """
+
+    def __init__(self, profile: str, notebook: str) -> None:
+        self.folder: Path = project.results_dir(profile)
+        self.notebook = notebook
+        self.entries: list[dict[str, Any]] = []
+        self.rows: list[pd.DataFrame] = []
+        machine = json.dumps(numbers.machine(), indent=1, sort_keys=True)
+        project.atomic_write(self.folder / "numbers" / "machine.json", machine + "\n")
+
+    def __call__(
+        self,
+        what: pd.DataFrame | Figure | bytes,
+        name: str,
+        caption: str,
+        notes: str | Sequence[str] = (),
+        *,
+        kinds: Mapping[str, str] | str = "measure",
+        bold: Callable[[pd.Series], bool | Collection[str]] | None = None,
+        upright: bool = False,
+    ) -> None:
+        """Write a table (tidy numbers; CSV, Markdown, LaTeX), a figure (PNG, PDF) or an animation (the bytes of a GIF), and show it.
+
+        what: a table has its rows' names in the index (`set_index`), its cells are `numbers.Number`s, plain numbers or words.
+        name: file name without suffix, beginning with the notebook's number. notes: below the table or figure.
+        kinds: of the cells that are plain numbers, one for all or by column; "cost" for what belongs to this machine.
+        bold: what stands out in a row of the flat table. upright: turn a table that is wider than a page, for reading only.
+
+        Raises ValueError for a name that was published already or belongs to another notebook, an empty table, rows or columns
+        that stand twice; OSError for a folder that cannot be written.
+        """
+        from IPython.display import display
+
+        if name.split("_")[0] != self.notebook.split("_")[0]:
+            raise ValueError(f"{name!r} does not begin with the number of its notebook {self.notebook}")
+        if name in {entry["name"] for entry in self.entries}:
+            raise ValueError(f"{name!r} was published already: give each table and figure a name of its own")
+        note = notes if isinstance(notes, str) else " ".join(part for part in notes if part)
+        if isinstance(what, pd.DataFrame):
+            shown = tables.show(what, caption, note, bold=bold, upright=upright)
+            kind, paths = (
+                "table",
+                tables.save(what, name, self.folder / "tables", caption, note, page=shown._repr_html_()),
+            )
+            self.rows.append(numbers.tidy(what, name, kinds=kinds))
+            numbers.write(pd.concat(self.rows, ignore_index=True), numbers.numbers_of(self.folder, self.notebook))
+        else:
+            kind, paths = "figure", figures.save(what, name, self.folder / "figures")
+        files = [path.relative_to(self.folder).as_posix() for path in paths.values()]
+        entry = {"name": name, "kind": kind, "caption": caption, "notes": note, "files": files}
+        self.entries.append(entry | ({"rows": len(what)} if isinstance(what, pd.DataFrame) else {}))
+        numbers.note(self.folder, self.notebook, self.entries, complete=False)
+        if isinstance(what, pd.DataFrame):
+            display(shown)
+        else:
+            figures.display(what, caption, note)

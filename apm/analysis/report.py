@@ -1,0 +1,211 @@
+"""The report page: every table and figure that the notebooks of a profile published, with captions and provenance.
+
+Made from the manifest and the tidy numbers of a results folder (`apm.analysis.numbers`) and from notebooks/index.yaml. The page lies beside
+`tables/` and `figures/`: tables stand in it as they were shown, figures are the files beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from PIL import Image
+
+from apm import project
+from apm.analysis import numbers, tables, verify
+from apm.analysis.numbers import NoSuchNumber, Number
+from apm.analysis.text import CONSTRUCTION, FAILS, HOLDS, NOT_RUN, UNTESTED
+from apm.project import profiles
+from apm.runs import records
+
+LONG = 25  # rows from which a table is folded away
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+BENCHMARKS = (  # heading, table, column of the mean
+    ("natural shifts, shifted sets", "01_natural_shifts", "OOD Average"),
+    ("natural shifts, all sets", "01_natural_shifts", "Average"),
+    ("corruptions", "02_corruptions", "Mean"),
+    ("cross-dataset", "03_cross_dataset", "Average"),
+)
+GAIN = "final - teacher (points)"
+ROWS = {  # heading here: row of the benchmarks' tables
+    "teacher, zero-shot": f"teacher{numbers.SEPARATOR}zero-shot",
+    "APM, final": f"APM{numbers.SEPARATOR}final",
+    GAIN: f"APM{numbers.SEPARATOR}{tables.DIFFERENCE}",
+    "any (upper bound, uses labels)": f"APM{numbers.SEPARATOR}{tables.RULE_LABELS['any']}",
+}
+CLAIMS = ("08_claims", "08_text")
+SYMBOLS = {HOLDS: "\N{CHECK MARK}", FAILS: "\N{MULTIPLICATION SIGN}", UNTESTED: "?"}
+
+
+def index() -> dict[str, Any]:
+    """notebooks/index.yaml: {"notebooks": {name: {title, question}}, "paper": [{item, what, notebook}]}."""
+    return yaml.safe_load((project.root() / "notebooks" / "index.yaml").read_text(encoding="utf-8"))
+
+
+def in_short(rows: pd.DataFrame) -> pd.DataFrame:
+    """Per benchmark the mean accuracy of teacher, final and any, and final - teacher in points, as `Number`s.
+
+    rows: tidy numbers of a results folder. Benchmarks that have not been run are left out: an empty frame where none has.
+    """
+    lines = {}
+    for name, table, column in BENCHMARKS:
+        try:
+            lines[name] = {heading: numbers.find(rows, table, row, column) for heading, row in ROWS.items()}
+        except NoSuchNumber:
+            continue
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("benchmark")
+
+
+def claims(rows: pd.DataFrame) -> pd.DataFrame:
+    """The audit's verdicts: columns claim, verdict, counted as, in the audit's order. Empty where the audit has not run."""
+    there = rows[rows["table"].isin(CLAIMS)].set_index(["table", "row"])
+    columns = {name: there.loc[there["column"] == name, "text"] for name in ("verdict", "counted as")}
+    return pd.DataFrame(columns).reset_index("row").rename(columns={"row": "claim"}).reset_index(drop=True)
+
+
+def lead(rows: pd.DataFrame, verified: str) -> list[str]:
+    """The finding in a few sentences, computed from tidy numbers; verified: the line of `make verify`."""
+    short, audited = in_short(rows), claims(rows)
+    said = []
+    if len(short):
+        gains: dict[str, Number] = short[GAIN].to_dict()
+        apart = [name for name, gain in gains.items() if numbers.verdict(gain) != "undecided"]
+        listed = "; ".join(f"{name} {gain}" for name, gain in gains.items())
+        which = f": {', '.join(apart)}" if apart else ""
+        said.append(
+            f"The student's score (final) minus its teacher's, in points, with 95 % interval: {listed}. The interval excludes 0 in "
+            f"{len(apart)} of {len(gains)}{which}."
+        )
+    if len(audited):
+        kinds, tested = Counter(audited["counted as"]), audited[audited["counted as"] == "tested"]
+        counts = Counter(tested["verdict"])
+        said.append(
+            f"Of {len(tested)} claims that were tested {counts[HOLDS]} hold, {counts[FAILS]} do not hold and {counts[UNTESTED]} cannot be "
+            f"told here; {kinds[CONSTRUCTION]} more follow from how the package is built, {kinds[NOT_RUN]} are not tested here."
+        )
+    return [*said, verified]
+
+
+def _verified(profile: str, folder: Path) -> str:
+    try:
+        compared, _, _ = verify.judge(profile, made=True, folder=folder)
+    except FileNotFoundError:
+        return "No expected numbers are kept for this profile, so these were not held against any."
+    return f"Held against the expected numbers of this profile: {verify.summary(compared)}."
+
+
+def _part(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
+    """What the template needs of one table or figure."""
+    files = {Path(file).suffix: file for file in entry["files"]}
+    if entry["kind"] == "table":
+        page = (folder / files[".html"]).read_text(encoding="utf-8")
+        return entry | {"html": page, "long": entry["rows"] > LONG}
+    file = files.get(".gif") or files[".png"]
+    with Image.open(folder / file) as image:  # as in a notebook, where a figure's inch has about 100 pixels of a page
+        width = round(image.width * 100 / float(image.info.get("dpi", (100.0, 100.0))[0]))
+    return entry | {"file": file, "width": width}
+
+
+def times(folder: Path, notebooks: list[str]) -> pd.DataFrame:
+    """How long the last and the longest run of each notebook took, in seconds, and their sums; from records/times.json.
+
+    Notebooks without an entry are left out; an empty frame where nothing was measured.
+    """
+    path = folder / "records" / "times.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    table = pd.DataFrame.from_dict({name: known[name] for name in notebooks if name in known}, orient="index")
+    if table.empty:
+        return table
+    table.loc["together"] = table.sum()
+    return table[["longest", "last"]].add_suffix(" run (s)").round().astype(int).rename_axis("notebook")
+
+
+def current_shards(folder: Path) -> pd.DataFrame:
+    """`records.provenance_table` without the shards of code that has changed since. Raises FileNotFoundError for no records."""
+    current = {
+        meta["key"][:16]
+        for meta in map(records._metadata, records._shard_files(folder))
+        if meta["code"] == records._current_code(meta)
+    }
+    shards = records.provenance_table(folder)
+    return shards[shards["shard"].isin(current)].reset_index(drop=True)
+
+
+def provenance(shards: pd.DataFrame) -> str:
+    """Where records come from, what all share in one sentence. shards: of `current_shards`."""
+    same = {"commit": "commit", "machine": "machine", "device": "device", "python": "Python"}
+    same |= {"torch": "torch", "open_clip_torch": "open_clip"}
+    facts = [
+        f"{label} {', '.join(sorted({str(value)[:12] if name == 'commit' else str(value) for value in shards[name]}))}"
+        for name, label in same.items()
+        if name in shards
+    ]
+    return f"{len(shards)} record shards, {int(shards['n'].sum())} predictions: {'; '.join(facts)}."
+
+
+def _by_method(shards: pd.DataFrame) -> pd.DataFrame:
+    shards = shards.assign(condition=shards["corruption"].astype(str) + shards["severity"].astype(str))
+    groups = shards.groupby(["dataset", "method", "seed"], sort=True, dropna=False)
+    return groups.agg(conditions=("condition", "nunique"), predictions=("n", "sum"), shards=("shard", "size"))
+
+
+def write(profile: str) -> Path:
+    """Make results/<profile>/report.html; returns its path.
+
+    Raises FileNotFoundError when no notebook has published anything, ValueError for an unknown profile or a damaged manifest.
+    """
+    import jinja2
+
+    known, folder = index(), project.results_dir(profile)
+    wanted = profiles.runs(profile)
+    made = {name: part["entries"] for name, part in numbers.manifest(folder)["notebooks"].items() if name in wanted}
+    rows = numbers.read(folder)
+    short, audited = in_short(rows), claims(rows)
+    titles = {name: about["title"] for name, about in known["notebooks"].items()}
+    sections = [
+        {"notebook": name, **known["notebooks"].get(name, {"title": name, "question": ""})}
+        | {"parts": [_part(folder, entry) for entry in entries]}
+        for name, entries in made.items()
+        if entries
+    ]
+    if not sections:
+        raise FileNotFoundError(f"nothing is published in {folder}: run the notebooks first, `make reproduce`")
+    try:
+        shards = current_shards(folder / "records")
+    except FileNotFoundError:
+        shards = pd.DataFrame()
+    shown = [
+        tables.show(frame, caption)._repr_html_() if len(frame) else ""
+        for frame, caption in (
+            (short, f"Student and teacher, profile {profile}"),
+            (
+                audited.assign(verdict=[f"{SYMBOLS.get(v, '')} {v}".strip() for v in audited["verdict"]]),
+                f"Claims of the paper, profile {profile}; rule, figure and source stand in section 08",
+            ),
+            (times(folder, wanted), f"How long the notebooks took, profile {profile}"),
+            (_by_method(shards) if len(shards) else shards, "Records by dataset, method and seed"),
+        )
+    ]
+    parameters = profiles.load(profile, sections[0]["notebook"])
+    weights = parameters.get("pretrained")
+    about = [
+        f"profile {profile}",
+        f"teacher {parameters.get('teacher')}" + (f", {Path(weights).name}" if weights else ""),
+    ]
+    if len(shards):
+        about += [f"images: {remark}" for remark in sorted(set(shards["remark"]) - {""})]
+    links = [("summary", "In short"), *((s["notebook"], s["title"]) for s in sections)]
+    links += [("paper", "Paper to notebook"), ("times", "Time"), ("provenance", "Provenance")]
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        profile=profile, lead=lead(rows, _verified(profile, folder)), about=about, links=links, sections=sections, made=set(made),
+        titles=titles, paper=[{"notebook": "", **row} for row in known["paper"]], short=shown[0], claims=shown[1], times=shown[2],
+        records=shown[3], provenance=provenance(shards) if len(shards) else "no records of the present code here",
+    )  # fmt: skip
+    return project.atomic_write(folder / "report.html", page + "\n")

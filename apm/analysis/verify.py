@@ -1,0 +1,235 @@
+"""Does it come out again? Every number of a results folder against data/expected/<profile>.csv.
+
+    python -m apm.analysis.verify --profile mini            # what `make verify` runs
+    python -m apm.analysis.verify --profile mini --accept   # the present numbers become the expected ones
+
+A number is the same when it equals the expected one to the printed digits, "within" when it lies in the expected 95 % interval, else
+"outside". Losses and measures follow a training, which another processor rounds otherwise, and an interval over images, where they have
+one, does not know that: for them within is also as near as `NEAR`, relative. A p-value says again what the estimates of its row say: it is within when all of them are.
+Costs of the machine (seconds, memory) are counted apart. A verdict that is another word has turned; other words have changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from apm import project
+from apm.analysis import numbers
+from apm.project import depends
+
+KEY = ["table", "row", "column"]
+STATUS = ("same", "within", "outside", "missing", "new", "turned", "changed", "cost")
+FAILING = ("outside", "missing", "turned")
+WORST = 10
+NEAR = {"loss": 0.1, "measure": 0.05}  # of the expected one: what rounding makes of a training
+ROUNDING = 1e-12  # below it, a loss in float32 is rounding alone
+HEAD = "# expected numbers "
+
+
+class Expected(NamedTuple):
+    """The numbers that a profile should give, and the machine that gave them."""
+
+    rows: pd.DataFrame
+    machine: dict[str, str]
+
+
+def path_of(profile: str) -> Path:
+    """The file of a profile's expected numbers."""
+    return project.root() / "data" / "expected" / f"{profile}.csv"
+
+
+def expected(profile: str) -> Expected:
+    """Raises FileNotFoundError where a profile has none; ValueError for a file of another profile or version, or one cut off."""
+    path = path_of(profile)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: `make accept PROFILE={profile}` makes the present numbers the expected ones"
+        )
+    first, _, body = path.read_text(encoding="utf-8").partition("\n")
+    try:
+        head = json.loads(first.removeprefix(HEAD))
+        version, whose, count, machine = head["version"], head["profile"], head["rows"], head["machine"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected a first line {HEAD!r} and what it holds, found {first[:60]!r}") from error
+    if version != numbers.VERSION:
+        raise ValueError(
+            f"{path} is of version {version}, this package reads {numbers.VERSION}: `make accept` writes it anew"
+        )
+    if whose != profile:
+        raise ValueError(
+            f"{path} holds the numbers of profile {whose}, not of {profile}: restore it from the repository"
+        )
+    rows = numbers.parse(body, str(path)) if body.endswith("\n") else None  # else its last row is half there
+    if rows is None or len(rows) != count:
+        found = body.count("\n") - 1 if rows is None else len(rows)
+        raise ValueError(f"{path} is cut off: expected {count} numbers, found {found}; restore it from the repository")
+    return Expected(rows, machine)
+
+
+def compare(wanted: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """Tidy rows against tidy rows: KEY, kind, expected, found, status (`STATUS`), distance.
+
+    distance: how far a number lies outside, in half-widths of its interval, or in printed units where it has none.
+    """
+    both = wanted.merge(found, on=KEY, how="outer", suffixes=("", "_found"), indicator=True, sort=False)
+    kind = both["kind"].fillna(both["kind_found"])
+    unit = 0.5 * 10.0 ** -both["decimals"].astype(float)
+    gap = (both["value"] - both["value_found"]).abs()
+    # values as large as 1e9 are stored with seven significant digits
+    near = gap <= np.maximum(unit, 1e-6 * both["value"].abs()) + ROUNDING
+    has_interval = both["low"].notna()
+    inside = (both["value_found"] >= both["low"]) & (both["value_found"] <= both["high"])
+    inside |= gap <= kind.map(NEAR).astype(float).fillna(0.0) * both["value"].abs()
+    is_number = both["value"].notna() & both["value_found"].notna()
+    equal_words = both["text"] == both["text_found"]
+    status = np.select(
+        [
+            kind == "cost",
+            both["_merge"] == "left_only",
+            both["_merge"] == "right_only",
+            is_number & near,
+            is_number & inside,
+            ~is_number & both["value"].isna() & both["value_found"].isna() & equal_words,
+            kind == "verdict",
+            kind == "word",
+        ],
+        ["cost", "missing", "new", "same", "within", "same", "turned", "changed"],
+        "outside",
+    )
+    estimates = both[["table", "row"]].assign(met=np.isin(status, ("same", "within")))[has_interval]
+    met = both[["table", "row"]].merge(
+        estimates.groupby(["table", "row"])["met"].all(), on=["table", "row"], how="left"
+    )["met"]
+    status[(kind == "p") & (status == "outside") & met.eq(True)] = "within"
+    half = ((both["high"] - both["low"]) / 2).where(lambda h: h > 0, unit)
+    return pd.DataFrame(
+        {
+            **{name: both[name] for name in KEY},
+            "kind": kind,
+            "expected": both["value"].map("{:.6g}".format).where(both["value"].notna(), both["text"]),
+            "found": both["value_found"].map("{:.6g}".format).where(both["value_found"].notna(), both["text_found"]),
+            "status": status,
+            "distance": (gap / half).where(is_number, np.inf),
+        }
+    )
+
+
+def summary(compared: pd.DataFrame) -> str:
+    """ "7,728 numbers: 7,728 same, 0 within their interval, 0 outside, 0 missing; 40 costs of the machine apart"."""
+    n = compared["status"].value_counts()
+    count = {status: int(n.get(status, 0)) for status in STATUS}
+    judged = len(compared) - count["cost"] - count["new"]
+    line = (
+        f"{judged:,} numbers and words: {count['same']:,} same, {count['within']:,} within the expected interval, "
+        f"{count['outside']:,} outside, {count['missing']:,} missing, {count['turned']:,} verdicts turned, {count['changed']:,} other words changed"
+    )
+    return f"{line}; {count['new']:,} new; {count['cost']:,} costs of the machine apart"
+
+
+def worst(compared: pd.DataFrame) -> pd.DataFrame:
+    """The rows that fail or have changed, the farthest first; at most `WORST`."""
+    chosen = compared[compared["status"].isin((*FAILING, "changed", "within"))]
+    order = {status: i for i, status in enumerate(("turned", "outside", "missing", "changed", "within"))}
+    rank = chosen["status"].map(order)
+    return (
+        chosen.assign(rank=rank)
+        .sort_values(["rank", "distance"], ascending=[True, False])
+        .drop(columns="rank")
+        .head(WORST)
+    )
+
+
+def judge(
+    profile: str, *, made: bool = False, folder: Path | None = None
+) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:
+    """(comparison, machine of the expected numbers, machine of these).
+
+    made: judge only the tables that are there, and the audit only where all are. Raises as `expected` and `numbers.read`; ValueError for a half-made folder.
+    """
+    wanted = expected(profile)
+    folder = project.results_dir(profile) if folder is None else folder
+    found = numbers.read(folder)
+    rows = wanted.rows
+    if made:
+        there = set(found["table"])
+        if set(rows["table"]) - there:  # what reads the results of others is another where some are not there
+            there = {table for table in there if not depends.reads_results(table)}
+            found = found[found["table"].isin(there)]
+        rows = rows[rows["table"].isin(there)]
+    else:
+        _whole(profile, folder)
+    return compare(rows, found), wanted.machine, _found_on(folder)
+
+
+def _whole(profile: str, folder: Path) -> None:
+    """Raises ValueError where a notebook of a results folder did not run to its end."""
+    if half := [name for name, part in numbers.manifest(folder)["notebooks"].items() if not part["complete"]]:
+        raise ValueError(
+            f"{folder}: {', '.join(half)} did not run to its end: `make reproduce PROFILE={profile}` goes on with it"
+        )
+
+
+def _found_on(folder: Path) -> dict[str, str]:
+    path = folder / "numbers" / "machine.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def accept(profile: str) -> Path:
+    """Make the present numbers the expected ones. Raises ValueError for a half-made results folder."""
+    folder = project.results_dir(profile)
+    _whole(profile, folder)
+    rows = numbers.read(folder)
+    head = {"version": numbers.VERSION, "profile": profile, "rows": len(rows), "machine": _found_on(folder)}
+    return numbers.write(rows, path_of(profile), HEAD + json.dumps(head, sort_keys=True))
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in machine.items()) or "not noted"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status: 0 all as expected, 1 something is not, 2 cannot be judged."""
+    parser = argparse.ArgumentParser(prog="python -m apm.analysis.verify", description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="mini")
+    parser.add_argument("--accept", action="store_true", help="make the present numbers the expected ones")
+    parser.add_argument("--made", action="store_true", help="judge only the tables that are there")
+    parser.add_argument("--line", action="store_true", help="print the summary line only, and exit 0")
+    options = parser.parse_args(arguments)
+    try:
+        if options.accept and not path_of(options.profile).is_file():
+            print(f"accepted: {accept(options.profile)}")
+            return 0
+        compared, theirs, ours = judge(options.profile, made=options.made)
+    except FileNotFoundError as error:
+        print(f"verify: {error}", file=sys.stderr)
+        return 0 if options.line else 2
+    except ValueError as error:
+        print(f"verify: {error}", file=sys.stderr)
+        return 2
+    failed = compared["status"].isin(FAILING).any()
+    print(f"verify: {summary(compared)}")
+    if options.line:
+        if failed:
+            print(f"verify: `make verify PROFILE={options.profile}` shows which")
+        return 0
+    rows = worst(compared)
+    if len(rows):
+        shown = rows.assign(distance=rows["distance"].map("{:.2g}".format))
+        print(shown.to_string(index=False, max_colwidth=60))
+    print(f"expected on: {_machine(theirs)}\nfound on:    {_machine(ours)}")
+    if options.accept:
+        print(f"accepted: {accept(options.profile)}")
+        return 0
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,665 @@
+"""The 15 corruption types of ImageNet-C / CIFAR-10-C at severities 1 to 5, for uint8 RGB images of any size from 32 px.
+
+    corrupt(image, "fog", 3)             one image, (H, W, 3) uint8 in and out
+    corrupted(dataset, "fog", 3)         a Dataset of corrupted images: at once for arrays, on access for image files
+
+Source: Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR
+2019. Severity constants: github hendrycks/robustness, `ImageNet-C/create_c/make_cifar_c.py` (size regime "cifar-c", 32
+px) and `ImageNet-C/create_c/make_imagenet_c.py` (size regime "imagenet-c", 224 px); Tables 2 and 10-14 of the APM paper
+use the sets made with them. There is one implementation per corruption here and one table of constants per regime.
+
+Sizes. Images whose shorter side is at most 64 px use "cifar-c", others "imagenet-c", unless `regime` says otherwise
+(the repository's further table, for ImageNet at 64 px, is not used). Constants in pixels (blur radii, glass shifts,
+motion lengths, flake sizes, frost detail) are used as published whatever the size, so a larger image is corrupted
+more finely. Two follow the image: the elastic transform's constants are multiples of the shorter side (both scripts
+write side * k; the ImageNet one says 244 where the side is 224, kept here as side * 244 / 224), and the fog's map has
+the next power of two of the longer side (32 for 32 px, 256 for 224 px, as published). ImageNet-C was made from
+photographs first resized to 256 px and centre-cropped to 224: `corrupted(..., crop=224)` does the same.
+
+Not pixel-identical to the published downloads, and no library is: the random draws differ, frost textures are made
+here (FROST_NOTE), and the published ImageNet-C files are JPEGs of quality 85. Kept from the scripts because they change
+the images: values are truncated, not rounded, to 8 bits, also by ImageMagick, which the scripts call for the motion blur
+of that corruption and of the snow (its arithmetic is repeated here, to the same pixels); and glass blur copies pixels
+(its swap runs on array views, so the second half of the exchange does nothing).
+
+Why no library: the one that is alive, imagecorruptions-imaug, needs numba and an OpenCV that links libGL, has the
+ImageNet-C constants alone and another elastic transform. This module needs only numpy, scipy, scikit-image and Pillow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from importlib.metadata import version
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage, signal
+from skimage.color import hsv2rgb, rgb2hsv
+from skimage.util import random_noise
+
+from apm.data.datasets import Dataset
+from apm.project import sha256_of, unknown
+from apm.project.identity import code_version
+
+GROUPS: dict[str, str] = {
+    "gaussian_noise": "noise",
+    "shot_noise": "noise",
+    "impulse_noise": "noise",
+    "defocus_blur": "blur",
+    "glass_blur": "blur",
+    "motion_blur": "blur",
+    "zoom_blur": "blur",
+    "snow": "weather",
+    "frost": "weather",
+    "fog": "weather",
+    "brightness": "weather",
+    "contrast": "digital",
+    "elastic_transform": "digital",
+    "pixelate": "digital",
+    "jpeg_compression": "digital",
+}
+NAMES: tuple[str, ...] = tuple(GROUPS)  # the order of the paper's tables
+SEVERITIES = (1, 2, 3, 4, 5)
+SMALLEST = 32  # pixels of the shorter side
+REGIME_LIMIT = 64  # pixels of the shorter side up to which the constants of CIFAR-10-C apply
+
+NOTE = (
+    "Corruptions made by apm.data.corruptions with the published severity constants (github hendrycks/robustness); "
+    "not pixel-identical to the published -C downloads."
+)
+FROST_NOTE = "Frost textures are made procedurally, in place of the five photographs of the published sets."
+
+# Changes when this file does: part of every corrupted set's fingerprint, so nothing cached for other pixels is used.
+CODE_VERSION = code_version(("data.corruptions",))[:16]
+
+# What the five numbers (or tuples) of each row are, severities 1 to 5:
+#   gaussian_noise     standard deviation, of values in 0..1
+#   shot_noise         photons at value 1
+#   impulse_noise      share of values set to 0 or 1
+#   defocus_blur       radius of the disk (px), standard deviation of its anti-aliasing (px)
+#   glass_blur         sigma (px), largest shift (px), passes
+#   motion_blur        radius, sigma (px) of a one-sided Gaussian along the motion
+#   zoom_blur          stop, step of the zoom factors from 1
+#   snow               mean, standard deviation, zoom of the flakes, threshold, motion radius, sigma (px), image kept
+#   frost              weight of the image, weight of the frost
+#   fog                strength, decay of the roughness per halving of scale
+#   brightness         added to the V of HSV
+#   contrast           factor about the channel's mean
+#   elastic_transform  shift, its smoothing sigma, jitter of the affine corners; times the side
+#   pixelate           factor of the side
+#   jpeg_compression   quality
+CONSTANTS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "cifar-c": {
+        "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),
+        "shot_noise": (500, 250, 100, 75, 50),
+        "impulse_noise": (0.01, 0.02, 0.03, 0.05, 0.07),
+        "defocus_blur": ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
+        "glass_blur": ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
+        "motion_blur": ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
+        "zoom_blur": ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)),
+        "snow": (
+            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+        ),
+        "frost": ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
+        "fog": ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
+        "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),
+        "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),
+        "elastic_transform": (
+            (0, 0, 0.08),
+            (0.05, 0.2, 0.07),
+            (0.08, 0.06, 0.06),
+            (0.1, 0.04, 0.05),
+            (0.1, 0.03, 0.03),
+        ),
+        "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
+        "jpeg_compression": (80, 65, 58, 50, 40),
+    },
+    "imagenet-c": {
+        "gaussian_noise": (0.08, 0.12, 0.18, 0.26, 0.38),
+        "shot_noise": (60, 25, 12, 5, 3),
+        "impulse_noise": (0.03, 0.06, 0.09, 0.17, 0.27),
+        "defocus_blur": ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
+        "glass_blur": ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
+        "motion_blur": ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
+        "zoom_blur": ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
+        "snow": (
+            (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
+            (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
+            (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
+            (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
+            (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
+        ),
+        "frost": ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),
+        "fog": ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
+        "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),
+        "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
+        "elastic_transform": (
+            (2, 0.7, 0.1),
+            (2, 0.08, 0.2),
+            (0.05, 0.01, 0.02),
+            (0.07, 0.01, 0.02),
+            (0.12, 0.01, 0.02),
+        ),
+        "pixelate": (0.6, 0.5, 0.4, 0.3, 0.25),
+        "jpeg_compression": (25, 18, 15, 10, 7),
+    },
+}
+REGIMES: tuple[str, ...] = tuple(CONSTANTS)
+
+
+# ------------------------------------------------------------------------------------------------------ entry points
+
+
+def corrupt(
+    image: np.ndarray, name: str, severity: int, *, regime: str | None = None, seed: int = 0, index: int = 0
+) -> np.ndarray:
+    """One corrupted image, (H, W, 3) uint8 RGB like the given one, which is left as it is.
+
+    severity: 1 to 5. regime: "cifar-c", "imagenet-c" or None, by size. The result depends on the pixels, name,
+    severity, seed and index (the image's number in its dataset) alone: not on the order of calls, the process or
+    numpy's global generator. Severity constants: see the module's head.
+    Raises ValueError for an unknown name or regime, a severity outside 1..5 and images below 32 px, TypeError for
+    anything but a uint8 array (H, W, 3).
+    """
+    _check_condition(name, severity, regime, seed)
+    pixels = _checked(image, index)
+    chosen = regime or regime_of(pixels.shape)
+    constants = CONSTANTS[chosen][name][severity - 1]
+    rng = _generator(seed, name, severity, index)
+    if name == "elastic_transform":
+        return _elastic_transform(pixels, constants, rng, side=elastic_side(pixels.shape, chosen))
+    if name == "frost":
+        return _frost(pixels, constants, rng, step=FROST_STEP[chosen])
+    return _FUNCTIONS[name](pixels, constants, rng)
+
+
+def corrupted(
+    dataset: Dataset, name: str, severity: int, *, seed: int = 0, regime: str | None = None, crop: int | None = None
+) -> Dataset:
+    """The dataset with every image corrupted; same name, labels, indices and groups, `corruption` and `severity` set.
+
+    Image i is corrupted with its `indices[i]`, so a subset of the corrupted set is the corrupted subset. Images in one
+    array (N, H, W, 3) are corrupted now; other sequences one by one on access, never held in memory.
+    crop: make_imagenet_c.py's preparation, before corrupting: shorter side to crop * 8 / 7 px (bilinear), then a centre
+    crop of crop x crop. For ImageNet photographs 224; None leaves sizes alone.
+    regime, seed, errors: as in `corrupt`, and ValueError for a dataset that is corrupted already or a crop below 32 px.
+    """
+    _check_condition(name, severity, regime, seed)
+    if dataset.severity:
+        raise ValueError(
+            f"dataset {dataset.name} is corrupted already ({dataset.corruption}, severity {dataset.severity}): "
+            "corrupt the clean dataset instead"
+        )
+    if crop is not None and crop < SMALLEST:
+        raise ValueError(f"crop must be at least {SMALLEST} px, found {crop}")
+    images: Sequence[np.ndarray] | np.ndarray = CorruptedImages(
+        dataset.images, dataset.indices, name, int(severity), seed=seed, regime=regime, crop=crop
+    )
+    if isinstance(dataset.images, np.ndarray):
+        images = np.stack(list(images))
+        images.flags.writeable = False
+    libraries = {package: version(package) for package in ("numpy", "scipy", "scikit-image", "pillow")}
+    identity = {
+        "parent": dataset.fingerprint,
+        "corruption": name,
+        "severity": int(severity),
+        "seed": int(seed),
+        "regime": regime or "by size",
+        "crop": crop,
+        "code": CODE_VERSION,
+        "libraries": libraries,
+    }
+    notes = [dataset.notes, NOTE, FROST_NOTE if name == "frost" else ""]
+    return replace(
+        dataset,
+        images=images,
+        corruption=name,
+        severity=int(severity),
+        fingerprint=sha256_of(identity),
+        notes=" ".join(part for part in notes if part),
+    )
+
+
+def selection(
+    names: str | Sequence[str] = "all", severities: str | Sequence[int] = "all"
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Corruption names and severities from a profile's values; "all" stands for the 15 types and for 1 to 5.
+
+    Raises ValueError for an unknown name and a severity outside 1..5.
+    """
+    chosen = NAMES if names == "all" else tuple([names] if isinstance(names, str) else names)
+    levels = SEVERITIES if severities == "all" else tuple([severities] if isinstance(severities, int) else severities)
+    for name in chosen:
+        for level in levels:
+            _check_condition(name, level, None, 0)  # type: ignore[arg-type]
+    return chosen, levels  # type: ignore[return-value]
+
+
+class CorruptedImages(Sequence[np.ndarray]):
+    """Corrupted views of a sequence of images, each made when it is read. See `corrupted` for the arguments."""
+
+    def __init__(
+        self,
+        images: Sequence[np.ndarray] | np.ndarray,
+        indices: np.ndarray,
+        name: str,
+        severity: int,
+        *,
+        seed: int = 0,
+        regime: str | None = None,
+        crop: int | None = None,
+    ) -> None:
+        self._images, self._indices = images, indices
+        self._name, self._severity, self._seed, self._regime, self._crop = name, severity, seed, regime, crop
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, i):
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"image {i} of {len(self)}")
+        i = int(i) % len(self)
+        image, index = self._images[i], int(self._indices[i])
+        if self._crop is not None:
+            image = centre_crop(_checked(image, index), self._crop)
+        return corrupt(image, self._name, self._severity, regime=self._regime, seed=self._seed, index=index)
+
+
+def regime_of(shape: Sequence[int]) -> str:
+    """The size regime of an image (H, W, ...): "cifar-c" where the shorter side is at most 64 px, else "imagenet-c"."""
+    return "cifar-c" if min(shape[:2]) <= REGIME_LIMIT else "imagenet-c"
+
+
+def elastic_side(shape: Sequence[int], regime: str) -> float:
+    """Pixels by which the elastic transform's constants are multiplied: the shorter side of an image (H, W, ...).
+
+    make_imagenet_c.py has 244 where 224 was meant; its images were made with 244, so the ratio stays.
+    """
+    side = min(shape[:2])
+    return side * 244 / 224 if regime == "imagenet-c" else float(side)
+
+
+def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """(size, size, 3) uint8 from (H, W, 3): shorter side to size * 8 / 7 px by bilinear reduction, then the centre."""
+    short = round(size * 8 / 7)
+    height, width = image.shape[:2]
+    new = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)  # (W, H)
+    resized = np.asarray(Image.fromarray(image).resize(new, Image.Resampling.BILINEAR))
+    top, left = round((new[1] - size) / 2), round((new[0] - size) / 2)
+    return resized[top : top + size, left : left + size]
+
+
+def _check_condition(name: str, severity: int, regime: str | None, seed: int) -> None:
+    if name not in GROUPS:
+        raise unknown("corruption", name, NAMES)
+    if isinstance(severity, bool) or not isinstance(severity, int | np.integer) or severity not in SEVERITIES:
+        raise ValueError(f"severity must be a whole number from 1 to 5, found {severity!r}")
+    if regime is not None and regime not in CONSTANTS:
+        raise unknown("size regime", regime, REGIMES)
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise TypeError(f"seed must be a whole number, found {seed!r}")
+
+
+def _checked(image: np.ndarray, index: int) -> np.ndarray:
+    found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise TypeError(f"image {index}: expected a uint8 RGB array (H, W, 3) with values 0..255, found {found}")
+    if min(image.shape[:2]) < SMALLEST:
+        raise ValueError(
+            f"image {index}: corruptions need at least {SMALLEST} x {SMALLEST} px, "
+            f"found {image.shape[0]} x {image.shape[1]} (H x W): enlarge the images first"
+        )
+    return image
+
+
+def _generator(seed: int, name: str, severity: int, index: int) -> np.random.Generator:
+    """A generator of its own for every (seed, name, severity, index): no image's draws depend on another's."""
+    digest = hashlib.sha256(f"{int(seed)}/{name}/{int(severity)}/{int(index)}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+def _uint8(x: np.ndarray) -> np.ndarray:
+    """Values in 0..1 as 0..255, truncated as published; 1e-6 keeps whole numbers whole under rounding error."""
+    return (np.clip(x, 0, 1) * 255 + 1e-6).astype(np.uint8)
+
+
+# ------------------------------------------------------------------------------------------------------------- noise
+# Every corruption below: pixels (H, W, 3) uint8, constants c of one severity, generator -> (H, W, 3) uint8.
+
+
+def _gaussian_noise(pixels: np.ndarray, c: float, rng: np.random.Generator) -> np.ndarray:
+    return _uint8(pixels / 255 + rng.normal(scale=c, size=pixels.shape))
+
+
+def _shot_noise(pixels: np.ndarray, c: float, rng: np.random.Generator) -> np.ndarray:
+    return _uint8(rng.poisson(pixels / 255 * c) / c)
+
+
+def _impulse_noise(pixels: np.ndarray, c: float, rng: np.random.Generator) -> np.ndarray:
+    return _uint8(random_noise(pixels / 255, mode="s&p", amount=c, rng=rng))
+
+
+# -------------------------------------------------------------------------------------------------------------- blur
+
+
+def _defocus_blur(pixels: np.ndarray, c: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    kernel = _disk(*c)
+    x = pixels / 255
+    if len(kernel) <= 5:
+        return _uint8(ndimage.correlate(x, kernel[..., None], mode="mirror"))
+    margin = len(kernel) // 2
+    padded = np.pad(x, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
+    return _uint8(signal.fftconvolve(padded, kernel[..., None], mode="valid", axes=(0, 1)))  # the kernel is symmetric
+
+
+@lru_cache(maxsize=32)
+def _disk(radius: float, alias: float) -> np.ndarray:
+    """Disk kernel (k, k), k odd, smoothed by 3 taps of a Gaussian (5 above radius 8), empty borders cut off.
+
+    Its sum is 1, except 1.013 and 1.011 at radius 8 and 10: there the published kernel touches the edge of its grid,
+    where the smoothing mirrors, so images get that much brighter. Kept.
+    """
+    reach = max(8, int(radius))
+    line = np.arange(-reach, reach + 1)
+    disk = (line**2 + line[:, None] ** 2 <= radius**2).astype(float)
+    disk /= disk.sum()
+    taps = np.arange(-1, 2) if radius <= 8 else np.arange(-2, 3)
+    smoothing = np.exp(-(taps**2) / (2 * alias**2))
+    smoothing /= smoothing.sum()
+    for axis in (0, 1):
+        disk = ndimage.correlate1d(disk, smoothing, axis=axis, mode="mirror")
+    empty = int(np.argmax(disk.max(axis=0) > 1e-12))
+    return disk[empty : len(disk) - empty, empty : len(disk) - empty]
+
+
+def _glass_blur(pixels: np.ndarray, c: tuple[float, int, int], rng: np.random.Generator) -> np.ndarray:
+    sigma, shift, passes = c
+    x = _smoothed(pixels, sigma)
+    for _ in range(passes):
+        x = _displaced(x, shift, rng)
+    return _smoothed(x, sigma)
+
+
+def _smoothed(pixels: np.ndarray, sigma: float) -> np.ndarray:
+    return _uint8(ndimage.gaussian_filter(pixels / 255, (sigma, sigma, 0), mode="nearest", truncate=4))
+
+
+def _displaced(pixels: np.ndarray, shift: int, rng: np.random.Generator) -> np.ndarray:
+    """One pass of the published loop over rows and columns from the last to the first: x[h, w] = x[h + dy, w + dx].
+
+    dx and dy are drawn from -shift..shift - 1. A pixel that copies from one already replaced gets that one's new value,
+    so copies form chains; following all chains at once, twice as far each round, gives exactly the sequential result.
+    """
+    height, width = pixels.shape[:2]
+    rows, columns = np.mgrid[shift + 1 : height - shift + 1, shift + 1 : width - shift + 1]
+    dy, dx = rng.integers(-shift, shift, size=(2, *rows.shape))
+    target = (rows * width + columns).ravel()
+    origin = ((rows + dy) * width + columns + dx).ravel()
+
+    n = height * width
+    visited = np.zeros(n, dtype=bool)
+    visited[target] = True
+    replaced = visited[origin] & (origin > target)  # the loop runs backwards: higher positions come first
+    link = np.concatenate([np.arange(n), np.arange(n)])  # 0..n-1: values before the pass, n..2n-1: values after it
+    link[n + target] = np.where(replaced, n + origin, origin)
+    while True:
+        further = link[link]
+        if np.array_equal(further, link):
+            return pixels.reshape(n, -1)[link[n:]].reshape(pixels.shape)
+        link = further
+
+
+def _motion_blur(pixels: np.ndarray, c: tuple[int, float], rng: np.random.Generator) -> np.ndarray:
+    return _moved(pixels, *c, angle=rng.uniform(-45, 45))
+
+
+def _moved(pixels: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarray:
+    """ImageMagick's motion blur of uint8 (H, W) or (H, W, C): one-sided Gaussian at angle (degrees), edges repeated.
+
+    Pixel for pixel what ImageMagick 6.9 with 16-bit quanta makes: grey levels are 257 quanta each, sums of weighted quanta are
+    rounded to whole ones, and the 8 bits of the result are truncated from them.
+    """
+    steps = np.arange(2 * radius + 1)
+    weights = np.exp(-(steps**2) / (2 * sigma**2))
+    weights /= weights.sum()
+    dx = np.ceil(steps * np.cos(np.deg2rad(angle)) - 0.5).astype(int)
+    dy = np.ceil(steps * np.sin(np.deg2rad(angle)) - 0.5).astype(int)
+    height, width = pixels.shape[:2]
+    margin = 2 * radius
+    padding = ((margin, margin), (margin, margin), (0, 0))[: pixels.ndim]
+    padded = np.pad(pixels, padding, mode="edge").astype(float) * 257
+    quanta = np.zeros(pixels.shape)
+    for weight, x, y in zip(weights, margin + dx, margin + dy, strict=True):
+        quanta += weight * padded[y : y + height, x : x + width]
+    return (np.rint(quanta).astype(int) // 257).astype(np.uint8)
+
+
+def _zoom_blur(pixels: np.ndarray, c: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    x = pixels / 255
+    factors = np.arange(1, *c)
+    total = x.copy()
+    for factor in factors:
+        total += _zoomed(x, float(factor))
+    return _uint8(total / (len(factors) + 1))
+
+
+def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
+    """The centre of x (H, W, ...) enlarged by a factor >= 1 to H x W: scipy.ndimage.zoom(order=1), an axis at a time.
+
+    Except that scipy's default mode turns the last row black at some sizes (not 32 or 224), where its position is
+    rounded past the edge.
+    """
+    for axis in (0, 1):
+        low, weight = _zoom_grid(x.shape[axis], factor)
+        weight = weight.reshape([-1 if a == axis else 1 for a in range(x.ndim)])
+        x = x.take(low, axis) * (1 - weight) + x.take(low + 1, axis) * weight
+    return x
+
+
+@lru_cache(maxsize=512)
+def _zoom_grid(n: int, factor: float) -> tuple[np.ndarray, np.ndarray]:
+    """Lower neighbour (n,) and weight of the upper one (n,) for n output positions."""
+    crop = int(np.ceil(n / factor))
+    enlarged = round(crop * factor)
+    position = (np.arange(n) + (enlarged - n) // 2) * ((crop - 1) / (enlarged - 1))
+    low = np.minimum(position.astype(int), crop - 2)
+    return low + (n - crop) // 2, position - low
+
+
+# ----------------------------------------------------------------------------------------------------------- weather
+
+
+def _snow(pixels: np.ndarray, c: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:
+    mean, spread, zoom, threshold, radius, sigma, kept = c
+    layer = _zoomed(rng.normal(mean, spread, size=pixels.shape[:2]), zoom)
+    layer[layer < threshold] = 0
+    flakes = _moved(_uint8(layer), int(radius), sigma, angle=rng.uniform(-135, -45))[..., None] / 255  # (H, W, 1)
+    x = pixels / 255
+    grey = x @ np.array([0.299, 0.587, 0.114])
+    whitened = kept * x + (1 - kept) * np.maximum(x, grey[..., None] * 1.5 + 0.5)
+    return _uint8(whitened + flakes + flakes[::-1, ::-1])
+
+
+FROST_STEP = {
+    "cifar-c": 5,
+    "imagenet-c": 1,
+}  # make_cifar_c.py shrinks its photographs to a fifth, by leaving out pixels
+FROST_SIDE = 640  # pixels of a texture, which repeats beyond its edges
+# mean and standard deviation of R, G, B of each texture, as in the five photographs of the published scripts
+FROST_COLOURS = (
+    ((78, 149, 166), (27, 16, 15)),
+    ((201, 205, 214), (21, 22, 23)),
+    ((201, 205, 214), (21, 22, 23)),
+    ((138, 153, 165), (28, 28, 30)),
+    ((112, 123, 135), (44, 43, 42)),
+)
+
+
+def _frost(pixels: np.ndarray, c: tuple[float, float], rng: np.random.Generator, step: int) -> np.ndarray:
+    texture = frost_texture(int(rng.integers(len(FROST_COLOURS))))[step // 2 :: step, step // 2 :: step]
+    side = len(texture)
+    top, left = rng.integers(side, size=2)
+    rows = (top + np.arange(pixels.shape[0])) % side
+    columns = (left + np.arange(pixels.shape[1])) % side
+    return _uint8((c[0] * pixels + c[1] * texture[rows[:, None], columns]) / 255)
+
+
+@lru_cache(maxsize=len(FROST_COLOURS))
+def frost_texture(which: int) -> np.ndarray:
+    """Ice crystals on a pane, (640, 640, 3) uint8, the same for every seed; left and right, top and bottom edges fit.
+
+    Feathers (a spine with branches at 60 degrees) of many lengths and directions over noise whose power falls as
+    frequency^-2.2, in the colours of FROST_COLOURS[which].
+    """
+    rng = np.random.default_rng([20190107, which])
+    n, feathers, points = FROST_SIDE, 320, 160
+    centre = rng.uniform(0, n, size=(feathers, 1, 1, 2))
+    heading = rng.uniform(0, 2 * np.pi, size=(feathers, 1, 1))
+    length = rng.gamma(2, 35, size=(feathers, 1, 1)) + 20
+    along = np.linspace(0, 1, points)
+    branches = np.concatenate(
+        [[0], np.repeat(np.linspace(0.1, 0.9, 9), 2)]
+    )  # where each leaves the spine; the first is the spine
+    turn = np.concatenate([[0], np.tile([-1, 1], 9)]) * np.pi / 3
+    reach = np.concatenate([[1], 0.4 * (1 - branches[1:])])
+    direction = (heading + turn[:, None])[..., None]  # (feathers, strokes, 1, 1)
+    start = (branches[:, None] * length)[..., None] * _unit(heading[..., None])
+    stroke = (reach[:, None] * length * along)[..., None] * _unit(direction)
+    place = (np.floor(centre + start + stroke) % n).astype(int)  # (feathers, strokes, points, 2)
+    ink = np.broadcast_to(
+        length / points * reach[:, None] * rng.uniform(0.2, 1, size=(feathers, 1, 1)), place.shape[:3]
+    )
+    crystals = np.bincount((place[..., 0] * n + place[..., 1]).ravel(), ink.ravel(), minlength=n * n).reshape(n, n)
+    crystals = np.sqrt(ndimage.gaussian_filter(crystals, 0.8, mode="wrap"))
+
+    frequency = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n)[None])
+    frequency[0, 0] = np.inf
+    cloud = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(n, n))) * frequency**-1.1, s=(n, n))
+    mixed = _standardised(_standardised(crystals) + _standardised(cloud))
+    mean, spread = (np.array(part) for part in FROST_COLOURS[which])
+    texture = np.rint(np.clip(mean + spread * mixed[..., None], 0, 255)).astype(np.uint8)
+    texture.flags.writeable = False
+    return texture
+
+
+def _unit(angle: np.ndarray) -> np.ndarray:
+    """(..., 2) unit vectors of angles (..., 1) in radians."""
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
+
+
+def _standardised(x: np.ndarray) -> np.ndarray:
+    return (x - x.mean()) / x.std()
+
+
+def _fog(pixels: np.ndarray, c: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    strength, decay = c
+    height, width = pixels.shape[:2]
+    x = pixels / 255
+    top = x.max()
+    mist = _plasma(max(height, width), decay, rng)[:height, :width, None]
+    return _uint8((x + strength * mist) * top / (top + strength))
+
+
+def _plasma(side: int, decay: float, rng: np.random.Generator) -> np.ndarray:
+    """Diamond-square height map in 0..1 on a torus; its side is the next power of two >= side.
+
+    Each halving of the scale sets the middle of every square, then of every edge, to the mean of its four neighbours
+    plus uniform noise. The noise falls by decay^2 per halving (the published scripts apply their amplitude twice).
+    """
+    grid, amplitude = np.zeros((1, 1)), 1.0
+    while len(grid) < side:
+        n = len(grid)
+        right, below = np.roll(grid, -1, axis=1), np.roll(grid, -1, axis=0)
+        noise = rng.uniform(-amplitude, amplitude, size=(3, n, n))
+        middle = (grid + right + below + np.roll(below, -1, axis=1)) / 4 + noise[0]
+        finer = np.empty((2 * n, 2 * n))
+        finer[::2, ::2] = grid
+        finer[1::2, 1::2] = middle
+        finer[::2, 1::2] = (grid + right + middle + np.roll(middle, 1, axis=0)) / 4 + noise[1]
+        finer[1::2, ::2] = (grid + below + middle + np.roll(middle, 1, axis=1)) / 4 + noise[2]
+        grid, amplitude = finer, amplitude / decay**2
+    grid -= grid.min()
+    return grid / grid.max()
+
+
+def _brightness(pixels: np.ndarray, c: float, rng: np.random.Generator) -> np.ndarray:
+    hsv = rgb2hsv(pixels / 255)
+    hsv[..., 2] = np.clip(hsv[..., 2] + c, 0, 1)
+    return _uint8(hsv2rgb(hsv))
+
+
+# ----------------------------------------------------------------------------------------------------------- digital
+
+
+def _contrast(pixels: np.ndarray, c: float, rng: np.random.Generator) -> np.ndarray:
+    x = pixels / 255
+    mean = x.mean(axis=(0, 1))
+    return _uint8((x - mean) * c + mean)
+
+
+def _elastic_transform(
+    pixels: np.ndarray, c: tuple[float, float, float], rng: np.random.Generator, side: float
+) -> np.ndarray:
+    """A random affine map (three corners jittered), then a smooth random displacement, both linearly interpolated."""
+    shift, sigma, jitter = (side * value for value in c)
+    height, width = pixels.shape[:2]
+    grid = np.mgrid[:height, :width].astype(float)  # (2, H, W): y, x
+
+    centre, third = np.array([height // 2, width // 2]), min(height, width) // 3
+    corners = centre + third * np.array([[1, 1], [-1, 1], [-1, -1]])  # (3, 2): y, x
+    moved = corners + rng.uniform(-jitter, jitter, size=corners.shape)
+    affine = np.linalg.solve(
+        np.column_stack([moved, np.ones(3)]), corners
+    )  # (3, 2): where each output pixel comes from
+    source = np.einsum("chw,cd->dhw", grid, affine[:2]) + affine[2][:, None, None]
+    x = _sampled(pixels / 255, source, mode="mirror")
+    if shift > 0:
+        field = rng.uniform(-1, 1, size=(2, height, width))
+        x = _sampled(
+            x, grid + shift * ndimage.gaussian_filter(field, (0, sigma, sigma), mode="reflect", truncate=3), "reflect"
+        )
+    return _uint8(x)
+
+
+def _sampled(x: np.ndarray, where: np.ndarray, mode: str) -> np.ndarray:
+    """x (H, W, 3) at positions (2, H, W) = y, x by linear interpolation, mirrored at the edges as scipy's mode says."""
+    channels = [ndimage.map_coordinates(x[..., channel], where, order=1, mode=mode) for channel in range(x.shape[2])]
+    return np.stack(channels, axis=-1)
+
+
+def _pixelate(pixels: np.ndarray, c: float, rng: np.random.Generator) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    small = Image.fromarray(pixels).resize((int(width * c), int(height * c)), Image.Resampling.BOX)
+    return np.array(small.resize((width, height), Image.Resampling.BOX))
+
+
+def _jpeg_compression(pixels: np.ndarray, c: int, rng: np.random.Generator) -> np.ndarray:
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=c)
+    return np.array(Image.open(file))
+
+
+_FUNCTIONS: dict[str, Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]] = {
+    "gaussian_noise": _gaussian_noise,
+    "shot_noise": _shot_noise,
+    "impulse_noise": _impulse_noise,
+    "defocus_blur": _defocus_blur,
+    "glass_blur": _glass_blur,
+    "motion_blur": _motion_blur,
+    "zoom_blur": _zoom_blur,
+    "snow": _snow,
+    "fog": _fog,
+    "brightness": _brightness,
+    "contrast": _contrast,
+    "pixelate": _pixelate,
+    "jpeg_compression": _jpeg_compression,
+}

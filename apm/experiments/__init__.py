@@ -1,0 +1,4 @@
+"""What one notebook needs beyond the other rooms: ablations, costs, islands, the field, the audit of claims.
+
+Uses every other room.
+"""

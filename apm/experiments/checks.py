@@ -1,0 +1,211 @@
+"""What the audit checks itself: orders and subsets, how often the teacher is asked, labels, random weights, times.
+
+Each function returns plain numbers; `notebooks/08_claims_audit` publishes them, and data/claims.yaml judges them.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+
+from apm import methods, teachers, ttt
+from apm.analysis import stats
+from apm.data.datasets import Dataset, UnreadableImage
+from apm.experiments import compute
+from apm.model import APM, APMConfig, OnlineFold
+from apm.project import unknown
+from apm.teachers import Teacher
+
+UNTRAINED_PART = 1024  # images at a time: 2.5 GB of pixels at paper scale
+FLOAT32 = 1e-5  # largest difference, relative to the largest value, that float32's rounding explains
+
+
+def invariances(
+    config: APMConfig, images: torch.Tensor, *, orders: int = 10, chunk: int = 1, std: float = 0.1, seed: int = 0
+) -> pd.DataFrame:
+    """Does the order, the number at a time or the choice of locations change any value? (sections 3.3, 3.6)
+
+    images: (N, 3, H, W) of the student's size. A student with weights N(0, std) is evaluated on the whole grid at once, then
+    `orders` times in random order, `chunk` locations at a time, and on random halves of the grid. Columns: check, repeats,
+    difference (largest absolute one, divided by the largest absolute value), holds (at most 1e-5, float32's rounding).
+    """
+    rng = np.random.default_rng(seed)
+    student = APM(config, torch.Generator().manual_seed(seed), std=std)
+    differences: dict[str, float] = {}
+
+    def compare(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+        difference = float((found - expected).abs().max() / expected.abs().max())
+        differences[name] = max(differences.get(name, 0.0), difference)
+
+    with torch.no_grad():
+        percept = student.perceive(images)
+        whole = student.columns(percept)  # (N, L, D)
+        folded = student(images)
+        for _ in range(orders):
+            order = rng.permutation(config.locations)
+            features, online = torch.empty_like(whole), OnlineFold(student.parameters_dict, config)
+            for where, part in student.stream(percept, order, chunk=chunk):
+                features[:, where] = part
+                online.update(part, where)
+            compare(f"features, random order, {chunk} at a time", features, whole)
+            compare(f"{config.fold} fold, random order, {chunk} at a time", online.result(), folded)
+            half = torch.as_tensor(order[: config.locations // 2])
+            compare("features, a random half of the locations", student.columns(percept, half), whole[:, half])
+    return pd.DataFrame(
+        {
+            "check": list(differences),
+            "repeats": orders,
+            "difference": list(differences.values()),
+            "holds": [value <= FLOAT32 for value in differences.values()],
+        }
+    )
+
+
+def encodings(method: Any, dataset: Dataset, *, seed: int = 0) -> float:
+    """Image encodings by the teacher per image, counted while a method prepares and predicts with nothing stored from before.
+
+    method: with a `teacher`, such as `apm.methods.APM`.
+    """
+    counted, teacher = [0], method.teacher
+    original = teacher.encode
+
+    def counting(images: torch.Tensor, **options: Any) -> teachers.Encoding:
+        counted[0] += len(images)
+        return original(images, **options)
+
+    with tempfile.TemporaryDirectory() as empty, patch.dict(os.environ, APM_CACHE=empty):
+        teacher.encode = counting
+        try:
+            if hasattr(method, "prepare"):
+                method.prepare(dataset)
+            method.predict(dataset, np.arange(len(dataset)), seed)
+        finally:
+            del teacher.encode  # the class's own shows again
+    return counted[0] / len(dataset)
+
+
+def readable(dataset: Dataset, on_error: str = "raise") -> Dataset:
+    """The dataset without images that cannot be read, for on_error "record"; as it is for "raise", where they stop the run.
+
+    Raises ValueError when none can be read, and for another on_error.
+    """
+    if on_error not in ("raise", "record"):
+        raise unknown("on_error", on_error, ("raise", "record"))
+    if on_error == "raise":
+        return dataset
+    positions, _ = methods.readable(dataset, np.arange(len(dataset)))
+    if not len(positions):
+        raise ValueError(f"none of the {len(dataset)} images of {dataset.name} can be read")
+    return dataset.subset(positions) if len(positions) < len(dataset) else dataset
+
+
+def trained_here(name: str, pretrained: str | Path | None) -> bool:
+    """Whether a teacher was trained by this package, on the training half of a data set that the profile is tested on."""
+    if name == "mini":
+        return True
+    if pretrained is None or not Path(pretrained).is_file():
+        return False
+    try:
+        with safe_open(str(pretrained), framework="pt") as file:
+            return "apm" in (file.metadata() or {})
+    except SafetensorError:
+        return False  # another format than `apm.teachers.save` writes
+
+
+def departures(method: Any, dataset: Dataset, *, seed: int = 0) -> list[str]:
+    """How a method departs from one loss, to the teacher's feature, on the image as it is, without labels; none where it does not.
+
+    method: `apm.methods.APM`. Its settings are read, and other labels are tried (`labels_matter`).
+    """
+    config: ttt.TTTConfig = method.config
+    found = {
+        f"augmentation {config.augmentation}": config.augmentation != "none",
+        "a loss on the grid": bool(config.loss_grid),
+        "a pretext task: a loss on colours": bool(config.loss_rgb),
+        "no loss on the teacher's feature": not config.loss_cls,
+        "labels change a prediction": labels_matter(method, dataset, seed=seed),
+    }
+    return [name for name, departs in found.items() if departs]
+
+
+def labels_matter(method: Any, dataset: Dataset, *, seed: int = 0) -> bool:
+    """Whether other labels change any prediction of a method."""
+    positions = np.arange(len(dataset))
+    shuffled = replace(dataset, labels=np.random.default_rng(seed).permutation(dataset.labels))
+    first, second = (method.predict(data, positions, seed) for data in (dataset, shuffled))
+    return not np.array_equal(first.prediction, second.prediction)
+
+
+def midpoint(config: APMConfig, first: torch.Tensor, second: torch.Tensor, *, std: float = 0.1, seed: int = 0) -> float:
+    """Largest difference between the trigger column of two images' blend and the blend of their trigger columns.
+
+    first, second: (3, H, W). Relative to the largest value. The column is an affine map of the pixels, so this is rounding.
+    Raises ValueError for images of different sizes.
+    """
+    if first.shape != second.shape:
+        raise ValueError(
+            f"the two images must have the same size to be blended, found {tuple(first.shape)} and {tuple(second.shape)}"
+        )
+    student = APM(config, torch.Generator().manual_seed(seed), std=std)
+    with torch.no_grad():
+        a, b, blend = (student.perceive(x[None]).column for x in (first, second, (first + second) / 2))
+    return float(((a + b) / 2 - blend).abs().max() / blend.abs().max())
+
+
+def untrained(
+    teacher: Teacher,
+    dataset: Dataset,
+    config: ttt.TTTConfig,
+    *,
+    seeds: Sequence[int] = (0,),
+    on_error: str = "raise",
+) -> stats.Interval:
+    """Accuracy in percent of students at random weights (k = 0), over all images and seeds; interval over images.
+
+    Cheap, since nothing is trained: one update is run and not looked at. Memory does not grow with the number of images.
+    on_error: "raise" stops at an image that cannot be read; with "record" it counts as wrong, as everywhere.
+    """
+    positions = np.arange(len(dataset))
+    parts = np.split(positions, range(UNTRAINED_PART, len(positions), UNTRAINED_PART))
+    first = replace(config, iterations=1)
+
+    def said(part: np.ndarray, seed: int) -> np.ndarray:
+        try:
+            return methods.adapt_dataset(teacher, dataset, part, first, seed=seed).predictions()[:, 0].cpu().numpy()
+        except UnreadableImage:
+            if on_error != "record":
+                raise
+        good, _ = methods.readable(dataset, part)
+        every = np.full(len(part), -1, dtype=np.int64)
+        if len(good):
+            every[np.isin(part, good)] = said(good, seed)
+        return every
+
+    right = np.concatenate([said(part, seed) == dataset.labels[part] for seed in seeds for part in parts])
+    runs = np.repeat(np.asarray(seeds), len(positions))
+    return stats.mean(right, np.tile(positions, len(seeds)), seeds=runs)
+
+
+def timed(config: APMConfig, device: torch.device | str = "cpu") -> dict[str, compute.Timing]:
+    """Times of one forward pass: of a student "one", "seven" and "all" columns at a time, and of ViT-B/16's image tower, "tower".
+
+    On one CPU thread, where other work on the machine disturbs times least.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        sizes = {"one": 1, "seven": 7, "all": config.locations}
+        found = {name: compute.time_columns(config, size, device=device) for name, size in sizes.items()}
+        return found | {"tower": compute.time_tower("ViT-B-16", device=device)}
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,392 @@
+"""What a field is trained on and held against: images read when a batch needs them, teacher tokens and colours in files.
+
+    data = prepare(teacher, dataset, student)     # encodes once; later calls find the files
+    data.batch([0, 3])                            # images, teacher tokens and patch colours of two images
+    for batch in data.batches(64): ...            # all of them, some at a time
+
+Memory does not grow with the number of images: the teacher's patch tokens and the mean colours of the patches lie in
+memory-mapped files of the cache, and images on disk are decoded by worker processes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor
+
+from apm import project, teachers
+from apm.data.datasets import Dataset, UnreadableImage
+from apm.model import APMConfig
+from apm.project.identity import code_version
+from apm.project.progress import progress as progress_bar
+
+BATCH = 64  # images that are encoded at a time
+BLOCK = 2**22  # numbers of which a statistic is taken at a time
+# code that decides what a file of tokens or colours holds, and what a batch does
+CODE = ("teachers.teacher", "data.datasets", "experiments.material")
+
+
+class Batch(NamedTuple):
+    """Some images of a material, as tensors."""
+
+    images: Tensor  # (n, 3, H, W) float32, normalised
+    tokens: Tensor | None  # (n, h*w, D) the teacher's patch tokens, in the type in which they are kept
+    colours: Tensor  # (n, h*w, 3) float32: mean colour of every patch, 0..1
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device, tokens as float32."""
+        images, colours = (x.to(device, non_blocking=True) for x in (self.images, self.colours))
+        tokens = None if self.tokens is None else self.tokens.to(device, non_blocking=True).float()
+        return Batch(images, tokens, colours)
+
+
+class Spread(NamedTuple):
+    """Mean of a target over the images, and what that answer leaves."""
+
+    mean: Tensor  # (h*w, C) float32
+    left: float  # mean squared difference from it
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """N images of a dataset on a student's grid, with the teacher's patch tokens where there is a teacher.
+
+    `prepare` makes one. len() is N; every image of `dataset` can be read.
+    """
+
+    dataset: Dataset
+    tokens: np.ndarray | None = field(repr=False)  # (M, h*w, D), memory-mapped; None: no teacher
+    colours: np.ndarray = field(repr=False)  # (M, h*w, 3), memory-mapped
+    rows: np.ndarray = field(repr=False)  # (N,) the row of each image in the two above
+    student: APMConfig
+    made_of: Mapping[str, Any]  # what determines images and colours
+    taught_by: Mapping[str, Any]  # what determines the tokens besides
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    _spreads: dict[tuple[str, bool], Spread] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that determines what a training on this reads, as plain data: for the name of a checkpoint."""
+        return {**self.made_of, **(self.taught_by if self.tokens is not None else {})}
+
+    @property
+    def left_out(self) -> str:
+        """How many images cannot be read, as a sentence for a footer; empty where all can."""
+        missing = len(self.colours) - len(self.rows)
+        return (
+            f" {missing} of {len(self.colours)} images of {self.dataset.name} cannot be read and are left out."
+            * bool(missing)
+        )
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are an array, or files."""
+        return isinstance(self.dataset.images, np.ndarray)
+
+    def without_tokens(self) -> Material:
+        """The same without a teacher."""
+        return replace(self, tokens=None)
+
+    def __getitems__(self, positions: Sequence[int]) -> Batch:
+        """The images at these positions, on the CPU (torch's DataLoader asks so)."""
+        pictures = [self.dataset.images[int(i)] for i in positions]
+        rows = self.rows[np.asarray(positions)]
+        return Batch(
+            teachers.student_images(pictures, self.student.image_size[0]),
+            None if self.tokens is None else torch.from_numpy(np.array(self.tokens[rows])),
+            torch.from_numpy(np.array(self.colours[rows])),
+        )
+
+    def batch(self, positions: Iterable[int]) -> Batch:
+        """The images at these positions, on the teacher's device."""
+        return self.__getitems__([int(i) for i in positions]).to(self.device)
+
+    def batches(self, size: int = BATCH) -> Iterator[Batch]:
+        """All images in order, `size` at a time, on the teacher's device."""
+        every = [list(range(i, min(i + size, len(self)))) for i in range(0, len(self), size)]
+        for batch in self.loader(every):
+            yield batch.to(self.device)
+
+    def each(self, read: Callable[[Batch], Tensor]) -> np.ndarray:
+        """(N, ...) what `read` makes of every image, in batches."""
+        return torch.cat([read(batch).cpu() for batch in self.batches()]).numpy()
+
+    def loader(self, order: list[list[int]]) -> Iterable[Batch]:
+        """The batches of positions in `order`, on the CPU; the list may change between two passes.
+
+        Images on disk are read by worker processes, one per core and at most 8, those in memory by the caller.
+        """
+        workers = _workers(self.dataset)
+        return torch.utils.data.DataLoader(
+            self,  # type: ignore[arg-type]
+            batch_sampler=order,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            multiprocessing_context="fork" if workers else None,  # another way would copy the mapped files
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # its own: else it would draw from the global one
+        )
+
+    def spread(self, what: str, *, unit: bool = False) -> Spread:
+        """Mean over the images of "tokens" or "colours", and what it leaves; unit: of tokens brought to unit length.
+
+        One pass over the file, a block at a time, added up in float64. Raises ValueError for values that are not finite; it
+        says of which images.
+        """
+        if (what, unit) not in self._spreads:
+            values = self.tokens if what == "tokens" else self.colours
+            if values is None:
+                raise ValueError(f"there are no {what} of {self.dataset.name}: it was prepared without a teacher")
+            step = max(1, BLOCK // math.prod(values.shape[1:]))
+            total: Any = 0.0
+            squares = 0.0
+            for start in range(0, len(self), step):
+                block = torch.from_numpy(np.array(values[self.rows[start : start + step]])).float()
+                finite = block.isfinite().flatten(1).all(dim=1)
+                if not bool(finite.all()):
+                    bad = self.dataset.indices[start : start + step][~finite.numpy()]
+                    raise ValueError(
+                        f"{what} of {self.dataset.name} have NaN or infinite values in image(s) {bad[:10].tolist()}: another "
+                        "precision of the teacher, or token_dtype float32, may do"
+                    )
+                block = (F.normalize(block, dim=-1) if unit else block).double()
+                total = total + block.sum(dim=0)
+                squares += float(block.square().sum())
+            mean = total / len(self)
+            left = squares / len(self) / mean.numel() - float(mean.square().mean())
+            self._spreads[what, unit] = Spread(mean.float(), max(left, 0.0))
+        return self._spreads[what, unit]
+
+
+def prepare(
+    teacher: teachers.Teacher,
+    dataset: Dataset,
+    student: APMConfig,
+    *,
+    tokens: bool = True,
+    token_dtype: str = "float32",
+    on_error: str = "raise",
+    folder: Path | str | None = None,
+) -> Material:
+    """A dataset on a student's grid. At first use the teacher encodes it in batches; the files are kept.
+
+    tokens: False for a training without a teacher. token_dtype: in which tokens are kept, "float32" or "float16" (half the
+    disk, cosines change by about 1e-3). on_error: "raise": an image that cannot be read stops; "record": it is left out, and
+    `left_out` says so. folder: of the files, default `field` in the project's cache; their names carry the hash of the
+    teacher, the data, the grid, the type, the code that reads and encodes, and the libraries' versions. A file is written
+    under another name and renamed when it is whole.
+
+    Raises ValueError for a student that is not square or not of the teacher's width, a tower without tokens, another type or
+    on_error, and where no image can be read; `apm.data.datasets.UnreadableImage`, which names the file.
+    """
+    h, w = student.image_size
+    if h != w:
+        raise ValueError(f"datasets are read at square sizes, found a student of {h} x {w} px: use a square grid")
+    if student.width != teacher.width:
+        raise ValueError(
+            f"the student's width {student.width} must be the width {teacher.width} of teacher {teacher.name}: set width in the profile"
+        )
+    for kind, value, known in (
+        ("token_dtype", token_dtype, ("float32", "float16")),
+        ("on_error", on_error, ("raise", "record")),
+    ):
+        if value not in known:
+            raise project.unknown(kind, value, known)
+    if tokens and teacher.grid is None:
+        raise ValueError(f"teacher {teacher.name} has no patch tokens: choose one with them, or loss_grid: 0.0")
+    made_of = {
+        "data": dataset.fingerprint,
+        "indices": hashlib.sha256(np.ascontiguousarray(dataset.indices, dtype="<i8").tobytes()).hexdigest(),
+        "corruption": [dataset.corruption, dataset.severity],
+        "grid": list(student.grid),
+        "patch": student.patch,
+        "device": teacher.device.type,
+        "code": code_version(CODE),
+        "versions": _versions(),
+    }
+    taught_by = {
+        "teacher": teacher.hash,
+        "precision": teacher.precision,
+        "token_dtype": token_dtype,
+        "encoded": BATCH,
+    }
+    where = project.cache_dir() / "field" if folder is None else Path(folder)
+
+    def file(kind: str, determined_by: Mapping[str, Any]) -> Path:
+        return where / f"{kind}-{project.sha256_of(determined_by)[:24]}.npy"
+
+    colours = _stored(
+        file("colours", made_of),
+        dataset,
+        (student.locations, 3),
+        "float32",
+        _Colours(h, student.patch),
+        lambda found: torch.stack(found).numpy(),
+        f"colours of {dataset.name}",
+        on_error,
+    )
+    stored = None
+    if tokens:
+        stored = _stored(
+            file("tokens", {k: v for k, v in made_of.items() if k != "patch"} | taught_by),
+            dataset,
+            (student.locations, teacher.width),
+            token_dtype,
+            _Fitted(teacher.preprocess_config),
+            lambda found: teachers.token_grid(teacher, [x.numpy() for x in found], student.grid).cpu().numpy(),
+            f"{teacher.name} tokens of {dataset.name}",
+            on_error,
+        )
+    readable = np.isfinite(colours[:, 0, 0])
+    rows = np.flatnonzero(readable)
+    if not readable.all():
+        if on_error == "raise":
+            first = int(np.flatnonzero(~readable)[0])
+            dataset.images[first]
+            raise ValueError(
+                f"image {int(dataset.indices[first])} of {dataset.name} could not be read before and can be now: delete "
+                f"{file('colours', made_of)}"
+            )
+        if not len(rows):
+            raise ValueError(f"dataset {dataset.name}: none of the {len(dataset)} images can be read")
+    return Material(
+        dataset if readable.all() else dataset.subset(rows),
+        stored,
+        colours,
+        rows,
+        student,
+        made_of | {"rows": hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()},
+        taught_by,
+        teacher.device,
+    )
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """The libraries that decode, resize and encode."""
+    return {name: importlib.metadata.version(name) for name in ("torch", "open_clip_torch", "timm", "pillow", "numpy")}
+
+
+def _workers(dataset: Dataset) -> int:
+    """Processes that read images: none for images in memory, or for so few that starting them takes longer."""
+    if isinstance(dataset.images, np.ndarray) or len(dataset) < 4 * BATCH:
+        return 0
+    return min(8, os.cpu_count() or 1)
+
+
+def _as_it_is(found: Any) -> Any:
+    return found
+
+
+@dataclass(frozen=True)
+class _Colours:
+    """An image -> the mean colours of its patches (h*w, 3)."""
+
+    size: int
+    patch: int
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        return teachers.patch_colours(teachers.student_images([image], self.size), self.patch)[0]
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """An image -> the pixels (S, S, 3) uint8 that a teacher sees of it: resized and cut, not yet normalised."""
+
+    config: PreprocessCfg
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        picture = Image.fromarray(image)
+        for step in image_transform_v2(self.config, is_train=False).transforms[
+            :-2
+        ]:  # the last two: to floats, normalise
+            picture = step(picture)
+        return torch.from_numpy(np.array(picture))
+
+
+class _Pictures(torch.utils.data.Dataset):
+    """Images of a dataset, each changed; None for one that cannot be read."""
+
+    def __init__(self, dataset: Dataset, change: Callable[[np.ndarray], Tensor]) -> None:
+        self.images, self.change = dataset.images, change
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Tensor | None:
+        try:
+            return self.change(np.asarray(self.images[i]))
+        except UnreadableImage:
+            return None
+
+
+def _stored(
+    path: Path,
+    dataset: Dataset,
+    shape: tuple[int, ...],
+    dtype: str,
+    change: Callable[[np.ndarray], Tensor],
+    encode: Callable[[list[Tensor]], np.ndarray],
+    what: str,
+    on_error: str,
+) -> np.ndarray:
+    """(N, *shape) of every image of a dataset, a read-only memory map of a file that is made where it is not there.
+
+    change: what is done to one image, where it is read; encode: what is done to a batch of those. The row of an image that
+    cannot be read is NaN, unless on_error is "raise".
+    """
+    expected = (len(dataset), *shape)
+    if path.is_file():
+        try:
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+            if found.shape == expected and found.dtype == dtype:
+                return found
+            reason = f"it holds {found.dtype} {found.shape}, expected {dtype} {expected}"
+        except (OSError, ValueError, EOFError) as error:
+            reason = str(error)
+        warnings.warn(f"the cached file {path} cannot be used ({reason}): making it again", stacklevel=3)
+    workers = _workers(dataset)
+    loader = torch.utils.data.DataLoader(
+        _Pictures(dataset, change),
+        batch_size=BATCH,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+        generator=torch.Generator(),
+    )
+    with project.atomic_path(path) as temporary, progress_bar(total=len(dataset), desc=what, unit="image") as bar:
+        result = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), expected)
+        done = 0
+        for items in loader:
+            rows = np.full((len(items), *shape), np.nan, dtype=np.float32)
+            readable = [i for i, item in enumerate(items) if item is not None]
+            if on_error == "raise" and len(readable) < len(items):
+                first = next(i for i, item in enumerate(items) if item is None)
+                dataset.images[done + first]  # an image that cannot be read says so
+            if readable:
+                rows[readable] = encode([items[i] for i in readable])
+            with np.errstate(over="ignore"):  # beyond float16: infinite, which a training refuses by name
+                result[done : done + len(rows)] = rows
+            done += len(rows)
+            bar.update(len(rows))
+        result.flush()
+        del result
+    return np.load(path, mmap_mode="r", allow_pickle=False)

@@ -1,0 +1,148 @@
+"""What a teacher's text tower can name: does zero-shot classification fail because the image is not seen, or not named?
+
+A student of test-time training is drawn to the teacher's image feature and classified with the teacher's text features. So it
+cannot name what the text tower cannot. Two measurements tell where a label space fails:
+
+- the accuracy of a linear probe on the frozen image features, fitted with labels: what the image tower tells apart;
+- which words of the class names never occurred in the captions that taught the teacher, where those are known.
+
+An accuracy above chance is no proof of naming: directions that mean nothing fall somewhere too. So the names are also dealt to the
+classes at random: how many such namings would have scored as well?
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from apm import teachers
+from apm.analysis import benchmark, stats, tables
+from apm.analysis.numbers import Number
+from apm.data.datasets import Dataset
+
+FOLDS = 5
+PROBE = "probe of image features (uses labels)"
+PROBE_NOTE = (
+    f"The probe is fitted on {FOLDS - 1} of {FOLDS} parts of n images, the teacher on its whole training set: where the probe is lower, it does "
+    "not say what the features hold at most. It leaves out images that cannot be read."
+)
+
+
+def unread_words(teacher: Any, texts: Sequence[str], captions: Iterable[str]) -> tuple[str, ...]:
+    """The words of texts with a token that no caption has, each once, in order: the tower's idea of them is untrained."""
+    known = set(_tokens(teacher, captions))
+    words = dict.fromkeys(word for text in texts for word in re.findall(r"\w+", text))
+    return tuple(word for word in words if not _tokens(teacher, [word]) <= known)
+
+
+def _tokens(teacher: Any, texts: Iterable[str]) -> set[int]:
+    return {int(token) for token in np.unique(np.asarray(teacher.tokenizer(list(texts))))}
+
+
+def probe(features: np.ndarray, labels: np.ndarray, *, folds: int = FOLDS) -> np.ndarray:
+    """Which images (n,) a linear probe gets right, each predicted by one that was not fitted on it.
+
+    features: (n, D) of the frozen teacher, finite; standardised, then logistic regression, stratified folds with a fixed seed. It
+    uses the labels: it says what the features hold, and is no method. Raises ValueError for a class with fewer images than folds.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
+
+    labels = np.asarray(labels)
+    values, counts = np.unique(labels, return_counts=True)
+    if len(values) < 2 or counts.min() < folds:
+        raise ValueError(
+            f"a probe with {folds} folds needs two classes or more with {folds} images each, found {len(values)} classes, the "
+            f"smallest with {counts.min()} images: raise the number of images"
+        )
+    split = StratifiedKFold(folds, shuffle=True, random_state=0)
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    with threadpool_limits(1):  # one thread: the same rounding on every number of cores
+        predicted = cross_val_predict(model, np.asarray(features, dtype=np.float64), labels, cv=split)
+    return predicted == labels
+
+
+def closest_names(teacher: Any, dataset: Dataset) -> float:
+    """The largest cosine between the text features of two classes: near 1, the tower says the same for both."""
+    text = teacher.text_features(dataset.classnames, dataset.templates).cpu().numpy()
+    cosines = text @ text.T
+    return float(cosines[~np.eye(len(text), dtype=bool)].max())
+
+
+def random_namings(
+    labels: np.ndarray, prediction: np.ndarray, classes: int, *, draws: int = 10_000, seed: int = 0
+) -> float:
+    """Share in percent of all ways to deal the names to the classes that score at least what the true one scores.
+
+    labels, prediction: (n,) class indices, -1 for a failed prediction. Small where names fit the images; never below 50 with
+    two classes, where there is only one other way. All ways up to seven classes, else `draws` of them and the true one.
+    Raises ValueError for arrays of different shapes or labels outside 0..classes-1.
+    """
+    labels, prediction = np.asarray(labels), np.asarray(prediction)
+    if labels.shape != prediction.shape or labels.ndim != 1 or not len(labels):
+        raise ValueError(
+            f"expected labels and predictions of the same images, found {labels.shape} and {prediction.shape}"
+        )
+    if labels.min() < 0 or max(labels.max(), prediction.max()) >= classes:
+        raise ValueError(f"expected classes in 0..{classes - 1}, found labels {labels.min()} to {labels.max()}")
+    confusion = np.zeros((classes, classes), dtype=np.int64)
+    named = prediction >= 0
+    np.add.at(confusion, (labels[named], prediction[named]), 1)
+    if math.factorial(min(classes, 8)) <= 5040:
+        ways = np.array(list(permutations(range(classes))))  # (C!, C)
+    else:
+        rng = np.random.default_rng(seed)
+        ways = np.stack([np.arange(classes), *(rng.permutation(classes) for _ in range(draws))])
+    scores = confusion[np.arange(classes), ways].sum(axis=1)  # (ways,)
+    return 100.0 * float((scores >= np.trace(confusion)).mean())
+
+
+def naming(
+    teacher: Any, sets: Sequence[Dataset], records: pd.DataFrame, captions: Iterable[str] | None = None
+) -> pd.DataFrame:
+    """One row per set: chance, zero-shot accuracy of the teacher, of the probe, and how the names fare in the text tower.
+
+    records: of one method on these sets, with the teacher's predictions. captions: those that taught the teacher; None where
+    unknown, and then the column of unread words is missing. An image that could not be read has no feature: the probe leaves it out,
+    and its n says so. Raises ValueError for sets without records.
+    """
+    captions = None if captions is None else list(captions)
+    rows = {}
+    for dataset in sets:
+        own = records[records["dataset"] == dataset.name]
+        if own.empty:
+            raise ValueError(f"no records of {dataset.name}: run the method on it first")
+        features = np.array(teachers.features(teacher, dataset))
+        readable = np.isfinite(features).all(axis=1)
+        seen = stats.accuracy(probe(features[readable], dataset.labels[readable]))
+        named, final = (stats.accuracy(stats.correct(own, rule)) for rule in ("teacher", "final"))  # type: ignore[arg-type]
+        chance = benchmark.chance(dataset)
+        rows[dataset.name] = {
+            "n": len(dataset),
+            "chance": Number(chance),
+            "teacher (zero-shot)": tables.percent(named),
+            "above chance": benchmark.above_chance(named.low, named.high, chance),
+            "random namings as good": Number(random_namings(*_answers(own), len(dataset.classnames)), kind="measure"),
+            PROBE: tables.percent(seen),
+            "APM, final": tables.percent(final),
+            "largest cosine of two names": Number(closest_names(teacher, dataset), unit="", kind="measure"),
+        }
+        if captions is not None:
+            unread = unread_words(teacher, dataset.classnames, captions)
+            rows[dataset.name]["words not in the teacher's captions"] = ", ".join(unread) or "none"
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("set")
+
+
+def _answers(own: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and the teacher's predictions, one per image."""
+    rows = own.drop_duplicates("sample")
+    return rows["label"].to_numpy(), rows["teacher_prediction"].fillna(-1).to_numpy(dtype=np.int64)

@@ -1,0 +1,223 @@
+"""TDA: two caches of what was seen before correct the teacher's scores.
+
+Karmanov, Guan, Lu, El Saddik and Xing, "Efficient Test-Time Adaptation of Vision-Language Models", CVPR 2024 (arXiv
+2403.18293), section 3, "training-free dynamic adapter"; tda_runner.py, utils.py and configs/ of github.com/kdiAAA/TDA. Images come one by
+one. Each enters, under its own predicted class, a positive cache of features of low entropy, and, when its entropy lies between
+two thresholds, a negative cache that remembers which classes had some probability. For the image's unit feature f and cached
+features g_i,
+
+    scores = logit_scale * f @ text^T
+           + alpha+ * sum_i exp(-beta+ * (1 - f @ g_i)) * one_hot(class_i)
+           - alpha- * sum_i exp(-beta- * (1 - f @ g_i)) * (low < p_i < high)
+
+The authors have a file of constants per set, of which alpha+ and beta+ differ, and prompts per set (`template` in datasets/): CLIP's 7
+templates for ImageNet, -A, -V2, Caltech101, Stanford Cars and SUN397, all 80 for ImageNet-R and -Sketch, one of the set's own
+elsewhere. Both are data: data/published/tda_settings.csv.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apm import teachers
+from apm.data import published
+from apm.data.datasets import Dataset
+from apm.data.prompts import describe, templates
+from apm.methods.common import check_prompts, classifier, failure, modules, outcome, settings
+from apm.methods.method import Predictions
+from apm.methods.registry import register
+from apm.methods.views import confident, encoded, kept
+from apm.project import sha256_of
+from apm.project.identity import STOPS
+from apm.teachers import Teacher
+
+IMAGENET = "imagenet"  # whose constants serve sets that the release has no file for
+
+
+def configuration(name: str) -> dict[str, str]:
+    """The release's alpha, beta and prompts (a name that `apm.data.prompts.templates` knows) for a dataset, as text; of those that are
+    known. Empty for a set that the release does not have."""
+    found = published.load("tda_settings")
+    return {c: t for row, c, t in zip(found["row"], found["column"], found["text"], strict=True) if row == name and t}
+
+
+class Cache:
+    """Up to `shots` features of lowest entropy for each of C classes, each with a value (C,)."""
+
+    def __init__(self, classes: int, shots: int, width: int, device: torch.device) -> None:
+        self.keys = torch.zeros(classes, shots, width, device=device)
+        self.values = torch.zeros(classes, shots, classes, device=device)
+        self.entropies = torch.full((classes, shots), math.inf, device=device)  # infinite: free
+
+    def add(self, label: int, key: Tensor, entropy: float, value: Tensor) -> None:
+        """`update_cache`: into a free place of the class, else in place of its highest entropy if that is higher."""
+        place = int(self.entropies[label].argmax())
+        if entropy < float(self.entropies[label, place]):
+            self.keys[label, place], self.values[label, place], self.entropies[label, place] = key, value, entropy
+
+    def scores(self, feature: Tensor, alpha: float, beta: float) -> Tensor:
+        """`compute_cache_logits`: (C,) alpha * sum over cached features of exp(-beta * (1 - cosine)) * value."""
+        weights = torch.exp(-beta * (1 - self.keys @ feature)) * self.entropies.isfinite()  # (C, shots)
+        return alpha * torch.einsum("cs,csk->k", weights, self.values)
+
+
+@register("tda")
+@dataclass
+class TDA:
+    """TDA. Online: the caches are carried from image to image, so a prediction depends on the images before it.
+
+    order_seed: None: images come in the order of the positions; a number: in a random order drawn from it. The released code
+        shuffles once per set. Several orders give mean and spread; the rows stay in the order of the positions.
+    positive_shots: 3; negative_shots, negative_alpha, negative_beta: 2, 0.117, 1.0; entropy between 0.2 and 0.5 of log2(C);
+        probability between 0.03 and 1.0: the same in all files of configs/.
+    alpha, beta: None: the authors' for the set at hand (EuroSAT: 4.0 and 8.0), and where they have no file for it, or the value is
+        not known, those of their ImageNet, 2.0 and 5.0. Corrupted images have the constants of the clean set.
+    prompts: "profile": `templates`, else the set's own; "original": the release's for the set, which are also the set's own where
+        the release does not have it.
+    views: 1, the image alone, as for ImageNet and the fine-grained sets there. For ImageNet-A, -V2, -R and -Sketch the
+        released loader has 64 views with AugMix (views=64, augmix=True): mean feature, scores and probabilities over the
+        `share` of 0.1 of lowest entropy (`get_clip_logits` in utils.py).
+
+    The entropy, in nats, is divided by log2 of the number of classes as `get_entropy` does, so that it is at most ln 2; the
+    thresholds are for that measure. Scores are 100 times the cosine there, CLIP's logit_scale; here the teacher's own.
+    An image on which anything fails, or whose feature is not finite, is recorded as failed and leaves the caches alone: raising would
+    lose what they hold of all images before it. When every image fails, the first error is raised.
+    """
+
+    teacher: Teacher
+    name: str = "TDA"
+    views: int = 1
+    share: float = 0.1
+    positive_shots: int = 3
+    alpha: float | None = None
+    beta: float | None = None
+    negative_shots: int = 2
+    negative_alpha: float = 0.117
+    negative_beta: float = 1.0
+    entropy_between: tuple[float, float] = (0.2, 0.5)
+    probability_between: tuple[float, float] = (0.03, 1.0)
+    order_seed: int | None = None
+    augmix: bool = False
+    flip: bool = True
+    templates: tuple[str, ...] | None = None
+    prompts: str = "profile"
+    online: ClassVar[bool] = True
+    modules: ClassVar[tuple[str, ...]] = modules("tda")
+
+    def __post_init__(self) -> None:
+        if self.views != 1:
+            kept(self.views, self.share)
+        if min(self.positive_shots, self.negative_shots) < 1:
+            raise ValueError(
+                f"caches hold at least one image per class, found {self.positive_shots} and {self.negative_shots} shots"
+            )
+        check_prompts(self.prompts, self.templates)
+
+    def settings(self) -> dict[str, Any]:
+        """Teacher, prompts, constants, and the order of the images."""
+        return settings(self, "tda")
+
+    def constants(self, dataset: Dataset) -> tuple[float, float]:
+        """alpha and beta of the positive cache on this set. Raises FileNotFoundError where both are to come from data/published and
+        that is not there."""
+        if self.alpha is not None and self.beta is not None:
+            return self.alpha, self.beta
+        known = {**configuration(IMAGENET), **configuration(dataset.name)}
+        return (
+            float(known["alpha"]) if self.alpha is None else self.alpha,
+            float(known["beta"]) if self.beta is None else self.beta,
+        )
+
+    def _prompts(self, dataset: Dataset) -> Sequence[str]:
+        if self.prompts == "original" and "prompts" in (known := configuration(dataset.name)):
+            return templates(known["prompts"])
+        return self.templates or dataset.templates
+
+    def prompts_used(self, dataset: Dataset) -> str:
+        """Which prompts a row on this set has, in words."""
+        return describe(self._prompts(dataset))
+
+    def data_identity(self, dataset: Dataset) -> dict[str, Any]:
+        """What is read from data/published for this set: records of other values are others."""
+        return {"constants": list(self.constants(dataset)), "prompts": sha256_of(list(self._prompts(dataset)))}
+
+    def prepare(self, dataset: Dataset) -> None:
+        """With one view: encode the dataset into the cache, before many processes ask for it."""
+        if self.views == 1:
+            teachers.features(self.teacher, dataset)
+
+    def order(self, n: int) -> np.ndarray:
+        """(n,) in which order the images come."""
+        return np.arange(n) if self.order_seed is None else np.random.default_rng(self.order_seed).permutation(n)
+
+    def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
+        """Both caches start empty. The seed draws the views, so it has no effect with one."""
+        text, scale = classifier(self.teacher, dataset, self._prompts(dataset)), self.teacher.logit_scale
+        alpha, beta = self.constants(dataset)
+        classes, width = text.shape
+        if classes < 2:
+            raise ValueError(
+                f"TDA compares an entropy with log2 of the number of classes: needs at least 2, found {classes}"
+            )
+        positive = Cache(classes, self.positive_shots, width, text.device)
+        negative = Cache(classes, self.negative_shots, width, text.device)
+        own = torch.eye(classes, device=text.device)
+        low, high = self.probability_between
+        scores = torch.full((len(positions), classes), torch.nan, device=text.device)
+        saved, status = np.zeros(len(positions), dtype=np.float32), ["ok"] * len(positions)
+        first: Exception | None = None
+        stored = teachers.features(self.teacher, dataset) if self.views == 1 else None
+        for row in self.order(len(positions)):
+            try:
+                features, saved[row] = self._features(dataset, int(positions[row]), seed, stored)
+                feature, logits, probabilities = self._seen(F.normalize(features.to(text), dim=-1), text, scale)
+            except STOPS:
+                raise
+            except Exception as error:  # before the caches are touched
+                status[row], first = failure(error), first or error
+                continue
+            if not bool(logits.isfinite().all()):
+                status[row] = "non-finite feature"
+                continue
+            said, uncertainty = int(logits.argmax()), float(torch.special.entr(probabilities).sum())
+            positive.add(said, feature, uncertainty, own[said])
+            if self.entropy_between[0] < uncertainty / math.log2(classes) < self.entropy_between[1]:
+                negative.add(said, feature, uncertainty, ((probabilities > low) & (probabilities < high)).float())
+            scores[row] = (
+                logits
+                + positive.scores(feature, alpha, beta)
+                - negative.scores(feature, self.negative_alpha, self.negative_beta)
+            )
+        if first is not None and "ok" not in status:
+            raise first
+        # the time of stored features is not known here
+        extra = {} if self.views == 1 else {"saved_milliseconds": saved}
+        return outcome(scores.softmax(dim=-1), status=status, teacher_passes=self.views, **extra)  # type: ignore[arg-type]
+
+    def _features(self, dataset: Dataset, position: int, seed: int, stored: np.ndarray | None) -> tuple[Tensor, float]:
+        """(n, D) features of one image's views, and the milliseconds that another method's views saved. stored: (N, D) features
+        of the images themselves, where one view is all."""
+        if stored is None:
+            here = np.array([position])
+            seen = encoded(self.teacher, dataset, here, self.views, seed=seed, augmix=self.augmix, flip=self.flip)
+            return seen.features[0], float(seen.saved_milliseconds[0])
+        own = torch.as_tensor(np.array(stored[position : position + 1])).float()
+        if not bool(own.isfinite().all()):
+            dataset.images[position]  # an image that cannot be read says so
+        return own, 0.0
+
+    def _seen(self, features: Tensor, text: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Feature (D,), scores (C,) and probabilities (C,) of one image from its views (n, D): `get_clip_logits`."""
+        logits = scale * features @ text.T
+        if self.views > 1:
+            chosen = confident(logits, self.share)
+            features, logits = features[chosen], logits[chosen]
+        return features.mean(dim=0), logits.mean(dim=0), logits.softmax(dim=-1).mean(dim=0)

@@ -1,0 +1,333 @@
+"""Augmented views of an image, what the teacher says about them, and which of them it is sure of.
+
+Test-time methods that came after TPT (Shu et al., "Test-Time Prompt Tuning for Zero-Shot Generalization in Vision-Language
+Models", NeurIPS 2022) share its views: the image itself and 63 random crops (`AugMixAugmenter` in data/datautils.py of
+github.com/azshue/TPT). Here every view is a function of (seed, pixels of the image) alone: neither the other images of a
+batch nor their order matter, and the first k of n views are the k views.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from apm.data.datasets import Dataset
+from apm.teachers import Teacher
+from apm.ttt import image_seed
+
+VIEWS = 64  # the image and 63 crops: --batch-size in tpt_classification.py of TPT
+AREA = (0.08, 1.0)  # share of the image that a crop covers, and the aspect of the crop: defaults of torchvision's
+ASPECT = (3 / 4, 4 / 3)  # RandomResizedCrop, with which get_preaugment of TPT cuts
+ATTEMPTS = 10  # tries to draw a crop that fits before the central one is taken, as RandomResizedCrop does
+CHAINS = 3  # AugMix (Hendrycks et al., ICLR 2020, section 3): three chains
+DEPTH = (1, 3)  # of one to three operations each; weights ~ Dirichlet(1, 1, 1), mixed with the crop by m ~ Beta(1, 1)
+SEVERITY = 1  # TPT calls AugMix's operations with severity 1
+CACHE_BYTES = 512 * 2**20  # features of views kept in memory, per process
+
+
+# ----------------------------------------------------------------------------------------------------------- the views
+
+
+def views(
+    image: np.ndarray,
+    n: int,
+    *,
+    seed: int,
+    augmix: bool = False,
+    flip: bool = True,
+    bicubic: bool = False,
+    size: int | None = None,
+) -> list[np.ndarray]:
+    """n views of an image (H, W, 3) uint8: the image itself, and n - 1 random crops (size, size, 3) uint8 of it.
+
+    A crop covers 8 to 100 % of the image, is between 3/4 and 4/3 as wide as high, is resized bilinearly to `size` (default:
+    the image's shorter side; `encode_views` takes the teacher's) and mirrored with probability 1/2.
+    augmix: put every crop through AugMix's chains, as TPT does on its ten fine-grained sets and not on ImageNet's variants.
+        Its pixels are rounded to 8 bits here; TPT mixes the normalised images, which is the same but for that rounding.
+    flip: as published. Where the mirror image is another class or none, such as digits, pass False; the crops stay the same.
+    bicubic: resize the crops bicubically, as CoOp's configurations do for training; TPT leaves torchvision's bilinear.
+
+    Raises ValueError for n < 1 and for anything but uint8 (H, W, 3).
+    """
+    if n < 1:
+        raise ValueError(f"the number of views must be at least 1, the image itself, found {n}")
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(f"expected an image uint8 (H, W, 3), found {image.dtype} {image.shape}")
+    side = min(image.shape[:2]) if size is None else int(size)
+    # one stream for the crops and one for AugMix, so that the crops are the same with and without it
+    crops, chains = np.random.default_rng(image_seed(seed, torch.from_numpy(image.copy()))).spawn(2)
+    picture = Image.fromarray(image)
+    result = [image]
+    for _ in range(n - 1):
+        view = _crop(picture, side, crops, flip, Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR)
+        result.append(_augmix(view, chains) if augmix else np.asarray(view))
+    return result
+
+
+def _crop(
+    picture: Image.Image, side: int, rng: np.random.Generator, flip: bool, resampling: Image.Resampling
+) -> Image.Image:
+    """torchvision's RandomResizedCrop and RandomHorizontalFlip with draws from rng."""
+    width, height = picture.size
+    left, top, w, h = _central(width, height)
+    for _ in range(ATTEMPTS):
+        area = width * height * rng.uniform(*AREA)
+        aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+        tried = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < tried[0] <= width and 0 < tried[1] <= height:
+            w, h = tried
+            top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
+            break
+    mirrored = rng.random() < 0.5  # drawn in any case, so that the next crop does not depend on flip
+    # cropped before it is resized: `resize(box=...)` would let pixels outside the crop in at its border
+    view = picture.crop((left, top, left + w, top + h)).resize((side, side), resampling)
+    return ImageOps.mirror(view) if flip and mirrored else view
+
+
+def _central(width: int, height: int) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of the largest central crop whose aspect is allowed."""
+    w, h = width, height
+    if width / height < ASPECT[0]:
+        h = round(width / ASPECT[0])
+    elif width / height > ASPECT[1]:
+        w = round(height * ASPECT[1])
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+# ------------------------------------------------------------------------------------------------------------- AugMix
+
+
+def _augmix(view: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    """m * view + (1 - m) * (mixture of three chains of operations), (S, S, 3) uint8: `augmix` in TPT's data/datautils.py."""
+    weights, m = rng.dirichlet([1.0] * CHAINS), rng.beta(1.0, 1.0)
+    mixture = np.zeros((*view.size[::-1], 3))
+    for weight in weights:
+        changed = view
+        for _ in range(rng.integers(DEPTH[0], DEPTH[1] + 1)):
+            changed = OPERATIONS[rng.integers(len(OPERATIONS))](changed, rng)
+        mixture += weight * np.asarray(changed)
+    return np.rint(m * np.asarray(view) + (1 - m) * mixture).clip(0, 255).astype(np.uint8)
+
+
+def _level(rng: np.random.Generator, limit: float) -> float:
+    """Strength of an operation: `limit` is what AugMix would use at severity 10 (`sample_level`, `float_parameter`)."""
+    return float(rng.uniform(0.1, SEVERITY)) * limit / 10
+
+
+def _sign(rng: np.random.Generator) -> int:
+    return -1 if rng.random() > 0.5 else 1
+
+
+def _affine(view: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
+    return view.transform(view.size, Image.Transform.AFFINE, coefficients, resample=Image.Resampling.BILINEAR)
+
+
+def _autocontrast(view: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return ImageOps.autocontrast(view)
+
+
+def _equalize(view: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return ImageOps.equalize(view)
+
+
+def _posterize(view: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return ImageOps.posterize(view, 4 - int(_level(rng, 4)))
+
+
+def _rotate(view: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return view.rotate(int(_level(rng, 30)) * _sign(rng), resample=Image.Resampling.BILINEAR)
+
+
+def _solarize(view: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return ImageOps.solarize(view, 256 - int(_level(rng, 256)))
+
+
+def _shear_x(view: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return _affine(view, (1, _level(rng, 0.3) * _sign(rng), 0, 0, 1, 0))
+
+
+def _shear_y(view: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return _affine(view, (1, 0, 0, _level(rng, 0.3) * _sign(rng), 1, 0))
+
+
+def _translate_x(view: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return _affine(view, (1, 0, int(_level(rng, view.width / 3)) * _sign(rng), 0, 1, 0))
+
+
+def _translate_y(view: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return _affine(view, (1, 0, 0, 0, 1, int(_level(rng, view.width / 3)) * _sign(rng)))
+
+
+# `augmentations` in TPT's data/augmix_ops.py: AugMix's operations without those that ImageNet-C tests
+OPERATIONS: tuple[Callable[[Image.Image, np.random.Generator], Image.Image], ...] = (
+    *(_autocontrast, _equalize, _posterize, _rotate, _solarize),
+    *(_shear_x, _shear_y, _translate_x, _translate_y),
+)
+
+
+# ------------------------------------------------------------------------------------------------ what the teacher says
+
+
+def view_pixels(
+    teacher: Teacher,
+    image: np.ndarray,
+    n: int,
+    *,
+    seed: int,
+    augmix: bool = False,
+    flip: bool = True,
+    bicubic: bool = False,
+) -> Tensor:
+    """(n, 3, S, S) float32 on the CPU: views of an image as the teacher's own preprocessing makes them. Crops are resized to S
+    at once, as TPT does; the image itself is resized and cropped by the preprocessing."""
+    pictures = views(image, n, seed=seed, augmix=augmix, flip=flip, bicubic=bicubic, size=teacher.image_size)
+    whole = teacher.transform(pictures[:1])
+    return torch.cat([whole, teacher.transform(pictures[1:])]) if n > 1 else whole
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The teacher's features of n views of N images."""
+
+    features: Tensor  # (N, n, D) float32 on the teacher's device, not normalised
+    saved_milliseconds: np.ndarray  # (N,) float32: what drawing and encoding took when another call did it, else 0
+
+
+def encode_views(
+    teacher: Teacher,
+    dataset: Dataset,
+    positions: np.ndarray | Sequence[int],
+    n: int,
+    *,
+    seed: int,
+    augmix: bool = False,
+    flip: bool = True,
+) -> Tensor:
+    """(N, n, D) float32, unit length: the teacher's features of n views of the images at N positions; view 0 is the image.
+
+    On the teacher's device. Raises as `views`; unreadable images raise `apm.data.datasets.UnreadableImage`.
+    """
+    return F.normalize(encoded(teacher, dataset, positions, n, seed=seed, augmix=augmix, flip=flip).features, dim=-1)
+
+
+def encoded(
+    teacher: Teacher,
+    dataset: Dataset,
+    positions: np.ndarray | Sequence[int],
+    n: int,
+    *,
+    seed: int,
+    augmix: bool = False,
+    flip: bool = True,
+    bicubic: bool = False,
+) -> Encoded:
+    """As `encode_views`, not normalised, and with the time that sharing saved.
+
+    Every image's views are one batch, so rounding does not depend on the other images. Features stay in memory, up to
+    CACHE_BYTES per process, for the next method that asks for the same (teacher, images, seed, n): methods that share views
+    share the time, and each still says how many teacher passes it needs.
+    """
+    rows, saved = [], np.zeros(len(positions), dtype=np.float32)
+    for row, position in enumerate(positions):
+        # Everything that a view's feature is made from; a fingerprint is that of the full set, so the image's place in it too.
+        key = (
+            *(teacher.hash, teacher.precision, str(teacher.device)),
+            *(dataset.fingerprint, dataset.corruption, dataset.severity, int(dataset.indices[position])),
+            *(int(seed), n, augmix, flip, bicubic),
+        )
+        kept = _CACHE.get(key)
+        if kept is None:
+            start = time.perf_counter()
+            image = dataset.images[int(position)]
+            pixels = view_pixels(teacher, image, n, seed=seed, augmix=augmix, flip=flip, bicubic=bicubic)
+            features = teacher.encode(pixels).feature.cpu()
+            _CACHE.put(key, features, 1e3 * (time.perf_counter() - start))
+        else:
+            features, saved[row] = kept
+        rows.append(features)
+    stacked = torch.stack(rows) if rows else torch.empty(0, n, teacher.width)
+    return Encoded(stacked.to(teacher.device), saved)
+
+
+class _Cache:
+    """Features (n, D) by key and the milliseconds they took; the least recently used go first."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used = limit, 0
+        self._kept: OrderedDict[tuple[Any, ...], tuple[Tensor, float]] = OrderedDict()
+        self._lock = threading.Lock()  # shards may be computed by several threads of one process
+
+    def get(self, key: tuple[Any, ...]) -> tuple[Tensor, float] | None:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def put(self, key: tuple[Any, ...], features: Tensor, milliseconds: float) -> None:
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = (features, milliseconds)
+                self.used += features.nbytes
+            while self.used > self.limit:
+                _, (dropped, _) = self._kept.popitem(last=False)
+                self.used -= dropped.nbytes
+
+    def clear(self) -> None:
+        with self._lock:
+            self._kept.clear()
+            self.used = 0
+
+
+_CACHE = _Cache(CACHE_BYTES)
+
+
+def forget() -> None:
+    """Empty the features kept in memory, to measure a method's own time."""
+    _CACHE.clear()
+
+
+# ------------------------------------------------------------------------------------------------------ which are sure
+
+
+def entropy(scores: Tensor) -> Tensor:
+    """(...,) entropy in nats of softmax(scores) for logits (..., C)."""
+    logs = scores.log_softmax(dim=-1)
+    return -(logs.exp() * logs).sum(dim=-1)
+
+
+def confident(scores: Tensor, share: float) -> Tensor:
+    """Indices (k,) int64 of the views with the lowest entropy, most confident first; k = floor(n * share).
+
+    scores: (n, C) logits, that is, cosine similarities times the teacher's logit_scale. `select_confident_samples` in TPT's
+    tpt_classification.py, which keeps a share of 0.1. Equal entropies keep the order of the views.
+
+    Raises ValueError when no view is selected, for a share outside (0, 1], and for scores that are no (n, C).
+    """
+    if scores.ndim != 2:
+        raise ValueError(f"expected scores (views, classes), found {tuple(scores.shape)}")
+    return entropy(scores).argsort(stable=True)[: kept(len(scores), share)]
+
+
+def kept(n: int, share: float) -> int:
+    """How many of n views `confident` selects. Raises ValueError as it does."""
+    if not 0 < share <= 1:
+        raise ValueError(f"the share of confident views must lie in (0, 1], found {share}")
+    count = math.floor(n * share + 1e-9)  # 100 * 0.29 is 28.999999999999996
+    if count < 1:
+        raise ValueError(
+            f"zero confident views: a share of {share} of {n} view{'s' * (n != 1)} is less than one; use at least "
+            f"{math.ceil(1 / share - 1e-9)} views or a larger share"
+        )
+    return count

@@ -1,0 +1,121 @@
+"""ZERO: a vote of the confident views.
+
+Farina, Franchi, Iacca, Mancini and Ricci, "Frustratingly Easy Test-Time Adaptation of Vision-Language Models", NeurIPS 2024
+(arXiv 2405.18330), section 3: its pseudo-code `zero`, and ttas/zero.py of github.com/FarinaMatteo/zero:
+
+    l = features of N views @ text features            p = softmax(l / temperature)
+    keep the share gamma of views with the lowest entropy of p
+    p_bar = sum over the kept of softmax(l / 0+)       a vote: at zero temperature every view says one class
+    predict argmax p_bar
+
+Prompts: "a photo of a {}." on every set (CTX in scripts/zero.sh); its flag --templates, the rows "+ Ensemble", is off by default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apm.data.datasets import Dataset
+from apm.data.prompts import describe
+from apm.methods.common import check_prompts, classifier, modules, outcome, settings, single_or_own
+from apm.methods.method import Predictions
+from apm.methods.registry import register
+from apm.methods.views import VIEWS, confident, encoded, entropy, kept
+from apm.teachers import Teacher
+
+HALF = 2.0**-10  # torch.finfo(torch.float16).eps: what the release divides cosines by for "zero" temperature
+
+
+def vote(logits: Tensor, share: float, *, cosines: Tensor | None = None) -> int:
+    """The class that most of the confident views say; logits (n, C) of n views at the teacher's temperature.
+
+    cosines: (n, C) of the same views, for the vote of the release in float16: there the temperature is 2^-10, not zero, so a view
+    whose best classes are within about 0.003 of each other shares its vote among them; None: every view has one whole vote.
+
+    Ties are broken as by `greedy_break` (utils/tools.py of the release): the discarded views are asked in turn, from the most
+    confident on, and the first that says a tied class decides. So the release does since November 2024, when it began to sort the
+    views before it drops the first k; before, `l[k:]` were the last n - k views as they were drawn, kept or not. When none says a
+    tied class, the tied class that the first of them scores highest (the most confident view where none was discarded). That is
+    what `break_sample_tie` is for; as released it masks by `logit[~ties]` with class numbers in `ties`, and ~ of a number counts
+    from the end: it leaves out other classes than it should.
+    """
+    order = entropy(logits).argsort(stable=True)
+    chosen = confident(logits, share)
+    said = logits.argmax(dim=-1)
+    if cosines is None:
+        votes = torch.bincount(said[chosen], minlength=logits.shape[1])
+    else:
+        votes = (cosines[chosen].half().float() / HALF).softmax(dim=-1).sum(dim=0)
+    tied = votes == votes.max()
+    if int(tied.sum()) == 1:
+        return int(votes.argmax())
+    rest = order[len(chosen) :]
+    for view in rest.tolist():
+        if tied[said[view]]:
+            return int(said[view])
+    first = int(rest[0]) if len(rest) else int(order[0])
+    return int(logits[first].masked_fill(~tied, -torch.inf).argmax())
+
+
+@register("zero")
+@dataclass
+class Zero:
+    """ZERO. Episodic: every image by itself, nothing trained.
+
+    views: 64, `num_views` (ttas/zero.py; 63 crops with mirroring and no AugMix: `MultiViewCropAndFlip` in data/augs.py).
+    share: gamma = 0.3 (ttas/zero.py, "updated from the previous value of 0.1"; "e.g., 0.3" in the pseudo-code).
+    soft_vote: False, votes at temperature zero as in the paper; True, as the release votes under autocast: cosines in float16 over
+        2^-10 (`vote`). The views are selected in float32 either way.
+    prompts: "profile": `templates`, else the set's own; "original": the single prompt of the release.
+    flip: False where the mirror image is another class or none (`apm.methods.views.views`).
+    confidence: the mean probability of the predicted class over the kept views, at the teacher's temperature; the vote's
+        own share says nothing about calibration.
+    """
+
+    teacher: Teacher
+    name: str = "ZERO"
+    views: int = VIEWS
+    share: float = 0.3
+    soft_vote: bool = False
+    augmix: bool = False
+    flip: bool = True
+    templates: tuple[str, ...] | None = None
+    prompts: str = "profile"
+    online: ClassVar[bool] = False
+    modules: ClassVar[tuple[str, ...]] = modules("zero")
+
+    def __post_init__(self) -> None:
+        kept(self.views, self.share)
+        check_prompts(self.prompts, self.templates)
+
+    def prompts_used(self, dataset: Dataset) -> str:
+        """Which prompts a row on this set has, in words."""
+        return describe(single_or_own(self, dataset))
+
+    def settings(self) -> dict[str, Any]:
+        """Teacher, prompts, views and share."""
+        return settings(self, "zero")
+
+    def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
+        """One class per image; the views are drawn from the seed and the image's pixels."""
+        text = classifier(self.teacher, dataset, single_or_own(self, dataset))
+        seen = encoded(self.teacher, dataset, positions, self.views, seed=seed, augmix=self.augmix, flip=self.flip)
+        cosines = F.normalize(seen.features, dim=-1) @ text.T  # (N, n, C)
+        logits = self.teacher.logit_scale * cosines
+        votes = [
+            vote(one, self.share, cosines=half if self.soft_vote else None)
+            for one, half in zip(logits, cosines, strict=True)
+        ]
+        means = torch.stack([one[confident(one, self.share)].softmax(dim=-1).mean(dim=0) for one in logits])
+        return outcome(
+            torch.where(logits.isfinite().all(dim=1), means, torch.nan),
+            prediction=torch.tensor(votes),
+            teacher_passes=self.views,
+            saved_milliseconds=seen.saved_milliseconds,
+        )

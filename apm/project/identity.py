@@ -1,0 +1,97 @@
+"""What code and which libraries made something, for the keys of what is kept.
+
+Code is hashed, rather than counted by a version that its author raises: a researcher who edits a method and runs again must never
+be shown the predictions of the code before. Hashed is what can change a prediction: the definitions of a few modules named
+one by one, each by its name and wherever it stands. Comments, docstrings, layout, imports, type annotations, messages of errors and
+warnings, and the file or the order in which definitions stand, change nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import inspect
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from apm.project import paths
+
+# The modules whose code determines a prediction. A method that lives elsewhere names its own in an attribute `modules`.
+RUN_MODULES = (
+    *("model", "crops", "lockstep", "ttt", "typed", "teachers.teacher", "methods.method"),
+    *("data.corruptions", "data.prompts", "data.datasets", "data.published_sets", "data.derived_sets"),
+)
+# Mistakes in code, and what the machine lacks: no property of an image, so no method records one as an image's failure.
+STOPS = (
+    *(TypeError, AttributeError, NameError, ImportError, AssertionError, NotImplementedError),
+    *(OSError, MemoryError),
+)
+SAID = ("print", "warnings.warn")  # calls whose effect is a message
+
+
+@functools.cache
+def code_version(modules: tuple[str, ...], package: Path | None = None) -> str:
+    """Hash of what modules of this package define, for example ("ttt", "methods.zero").
+
+    Computed once per process, so it describes the code as imported. Raises FileNotFoundError for a module that does not exist.
+    """
+    folder = package or Path(__file__).parents[1]
+    found: set[str] = set()
+    for module in set(modules):
+        file = folder.joinpath(*module.split(".")).with_suffix(".py")
+        if not file.is_file():
+            raise FileNotFoundError(f"no module {module!r} at {file}: correct the list of modules that determine a run")
+        found |= _definitions(file.read_text(encoding="utf-8"))
+    return paths.sha256_of(sorted(found))
+
+
+def code_of(*objects: Any) -> str:
+    """The same hash, of functions and classes."""
+    return paths.sha256_of(
+        sorted({text for x in objects for text in _definitions(textwrap.dedent(inspect.getsource(x)))})
+    )
+
+
+def _definitions(source: str) -> set[str]:
+    """The statements of a module that can change what it computes, as text: the tree itself has other fields in other Pythons."""
+    statements = _Essence().visit(ast.parse(source)).body
+    return {ast.unparse(one) for one in statements if not isinstance(one, ast.Import | ast.ImportFrom | ast.Pass)}
+
+
+class _Essence(ast.NodeTransformer):
+    """Takes away docstrings, annotations and messages."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        if getattr(node, "body", None) == []:
+            node.body = [ast.Pass()]  # type: ignore[attr-defined]
+        return node
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        said = isinstance(node.value, ast.Call) and ast.unparse(node.value.func) in SAID
+        return None if said or isinstance(node.value, ast.Constant) else self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+        return ast.Raise(error, None)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+
+def libraries(packages: tuple[str, ...]) -> dict[str, str]:
+    """Version of every one of these packages that is installed."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,195 @@
+"""Run notebooks with the parameters of a profile: `python -m apm.project.run --profile mini 02_corruptions`.
+
+Each notebook is executed by papermill into results/<profile>/notebooks/<name>.partial.ipynb, which gets its final name when
+every cell has succeeded. The executed copy holds no times and no paths of this machine, so that two runs differ only where
+results do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from apm.project import atomic_write, depends, locked, portable, profiles, results_dir, root
+
+
+def run(notebook: str, profile: str) -> Path:
+    """Execute one notebook; returns the path of the executed copy.
+
+    Raises ValueError for an unknown notebook, profile or parameter, OSError for a results folder that cannot be written,
+    papermill.PapermillExecutionError when a cell fails (the half-executed copy stays beside the final name).
+    """
+    import papermill as pm
+
+    parameters = profiles.load(profile, notebook)
+    source = profiles.notebook_path(notebook)
+    folder = results_dir(profile) / "notebooks"
+    partial, final = folder / f"{notebook}.partial.ipynb", folder / f"{notebook}.ipynb"
+    atomic_write(partial, source.read_bytes())  # a folder that cannot be written is said now, not after the run
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    os.environ.setdefault("APM_PROGRESS", _terminal())
+    pm.execute_notebook(
+        str(source),
+        str(partial),
+        parameters=parameters,
+        cwd=str(root()),
+        kernel_name="python3",
+        progress_bar=False,
+        log_output=False,
+        autosave_cell_every=10,
+        execution_timeout=None,
+        extra_arguments=["--IPKernelApp.log_level=40"],
+    )
+    atomic_write(final, clean(partial))
+    partial.unlink()
+    return final
+
+
+def clean(path: Path) -> str:
+    """An executed notebook as text, without what changes from run to run: times, paths of this machine, papermill's notes."""
+    import nbformat
+
+    book = nbformat.read(path, as_version=4)
+    book.metadata.pop("papermill", None)
+    for cell in book.cells:
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if "injected-parameters" in tags:
+            cell.source = re.sub(r"^# Parameters\n", "# from the profile\n", cell.source)
+            cell.id = "injected-parameters"
+    if "widgets" in book.metadata:
+        del book.metadata["widgets"]
+    book.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    return nbformat.writes(nbformat.from_dict(_portable(book)), indent=1) + "\n"
+
+
+def _portable(value: Any) -> Any:
+    """A notebook with portable text everywhere but in images, whose base64 may hold anything."""
+    if isinstance(value, dict):
+        return {key: item if key.startswith("image/") else _portable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_portable(item) for item in value]
+    return portable(value) if isinstance(value, str) else value
+
+
+def note_time(folder: Path, name: str, seconds: float) -> Path:
+    """Keep how long a notebook's runs took, for the report: {notebook: {last, longest}}, seconds, in records/times.json.
+
+    It stands with the records, outside version control: a time belongs to a machine. The longest run since the records were
+    cleared is the one that computed them; later ones read what is there.
+    """
+    path = folder / "records" / "times.json"
+    with locked(path.with_name(".times.lock.tmp")):  # under make -j notebooks end side by side
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        last = round(seconds, 1)
+        known[name] = {"last": last, "longest": max(last, known.get(name, {}).get("longest", last))}
+        return atomic_write(path, json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+def _terminal() -> str:
+    """A path through which a kernel can write to the standard error of this process; "" where there is none."""
+    if sys.stderr.isatty():
+        return os.ttyname(sys.stderr.fileno())
+    own = Path(f"/proc/{os.getpid()}/fd/2")
+    return str(own) if own.exists() else ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status: 0 done, 1 a cell failed, 2 bad input, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m apm.project.run", description="Execute notebooks with a profile's parameters."
+    )
+    parser.add_argument("notebooks", nargs="+", metavar="NOTEBOOK", help="such as 02_corruptions")
+    parser.add_argument("--profile", default="mini")
+    parser.add_argument("--stamp", type=Path, help="file to write when done; an identical stamp means nothing changed")
+    options = parser.parse_args(arguments)
+    for name in options.notebooks:
+        start = time.monotonic()
+        try:
+            profiles.load(options.profile, name)  # bad values are said before anything is hashed or locked
+            results = results_dir(options.profile)
+            with _alone(name, options.profile):
+                wanted = depends.state(root(), options.profile, profiles.notebook_path(name))
+                if options.stamp and depends.is_done(options.stamp, wanted, results):
+                    print(f"{name}: nothing changed")
+                    options.stamp.touch()
+                    continue
+                print(f"{name}: running with profile {options.profile} ...", flush=True)
+                before = depends.outputs(results, name)
+                executed = run(name, options.profile)
+                made = [executed, *_completed(results, name, before)]
+                note_time(results, name, time.monotonic() - start)
+                if options.stamp:
+                    left = [path.relative_to(results).as_posix() for path in made]
+                    atomic_write(options.stamp, "\n".join([wanted, *left]) + "\n")
+        except KeyboardInterrupt:
+            print(f"\n{name}: interrupted; run again to go on where it stopped", file=sys.stderr)
+            return 130
+        except (ValueError, OSError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 2
+        except Exception as error:
+            if type(error).__name__ not in ("PapermillExecutionError", "DeadKernelError", "CellTimeoutError"):
+                raise
+            partial = results_dir(options.profile) / "notebooks" / f"{name}.partial.ipynb"
+            print(_failure(error), file=sys.stderr)
+            print(f"{name}: failed. The half-executed notebook is {_shown(partial)}", file=sys.stderr)
+            return 1
+        print(f"{name}: done in {time.monotonic() - start:.0f} s, {_shown(executed)}", flush=True)
+    return 0
+
+
+def _alone(name: str, profile: str) -> AbstractContextManager[None]:
+    """The notebook's lock: a run that outlived its make and the next one must not write the same file."""
+
+    def say() -> None:
+        print(f"{name}: another run of it is at work; waiting for it to end", flush=True)
+
+    return locked(results_dir(profile) / "notebooks" / f".{name}.lock.tmp", say)
+
+
+def _completed(results: Path, name: str, before: list[Path]) -> list[Path]:
+    """Note in the manifest that a notebook ran to its end, and remove what only an earlier run of it published.
+
+    Only files that the manifest named are removed: others in the folder are somebody's own. Returns what the run published.
+    """
+    from apm.analysis import numbers
+
+    if not (results / numbers.MANIFEST).is_file():
+        return depends.outputs(results, name)
+    entries = numbers.manifest(results)["notebooks"].get(name, {"entries": []})["entries"]
+    earlier = {*before, *depends.outputs(results, name)}
+    numbers.note(results, name, entries, complete=True)
+    made = depends.outputs(results, name)
+    for path in sorted(earlier - set(made)):
+        if path.is_file() and path.resolve().is_relative_to(results.resolve()):
+            path.unlink()
+            print(f"{name}: removed {_shown(path)}, which these settings do not make")
+    return made
+
+
+def _failure(error: Exception) -> str:
+    """The end of a failing cell's traceback, without terminal colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).rstrip()
+    return "\n".join(text.splitlines()[-25:])
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(root()) if path.is_relative_to(root()) else path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,337 @@
+"""Statistics: counting rules by hand, intervals that cover, and images instead of rows as the unit of resampling."""
+
+import time
+
+import cover
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from apm.analysis import stats
+from apm.analysis.stats import (
+    accuracy,
+    calibration_error,
+    correct,
+    holm,
+    mcnemar,
+    mean,
+    p_value,
+    paired_difference,
+)
+
+
+def records(**changes) -> pd.DataFrame:
+    """Five images of one condition, K = 2. Labels 0 1 2 3 0."""
+    columns = {
+        "dataset": ["d"] * 5,
+        "corruption": ["none"] * 5,
+        "severity": [0] * 5,
+        "sample": [0, 1, 2, 3, 4],
+        "method": ["m"] * 5,
+        "seed": [0] * 5,
+        "label": [0, 1, 2, 3, 0],
+        "prediction": [0, 1, 0, -1, 1],
+        "teacher_prediction": pd.array([0, 2, 2, 3, None], dtype="Int32"),
+        "minimum_loss_prediction": pd.array([0, 1, 2, 3, 1], dtype="Int32"),
+        "path": [np.array(p, dtype=np.int16) for p in ([1, 2, 0], [0, 1, 1], [2, 0, 0], [0, 3, -1], [0, 1, 1])],
+    }
+    return pd.DataFrame({**columns, **changes})
+
+
+def test_counting_rules_by_hand():
+    frame = records()
+    assert list(correct(frame, "final")) == [True, True, False, False, False]
+    assert list(correct(frame, "teacher")) == [True, False, True, True, False]  # no answer is no right answer
+    assert list(correct(frame, "any")) == [True, True, False, True, False]  # random weights (k = 0) do not count
+    assert list(correct(frame, "minimum loss")) == [True, True, True, False, False]  # the failed image is wrong
+    with pytest.raises(ValueError, match=r"unknown counting rule 'best'.*teacher, final"):
+        correct(frame, "best")
+
+
+def test_rules_that_the_records_cannot_answer_are_none():
+    frame = records(path=None, teacher_prediction=pd.array([None] * 5, dtype="Int32"))
+    assert correct(frame, "any") is None
+    assert correct(frame, "minimum loss") is None
+    assert correct(frame, "teacher") is None
+    assert correct(frame, "final") is not None
+
+
+def test_paths_of_different_lengths_are_not_mixed():
+    frame = records()
+    frame["path"] = [np.zeros(5, dtype=np.int16), *frame["path"][1:]]
+    with pytest.raises(ValueError, match=r"found K \+ 1 in \[3, 5\]"):
+        stats.paths(frame)
+
+
+def test_an_unreadable_image_without_path_is_wrong_at_every_iteration():
+    frame = records()
+    path = list(frame["path"])
+    frame["path"] = [*path[:3], None, path[4]]
+    assert list(stats.paths(frame)[3]) == [-1, -1, -1]
+    frame["path"] = [None, *path[1:]]  # an image with a prediction has no excuse
+    with pytest.raises(ValueError, match="needs a method with iterations"):
+        stats.paths(frame)
+
+
+@given(st.integers(1, 8), st.integers(0, 2**32 - 1))
+def test_any_is_never_below_final(k, seed):
+    rng = np.random.default_rng(seed)
+    path = rng.integers(0, 3, (5, k + 1)).astype(np.int16)
+    frame = records(path=list(path), prediction=path[:, -1], label=rng.integers(0, 3, 5))
+    assert (correct(frame, "any") >= correct(frame, "final")).all()
+
+
+@pytest.mark.parametrize(("n", "low", "high"), [(5, np.nan, np.nan), (6, 0, 5), (8, 0, 7), (9, 1, 7), (20, 5, 14)])
+def test_the_interval_of_a_median_has_the_ends_of_the_sign_test(n, low, high):
+    estimate = stats.median(np.random.default_rng(0).permutation(n))
+    assert estimate == pytest.approx(((n - 1) / 2, low, high, n), nan_ok=True)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, np.nan]])
+def test_a_median_of_nothing_is_refused(values):
+    with pytest.raises(ValueError, match="a median needs"):
+        stats.median(np.array(values))
+
+
+def test_accuracy_has_wilsons_interval():
+    value, low, high, n = accuracy(np.arange(100) < 80)
+    # p = 0.8, n = 100, z = 1.95996: centre (p + z^2/2n) / (1 + z^2/n), half width z sqrt(p q/n + z^2/4n^2) / (1 + z^2/n)
+    z2 = 1.959963984540054**2
+    centre, half = (0.8 + z2 / 200) / (1 + z2 / 100), np.sqrt(z2) * np.sqrt(0.0016 + z2 / 40000) / (1 + z2 / 100)
+    assert (value, n) == (80.0, 100)
+    assert low == pytest.approx(100 * (centre - half))
+    assert high == pytest.approx(100 * (centre + half))
+
+
+def test_an_accuracy_of_100_percent_keeps_an_interval():
+    interval = accuracy(np.ones(20, dtype=bool))
+    assert interval.value == 100.0
+    assert 80 < interval.low < 90
+    assert interval.high == 100.0
+
+
+@pytest.mark.parametrize("function", [lambda x: accuracy(x), lambda x: mean(x), lambda x: paired_difference(x, ~x)])
+def test_too_few_images_say_how_many_are_needed(function):
+    with pytest.raises(ValueError, match=r"needs at least 10 images, found 9"):
+        function(np.ones(9, dtype=bool))
+    function(np.ones(10, dtype=bool))
+
+
+def test_few_images_with_many_copies_are_still_few():
+    with pytest.raises(ValueError, match="at least 10 images, found 3"):
+        mean(np.ones(300), np.arange(300) % 3, conditions=np.arange(300) // 3)
+
+
+def test_the_mean_of_numbers_has_students_interval():
+    values = np.random.default_rng(1).normal(30.0, 4.0, 40)
+    low, high = scipy_stats.ttest_1samp(values, 0.0).confidence_interval()
+    assert mean(values)[:3] == pytest.approx((100 * values.mean(), 100 * low, 100 * high))
+
+
+def test_right_or_not_on_independent_images_has_wilsons_interval():
+    right = np.random.default_rng(1).random(60) < 0.9
+    assert mean(right) == pytest.approx(accuracy(right))
+
+
+def test_paired_difference_is_bonett_and_prices():
+    right, reference = np.arange(40) >= 3, ~((np.arange(40) >= 3) & (np.arange(40) < 10))
+    # 3 lost, 7 gained of 40: (8 - 4) / 42, each count with one added
+    gained, lost = 8 / 42, 4 / 42
+    half = 1.959963984540054 * np.sqrt((gained + lost - (gained - lost) ** 2) / 42)
+    expected = (10.0, 100 * (gained - lost - half), 100 * (gained - lost + half), 40)
+    assert paired_difference(right, reference) == pytest.approx(expected)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, np.nan, 0.5]) == pytest.approx([0.04, 0.09, 0.09, np.nan, 0.5], nan_ok=True)
+    assert holm([]).size == 0
+    assert list(holm([0.9, 0.8])) == [1.0, 1.0]
+    with pytest.raises(ValueError, match=r"must lie in 0\.\.1"):
+        holm([0.1, 1.2])
+
+
+@pytest.mark.parametrize("gained", range(12))
+def test_p_value_says_what_the_interval_says(gained):
+    estimate = paired_difference(np.arange(50) < gained, np.zeros(50, dtype=bool))
+    assert (p_value(estimate) < 0.05) == (estimate.low > 0)
+    assert p_value(estimate, estimate.value) == 1.0
+    with pytest.raises(ValueError, match="width"):
+        p_value(stats.Interval(1.0, 1.0, 1.0, 20))
+
+
+def three_seeds(*right: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Right, teacher right (21 of 24), image and seed of 24 images under seeds with these numbers right."""
+    image, seed = np.tile(np.arange(24), len(right)), np.repeat(np.arange(len(right)), 24)
+    return image < np.array(right)[seed], image < 21, image, seed
+
+
+def test_one_bad_seed_of_three_is_no_finding():
+    """21, 21 and 17 of 24 against 21: over seeds p = 0.42 by a t-test; over images alone it reads as a loss."""
+    right, teacher, image, seed = three_seeds(21, 21, 17)
+    estimate = paired_difference(right, teacher, image, seeds=seed)
+    assert estimate.value == pytest.approx(-100 * 4 / 72)
+    assert estimate.low < -15
+    assert estimate.high > 5
+    assert p_value(estimate) > scipy_stats.ttest_1samp([0, 0, -4], 0).pvalue - 0.1 > 0.3
+    assert estimate.seeds == 3
+    assert paired_difference(right, teacher, image).seeds == 1
+
+
+def test_seeds_that_agree_do_not_widen_the_interval():
+    right, teacher, image, seed = three_seeds(17, 17, 17)
+    assert paired_difference(right, teacher, image, seeds=seed) == paired_difference(right, teacher, image)
+
+
+def test_records_of_several_seeds_are_about_seeds():
+    one = (
+        records().loc[np.repeat(range(5), 4)].assign(sample=np.arange(20), teacher_prediction=0, label=0, prediction=0)
+    )
+    several = pd.concat([one, one.assign(seed=1), one.assign(seed=2, prediction=np.where(one["sample"] < 5, 1, 0))])
+    assert stats.mean_difference(several).seeds == stats.mean_accuracy(several, "final").seeds == 3
+    assert stats.mean_difference(several).high > 0
+    assert stats.mean_difference(one).seeds == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "conditions", "rates", "rho"),
+    [
+        (10, 1, (0.05, 0), 0),
+        (24, 1, (0.05, 0), 0),
+        (48, 1, (0.02, 0.005), 0),
+        (192, 1, (0.005, 0), 0),
+        (20, 75, (0.005, 0), 0.4),
+        (192, 15, (0.005, 0), 0.4),
+        (20, 75, (0.05, 0), 0.1),
+    ],
+)
+def test_paired_intervals_cover(images, conditions, rates, rho):
+    """A percentile bootstrap over images covers 43, 72, 61 and 60 % in the first four."""
+    assert cover.coverage(images, conditions, rates, rho, trials=200)["coverage"] >= 90
+
+
+@pytest.mark.slow
+def test_the_table_of_coverage():
+    found = cover.table(trials=4000)
+    print(found.round(1).to_string(index=False))
+    assert found["coverage"].min() >= cover.LEAST - 0.8  # two standard errors of 4,000 trials
+    often = found[found["differing images"] >= 30]
+    assert often["coverage"].max() <= cover.MOST
+
+
+def test_rows_of_one_image_are_not_more_images():
+    """15 equal copies of every image carry the information of one: the interval must not shrink by sqrt(15)."""
+    right = np.random.default_rng(0).random(400) < 0.6
+    one = mean(right)
+    images, copies = np.tile(np.arange(400), 15), np.repeat(np.arange(15), 400)
+    many = mean(np.tile(right, 15), images, conditions=copies)
+    assert many.n == 400
+    assert many.value == pytest.approx(one.value)
+    assert many.high - many.low == pytest.approx(one.high - one.low, rel=0.05)
+    naive = mean(np.tile(right, 15))
+    assert naive.high - naive.low < 0.35 * (many.high - many.low)
+
+
+def test_images_with_one_number_in_two_datasets_are_different_images():
+    rng = np.random.default_rng(0)
+    right = rng.random(200) < 0.5
+    values, samples = np.concatenate([right, right]), np.tile(np.arange(200), 2)
+    dataset = np.repeat([0, 1], 200)
+    together = mean(values, samples, conditions=dataset)
+    apart = mean(values, samples, conditions=dataset, strata=dataset)
+    assert apart.n == 400
+    assert apart.high - apart.low == pytest.approx((together.high - together.low) / np.sqrt(2), rel=0.1)
+
+
+def test_conditions_have_equal_weight_whatever_their_size():
+    values = np.concatenate([np.ones(30), np.zeros(10)])
+    interval = mean(values, conditions=np.repeat([0, 1], [30, 10]), strata=np.repeat([0, 1], [30, 10]))
+    assert interval.value == 50.0
+
+
+def test_interval_covers_the_truth_about_95_percent_of_the_time():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        ability = rng.beta(2, 1, 150)  # mean 2/3; three copies per image depend on it
+        right = rng.random((3, 150)) < ability
+        low, high = mean(right.ravel(), np.tile(np.arange(150), 3))[1:3]
+        covered += low <= 100 * 2 / 3 <= high
+    assert 0.90 < covered / 300 < 0.98
+
+
+def test_paired_difference_by_hand():
+    right = np.array([True] * 12 + [False] * 8)
+    reference = np.array([True] * 10 + [False] * 9 + [True])
+    value, low, high, n = paired_difference(right, reference)
+    assert value == pytest.approx(100 * (12 - 11) / 20)
+    assert low < value < high
+    assert n == 20
+
+
+def test_equal_predictions_differ_by_nothing():
+    right = np.arange(50) % 3 == 0
+    value, low, high, n = paired_difference(right, right)
+    assert (value, n) == (0.0, 50)
+    assert low == -high == pytest.approx(-100 * 1.959963984540054 * np.sqrt(2) / 52)  # none of 50 is not none of all
+    assert mcnemar(right, right) == 1.0
+
+
+def test_pairs_narrow_the_interval():
+    rng = np.random.default_rng(0)
+    reference = rng.random(500) < 0.6
+    right = reference.copy()
+    right[:10] = ~right[:10]
+    paired = paired_difference(right, reference)
+    single = accuracy(right)
+    assert paired.high - paired.low < 0.5 * (single.high - single.low)
+
+
+def test_mcnemar_by_hand():
+    right = np.array([True] * 5 + [False] + [True] * 20)
+    reference = np.array([False] * 5 + [True] + [True] * 20)
+    # 5 gained, 1 lost: two-sided binomial p = 2 * (1 + 6) / 2**6
+    assert mcnemar(right, reference) == pytest.approx(2 * 7 / 64)
+    assert mcnemar(reference, right) == pytest.approx(2 * 7 / 64)
+    with pytest.raises(ValueError, match="same images"):
+        mcnemar(right, reference[:-1])
+
+
+def test_calibration_error_by_hand():
+    # bin (0.4, 0.6]: confidence 0.5, accuracy 1/2; bin (0.8, 1]: confidence 0.9, accuracy 1/2, half of the images
+    confidence = np.array([0.5, 0.5, 0.9, 0.9])
+    assert calibration_error(confidence, np.array([1, 0, 1, 0]), bins=5) == pytest.approx(20.0)
+    assert calibration_error(np.array([0.0, 1.0]), np.array([False, True])) == 0.0
+    with pytest.raises(ValueError, match=r"0..1, found -0.1 to 0.5"):
+        calibration_error(np.array([-0.1, 0.5]), np.array([True, True]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(10, 60), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_an_interval_contains_its_estimate(n, conditions, seed):
+    right = np.random.default_rng(seed).random(n * conditions) < 0.5
+    interval = mean(right, np.arange(n * conditions) % n, conditions=np.arange(n * conditions) // n)
+    assert 0 <= interval.low <= interval.value + 1e-9
+    assert interval.value - 1e-9 <= interval.high <= 100
+
+
+def test_too_unbalanced_data_are_refused():
+    conditions = np.array([0] * 19 + [1])
+    with pytest.raises(ValueError, match="1 images, too few for a mean over conditions"):
+        mean(np.ones(20), conditions=conditions)
+
+
+def test_arrays_of_different_lengths_are_refused():
+    with pytest.raises(ValueError, match="expected 20 samples, one per value, found 19"):
+        mean(np.ones(20), np.arange(19))
+
+
+def test_fifteen_conditions_of_900_images_take_less_than_two_seconds():
+    rng = np.random.default_rng(0)
+    right, samples, conditions = rng.random(13_500) < 0.6, np.tile(np.arange(900), 15), np.repeat(np.arange(15), 900)
+    start = time.perf_counter()
+    mean(right, samples, conditions=conditions)
+    mean(right[7:], samples[7:], conditions=conditions[7:])
+    assert time.perf_counter() - start < 2.0

@@ -1,0 +1,440 @@
+"""Tables: every number recomputed by hand from a small record set; layouts, files and footnotes that do not mislead."""
+
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from apm.analysis import stats, tables
+from apm.analysis.numbers import Number, text
+from apm.analysis.tables import estimates, footer, percent, save, show, summary, wide
+
+ANY = "any (upper bound, uses labels)"
+
+
+def condition(
+    corruption="none", severity=0, *, flips=0, teacher_wrong=4, failed=0, n=20, dataset="digits-test", **changes
+):
+    """n images of class sample % 2, K = 3.
+
+    The teacher is wrong on the last `teacher_wrong` images. The student ends where the teacher is, but for the first `flips`
+    of the images that the teacher has wrong, which it has right; it passes class 1 at k = 1, and the first `failed` images fail.
+    """
+    sample = np.arange(n)
+    label = sample % 2
+    teacher = np.where(sample >= n - teacher_wrong, 1 - label, label)
+    final = np.where((sample >= n - teacher_wrong) & (sample < n - teacher_wrong + flips), label, teacher)
+    path = np.stack([np.zeros(n), np.ones(n), final, final], axis=1).astype(np.int16)
+    path[:failed, 2:] = -1
+    path[:failed, 1] = -1
+    prediction = np.where(sample < failed, -1, final).astype(np.int32)
+    frame = pd.DataFrame(
+        {
+            "dataset": dataset,
+            "corruption": corruption,
+            "severity": severity,
+            "sample": sample,
+            "group": None,
+            "method": "APM",
+            "seed": 0,
+            "label": label,
+            "prediction": prediction,
+            "teacher_prediction": pd.array(teacher, dtype="Int32"),
+            "path": list(path),
+            "minimum_loss_prediction": pd.array(prediction, dtype="Int32"),
+            "status": np.where(sample < failed, "non-finite loss at iteration 1", "ok"),
+            "shard": f"{dataset}-{corruption}-{severity}",
+        }
+    )
+    return frame.assign(**changes)
+
+
+def zero_shot(frame: pd.DataFrame) -> pd.DataFrame:
+    """The teacher's own row."""
+    return frame.assign(
+        method="zero-shot",
+        prediction=frame["teacher_prediction"].astype("int32"),
+        path=None,
+        minimum_loss_prediction=pd.array([None] * len(frame), dtype="Int32"),
+        status="ok",
+    )
+
+
+@pytest.fixture
+def two():
+    """Clean: teacher and student wrong on 4 of 20. Fog: teacher wrong on 10, student on 8 (2 gained), 1 of them failed."""
+    return pd.concat([condition(), condition("fog", 5, teacher_wrong=10, flips=3, failed=1)], ignore_index=True)
+
+
+# -------------------------------------------------------------------------------------------------------------- summary
+
+
+def test_summary_by_hand(two):
+    table = summary(two)
+    assert list(table["corruption"]) == ["none", "fog"]
+    clean, fog = table.iloc[0], table.iloc[1]
+    assert (clean["n"], clean["n_failed"], clean["seeds"]) == (20, 0, 1)
+    assert clean["final"] == clean["teacher"] == clean["minimum_loss"] == 80.0
+    # class 1 at k = 1 makes the odd ones of the four wrong images right once: 16 + 2 of 20
+    assert clean["any"] == 90.0
+    assert clean["agreement"] == 100.0
+    assert (clean["difference"], clean["p"]) == (0.0, 1.0)
+    assert clean["low"] < 0 < clean["high"]  # no image differs among 20, up to some per cent may
+    # teacher: 10 right; student: 10 + 3 gained - 1 failed (image 0, which the teacher has right) = 12
+    assert (fog["n"], fog["n_failed"]) == (20, 1)
+    assert fog["teacher"] == 50.0
+    assert fog["final"] == fog["minimum_loss"] == 60.0
+    # of the 7 still wrong (images 13 to 19) the odd ones 13, 15, 17, 19 pass their class; image 0 never
+    assert fog["any"] == 80.0
+    assert fog["agreement"] == pytest.approx(100 * 16 / 20)
+    assert fog["difference"] == pytest.approx(10.0)
+    assert fog["p"] == pytest.approx(2 * (1 + 4) / 2**4)  # 3 gained, 1 lost
+    assert fog["low"] < fog["difference"] < fog["high"]
+
+
+def test_summary_intervals_are_those_of_stats(two):
+    fog = summary(two).iloc[1]
+    expected = stats.accuracy(np.arange(20) < 12)
+    assert (fog["final_low"], fog["final_high"]) == (expected.low, expected.high)
+    difference = np.array([-1, 1, 1, 1] + [0] * 16)
+    low, high = stats.mean(difference)[1:3]
+    assert fog["low"] == pytest.approx(low, abs=1e-9)
+    assert fog["high"] == pytest.approx(high, abs=1e-9)
+
+
+def test_methods_without_iterations_have_no_any(two):
+    table = summary(zero_shot(two))
+    assert table["any"].isna().all()
+    assert table["minimum_loss"].isna().all()
+    assert list(table["final"]) == [80.0, 50.0]
+    assert list(table["difference"]) == [0.0, 0.0]
+
+
+def test_without_a_teacher_there_is_no_difference(two):
+    table = summary(two.assign(teacher_prediction=pd.array([None] * 40, dtype="Int32")))
+    for column in ("teacher", "difference", "agreement", "p"):
+        assert table[column].isna().all()
+    assert table["final"].notna().all()
+
+
+def test_several_seeds_are_not_more_images(two):
+    fog = two[two["corruption"] == "fog"]
+    once, thrice = summary(fog).iloc[0], summary(pd.concat([fog.assign(seed=s) for s in range(3)])).iloc[0]
+    assert (thrice["n"], thrice["seeds"], thrice["final"]) == (20, 3, pytest.approx(once["final"]))
+    assert np.isnan(thrice["p"])  # three answers to one image are not independent
+    assert thrice["high"] - thrice["low"] == pytest.approx(once["high"] - once["low"], rel=0.15)
+
+
+def test_summary_by_group_averages_conditions(two):
+    table = summary(two, by=("dataset", "method"))
+    assert len(table) == 1
+    assert (table["n"][0], table["final"][0], table["teacher"][0]) == pytest.approx((20, 70.0, 65.0))
+
+
+def test_few_images_have_no_interval(two):
+    few = two[two["sample"] < 5]
+    with pytest.raises(ValueError, match=r"corruption none.*at least 10 images, found 5"):
+        summary(few)
+
+
+def test_summary_of_nothing_or_of_something_else(two):
+    with pytest.raises(ValueError, match="no records"):
+        summary(two.iloc[:0])
+    with pytest.raises(ValueError, match="unknown column of the records 'path'"):
+        summary(two.drop(columns="path"))
+
+
+def test_estimates_hold_numbers_with_intervals_and_a_verdict(two):
+    table = estimates(summary(two).drop(columns=["dataset", "method"]))
+    assert list(table.index) == [("none", 0), ("fog", 5)]
+    assert list(table["failed"]) == [0, 1]
+    fog = table.loc[("fog", 5)]
+    assert text(fog["final"]) == "60.0 [38.7, 78.1]"
+    assert (fog["final"].n, fog["final - teacher"].unit, fog["p (McNemar)"].kind) == (20, "points", "p")
+    assert fog["verdict"] == "undecided"
+    assert ANY in table.columns
+    assert "any" not in table.columns
+    bare = estimates(summary(zero_shot(two)))
+    assert ANY not in bare.columns
+    assert "failed" not in bare.columns
+
+
+# ----------------------------------------------------------------------------------------------------------------- wide
+
+
+def test_wide_by_hand(two):
+    table = wide(pd.concat([two, zero_shot(two)]))
+    assert list(table.columns) == ["digits-test", "fog 5", "Mean"]
+    assert list(table.index) == [
+        ("teacher", "zero-shot"),
+        ("APM", "final"),
+        ("APM", "minimum loss"),
+        ("APM", ANY),
+        ("APM", "final - teacher"),
+    ]
+    table = table.map(text)
+    assert list(table["digits-test"]) == ["80.0", "80.0", "80.0", "90.0", "0.0"]
+    assert list(table["fog 5"]) == ["50.0", "60.0", "60.0", "80.0", "10.0"]
+    assert [cell.split()[0] for cell in table["Mean"]] == ["65.0", "70.0", "70.0", "85.0", "5.0"]
+    interval = stats.mean_accuracy(two, "final")
+    assert table.loc[("APM", "final"), "Mean"] == text(percent(interval))
+
+
+def test_wide_with_intervals_everywhere_or_nowhere(two):
+    everywhere = wide(two, intervals="all")
+    assert text(everywhere.loc[("APM", "final"), "fog 5"]) == "60.0 [38.7, 78.1]"
+    assert not wide(two, intervals="none").map(lambda cell: "[" in text(cell)).any(axis=None)
+    hidden = wide(two, intervals="none")
+    for name in ("final", "final - teacher"):  # not shown, yet written down
+        cell, shown = (table.loc[("APM", name), "fog 5"] for table in (hidden, everywhere))
+        assert cell.bounds == shown.bounds
+        assert cell.low < cell.value < cell.high
+    wide(two[two["sample"] < 3], intervals="none")  # none shown, no minimum
+
+
+def test_wide_means_are_those_asked_for(two):
+    two = pd.concat([two, condition("snow", 5, teacher_wrong=2)])
+    table = wide(two, means={"Mean corrupted": ["fog 5", "snow 5"]}, rules=("final",), order=["snow 5", "fog 5"])
+    assert list(table.columns) == ["snow 5", "fog 5", "Mean corrupted"]
+    assert text(table.iloc[0, 2]).startswith("75.0 [")
+
+
+def test_no_mean_over_conditions_that_a_method_has_not_run(two):
+    table = wide(pd.concat([two, two[two["severity"] == 0].assign(method="B")]))
+    assert table.loc[("B", "final"), "Mean"] is None
+    assert table.loc[("B", "final"), "fog 5"] is None
+    assert table.loc[("APM", "final"), "Mean"] is not None
+
+
+def test_methods_with_different_teachers_show_each(two):
+    other = two.assign(method="B", teacher_prediction=pd.array([0] * 40, dtype="Int32"))
+    index = list(wide(pd.concat([two, other])).index)
+    assert ("APM", "teacher (zero-shot)") in index
+    assert ("B", "teacher (zero-shot)") in index
+    assert ("teacher", "zero-shot") not in index
+
+
+def test_a_method_on_fewer_images_keeps_the_one_row_of_the_teacher(two):
+    table = wide(pd.concat([two[two["sample"] < 12].assign(method="B"), two]))
+    assert [name for name in table.index if name[0] == "teacher"] == [("teacher", "zero-shot")]
+    assert text(table.loc[("teacher", "zero-shot"), "fog 5"]) == "50.0"
+    assert table.loc[("B", "final"), "Mean"].n == 12
+
+
+def test_wide_transposed_and_by_other_columns(two):
+    assert text(wide(two, transpose=True).loc["fog 5", ("APM", "final")]) == "60.0"
+    grouped = two.assign(group=np.where(two["sample"] % 2, "odd", "even"))
+    table = wide(grouped[grouped["severity"] == 0], columns="group", rules=("final",), intervals="none")
+    assert list(table.columns) == ["even", "odd", "Mean"]
+    assert [text(cell) for cell in table.iloc[0]] == ["80.0", "80.0", "80.0"]
+
+
+def test_wide_refuses_unknown_names(two):
+    with pytest.raises(ValueError, match="unknown counting rule 'best'"):
+        wide(two, rules=("best",))
+    with pytest.raises(ValueError, match=r"fogg 5.*fog 5"):
+        wide(two, order=["fogg 5"])
+    with pytest.raises(ValueError, match="snow 5"):
+        wide(two, means={"Mean": ["snow 5"]})
+    with pytest.raises(ValueError, match="unknown choice of intervals"):
+        wide(two, intervals="some")
+
+
+def test_two_datasets_with_the_same_corruption_keep_apart(two):
+    other = condition("fog", 5, dataset="printed-digits")
+    assert "printed-digits, fog 5" in wide(pd.concat([two, other]), intervals="none").columns
+
+
+def test_any_is_never_shown_without_saying_what_it_is(two, tmp_path):
+    note = footer(two)
+    for table in (wide(two), estimates(summary(two))):
+        for path in save(table, "t", tmp_path, "T", note).values():
+            text = path.read_text()
+            for hit in re.finditer(r"\bany\b(?!:)", text):
+                assert text[hit.start() :].startswith("any (upper bound, uses labels)"), path
+
+
+# --------------------------------------------------------------------------------------------------------------- format
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (60.46, "60.5"),
+        (-0.04, "0.0"),
+        (float("nan"), ""),
+        (stats.Interval(60.5, 57.25, 63.61, 100), "60.5 [57.2, 63.6]"),
+        ((60.5, float("nan"), float("nan")), "60.5"),
+        ((float("nan"),) * 3, ""),
+    ],
+)
+def test_percent(value, shown):
+    assert text(percent(value)) == shown
+
+
+# --------------------------------------------------------------------------------------------------------------- footer
+
+
+def test_footer_says_n_failures_iterations_and_records(two):
+    text = footer(two)
+    assert "n = 20 images per condition." in text
+    assert "1 of 40 predictions failed and count as wrong: non-finite loss at iteration 1 (1)." in text
+    assert "after 3 iterations, fixed beforehand" in text
+    assert "upper bound and never a score" in text
+    assert re.search(r"Made from records [0-9a-f]{12} \(2 shards\)\.$", text)
+    shuffled = two.sample(frac=1, random_state=0)
+    assert footer(shuffled) == text
+
+
+def test_footer_says_only_what_applies(two):
+    text = footer(zero_shot(two[two["severity"] == 0]), notes=["Prompts: one template."])
+    assert "failed" not in text
+    assert "any" not in text
+    assert "n = 20 images." in text
+    assert "Prompts: one template." in text
+    assert "images per condition, seeds 0, 1." in footer(pd.concat([two, two.assign(seed=1)]))
+    name = str(two["method"].iloc[0])
+    ordered = pd.concat([two, two.assign(method="TDA"), two.assign(method="TDA", seed=1)])
+    assert "images per condition; TDA: seeds 0, 1. " in footer(ordered)
+    assert f"{name}: seeds" not in footer(ordered)
+
+
+# ----------------------------------------------------------------------------------------------------------- save, show
+
+
+def test_saved_tables_read_back_and_repeat_byte_for_byte(two, tmp_path):
+    for table in (summary(two), wide(two), estimates(summary(two))):
+        paths = save(table, "t", tmp_path, "Caption with 100 % & more_things", footer(two))
+        first = {suffix: path.read_bytes() for suffix, path in paths.items()}
+        assert set(first) == {"csv", "md", "tex"}
+        save(table.copy(), "t", tmp_path, "Caption with 100 % & more_things", footer(two))
+        assert {suffix: path.read_bytes() for suffix, path in paths.items()} == first
+        assert len(pd.read_csv(paths["csv"])) == len(table)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.csv", "t.md", "t.tex"]
+
+
+def test_csv_and_markdown_show_the_same_cells(tmp_path):
+    table = pd.DataFrame(
+        {
+            "method": ["a|b", "c"],
+            "final": [60.4567, np.nan],
+            "n": [3, 4],
+            "p": [Number(0.0004, kind="p"), Number(0.5, kind="p")],
+        }
+    )
+    paths = save(table, "t", tmp_path, "Caption", "Footer.")
+    assert paths["csv"].read_text() == "method,final,n,p\na|b,60.5,3,< 0.001\nc,,4,0.500\n"
+    lines = paths["md"].read_text().splitlines()
+    assert lines[0] == "**Caption**"
+    assert lines[-1] == "Footer."
+    assert [cell.strip() for cell in lines[4].replace("\\|", "/").strip("|").split("|")] == [
+        "a/b",
+        "60.5",
+        "3",
+        "< 0.001",
+    ]
+    assert [cell.strip() for cell in lines[5].strip("|").split("|")] == ["c", "", "4", "0.500"]
+
+
+def test_a_column_with_small_numbers_keeps_their_digits(tmp_path):
+    table = pd.DataFrame(
+        {
+            "measure": ["spread", "clusters", "none", "count"],
+            "value": [0.00102861, 3.29688, 0.0, 251.7],
+            "low": [1.1e-14, 2.9, 1.0, np.nan],
+            "final": [60.4567, 0.0, 99.96, 0.5],
+        }
+    )
+    paths = save(table, "t", tmp_path, "Caption")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in paths["md"].read_text().splitlines()[4:8]]
+    assert rows == [
+        ["spread", "0.00103", "1.10e-14", "60.5"],
+        ["clusters", "3.30", "2.90", "0.0"],
+        ["none", "0.0", "1.00", "100.0"],
+        ["count", "251.7", "", "0.5"],
+    ]
+    assert "0.00103" in paths["tex"].read_text()
+    assert "0.00103" in show(table, "Caption")._repr_html_()
+
+
+def test_numbers_stand_right_by_a_rule_that_outweighs_the_one_for_all_cells():
+    table = pd.DataFrame(
+        {
+            "method": ["a", "b"],
+            "final": [1.0, None],
+            "from": ["04_x.csv", "5"],
+            "p": [Number(0.0001, kind="p"), Number(math.nan)],
+            "ok": [True, False],
+        }
+    )
+    html = show(table, "T")._repr_html_()
+    rules = re.findall(r"#T_\w+\s+(\S+) \{[^{}]*text-align: right", html)  # of a class: outweighs "td" alone
+    assert set(rules) == {"th.col1", "td.col1", "th.col3", "td.col3"}
+
+
+def test_a_table_wider_than_a_page_is_turned_for_reading_only(tmp_path):
+    wide_one = pd.DataFrame({f"set {i}": [Number(i, i - 1, i + 1, brief=i > 0), i / 2] for i in range(12)})
+    wide_one.index = pd.MultiIndex.from_tuples([("APM", "final"), ("teacher", "")], names=["method", "rule"])
+    shown = show(wide_one, "T", upright=True)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in repr(shown).splitlines() if "|" in line]
+    assert lines[0] == ["condition", "APM · final", "teacher"]
+    assert lines[2] == ["set 0", "0.0 [-1.0, 1.0]", "0.0"]
+    assert lines[3] == ["set 1", "1.0", "0.5"]
+    assert shown._repr_html_().count("text-align: right") == 4  # heading and cells of two columns
+    assert repr(show(wide_one.iloc[:, :9], "T", upright=True)) == repr(show(wide_one.iloc[:, :9], "T"))  # fits
+
+
+def test_latex_is_escaped_and_uses_booktabs(tmp_path):
+    table = pd.DataFrame({"a_b": ["x & y", "50 %"], "p": [Number(0.0001, kind="p"), Number(0.5, kind="p")]})
+    text = save(table, "t", tmp_path, "A_b & c", "100 % of $n$")["tex"].read_text()
+    for piece in (r"\toprule", r"\bottomrule", r"a\_b & p", r"x \& y & \textless{} 0.001", r"50 \% & 0.500"):
+        assert piece in text, piece
+    for piece in (r"\caption{A\_b \& c}", r"100 \% of \$n\$", r"\label{tab:t}"):
+        assert piece in text, piece
+    assert r"\resizebox" not in text
+
+
+def test_save_refuses_what_it_cannot_write(tmp_path):
+    table = pd.DataFrame({"a": [1]})
+    with pytest.raises(ValueError, match="is empty"):
+        save(table.iloc[:0], "t", tmp_path, "c")
+    with pytest.raises(ValueError, match="plain file name"):
+        save(table, "../t", tmp_path, "c")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="file"):
+        save(table, "t", tmp_path / "file", "c")
+
+
+def test_shown_table_is_stable_escaped_and_scrolls(two):
+    table = wide(two).rename(columns={"fog 5": "<fog>"})
+    html = show(table, "A < B", "n > 1")._repr_html_()
+    assert html == show(table.copy(), "A < B", "n > 1")._repr_html_()
+    assert "overflow-x: auto" in html
+    assert "A &lt; B" in html
+    assert "n &gt; 1" in html
+    assert "<fog>" not in html
+    assert ANY in html
+    assert "60.0" in repr(show(table, "A", "B"))
+
+
+def test_intervals_of_a_table_wider_than_a_page_break_below_their_estimates():
+    cells = {f"c{i}": [percent((50.0, 40.0, 60.0))] for i in range(tables.WIDE + 1)}
+    assert "50.0 [40.0,\u00a060.0]" in show(pd.DataFrame(cells), "T")._repr_html_()
+    assert "white-space: normal" in show(pd.DataFrame(cells), "T")._repr_html_()
+    narrow = show(pd.DataFrame(cells).iloc[:, :3], "T")._repr_html_()
+    assert "50.0 [40.0, 60.0]" in narrow
+
+
+def test_bold_rows_stand_out():
+    table = pd.DataFrame({"method": ["a", "b"], "final": [1.0, 2.0]})
+    assert "font-weight: bold" not in show(table, "T")._repr_html_()
+    assert "font-weight: bold" in show(table, "T", bold=lambda row: row["method"] == "b")._repr_html_()
+
+
+def test_single_cells_stand_out():
+    table = pd.DataFrame({"claim": ["a", "b"], "verdict": ["holds", "fails"]})
+    html = show(table, "T", bold=lambda row: ("verdict",) if row["claim"] == "a" else False)._repr_html_()
+    (rule,) = re.findall(r"([^{}]*)\{[^{}]*font-weight: bold", html)
+    assert re.findall(r"row\d+_col\d+", rule) == ["row0_col1"]

@@ -1,0 +1,242 @@
+"""What a field reads: files made once, images read when they are asked for, and memory that does not grow."""
+
+import tracemalloc
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from apm import teachers
+from apm.data import datasets
+from apm.experiments import field, material
+from apm.experiments.field import FieldConfig
+from apm.model import APMConfig
+from apm.runs import records
+
+STUDENT = APMConfig(grid=(4, 4), patch=2, hidden=(16,), width=8, rgb_hidden=(8,))
+
+
+class Tower:
+    """A teacher whose tokens are quadrants of the image: grid 2 x 2, as wide as the student."""
+
+    def __init__(self, hash: str = "t", precision: str = "fp32") -> None:
+        self.name, self.hash, self.precision, self.width, self.grid = "tower", hash, precision, 8, (2, 2)
+        self.device = torch.device("cpu")
+        self.preprocess_config = teachers.PreprocessCfg(size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        self.encoded = 0
+
+    def transform(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        return teachers.preprocess(images, self.preprocess_config)
+
+    def encode(self, images: torch.Tensor, *, tokens: bool = False) -> teachers.Encoding:
+        self.encoded += len(images)
+        means = torch.nn.functional.avg_pool2d(images, 4)  # (n, 3, 2, 2)
+        wide = torch.cat([means, 1 - means, means[:, :2] + 0.1], dim=1).permute(0, 2, 3, 1)  # (n, 2, 2, 8)
+        return teachers.Encoding(wide.mean(dim=(1, 2)), wide)
+
+
+class Painted(Sequence[np.ndarray]):
+    """Images that are made on access; those at `broken` cannot be read."""
+
+    def __init__(self, n: int, broken: Sequence[int] = (), side: int = 8) -> None:
+        self.n, self.broken, self.side, self.read = n, set(broken), side, 0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i):
+        if int(i) in self.broken:
+            raise datasets.UnreadableImage(Path(f"/there/{i}.jpg"), "cut short")
+        self.read += 1
+        return np.random.default_rng(int(i)).integers(0, 256, (self.side, self.side, 3), dtype=np.uint8)
+
+
+def lazy(n: int, broken: Sequence[int] = (), side: int = 8) -> datasets.Dataset:
+    return datasets.Dataset(
+        "painted",
+        Painted(n, broken, side),
+        np.arange(n) % 2,
+        ("a", "b"),
+        ("a {}",),
+        f"painted-{n}-{side}",
+        np.arange(n),
+    )
+
+
+def test_a_dataset_is_encoded_once_into_files_that_are_mapped(tmp_path: Path) -> None:
+    tower, data = Tower(), lazy(20)
+    first = material.prepare(tower, data, STUDENT, folder=tmp_path)
+    assert isinstance(first.tokens, np.memmap)
+    assert isinstance(first.colours, np.memmap)
+    assert tower.encoded == 20
+    read = data.images.read
+    again = material.prepare(tower, data, STUDENT, folder=tmp_path)
+    assert (tower.encoded, data.images.read) == (20, read)
+    assert len(list(tmp_path.iterdir())) == 2
+    pictures = [data.images[i] for i in range(20)]
+    batch = again.batch([3, 7])
+    expected = teachers.token_grid(tower, pictures, (4, 4))
+    np.testing.assert_allclose(batch.tokens, expected[[3, 7]], atol=1e-6)
+    torch.testing.assert_close(batch.images, teachers.student_images([pictures[3], pictures[7]], 8))
+    torch.testing.assert_close(batch.colours, teachers.patch_colours(batch.images, 2))
+
+
+@pytest.mark.parametrize("side", [8, 13])
+def test_a_teacher_sees_the_pixels_of_its_own_transform(tmp_path: Path, side: int) -> None:
+    tower, data = Tower(), lazy(5, side=side)
+    found = material.prepare(tower, data, STUDENT, folder=tmp_path)
+    expected = teachers.token_grid(tower, [data.images[i] for i in range(5)], (4, 4))
+    np.testing.assert_allclose(found.tokens, expected, atol=1e-6)
+
+
+def test_worker_processes_give_what_the_caller_alone_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = FieldConfig(STUDENT, epochs=2, batch=8)
+    alone = field.train(material.prepare(Tower(), lazy(20), STUDENT, folder=tmp_path / "a"), config)
+    monkeypatch.setattr(material, "_workers", lambda dataset: 2)
+    data = material.prepare(Tower(), lazy(20), STUDENT, folder=tmp_path / "b")
+    shared = field.train(data, config)
+    for name, value in alone.model.weights.items():
+        assert torch.equal(value, shared.model.weights[name])
+
+
+def test_only_images_on_disk_and_many_of_them_are_read_by_processes() -> None:
+    many = lazy(1000)
+    assert material._workers(many) >= 1
+    assert material._workers(lazy(20)) == 0
+    assert material._workers(replace(many, images=np.zeros((1000, 2, 2, 3), np.uint8))) == 0
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(material, "_workers", lambda dataset: 0)
+    monkeypatch.setattr(material, "BLOCK", 4096)
+    config = FieldConfig(STUDENT, epochs=1, batch=16)
+
+    def peak(n: int) -> int:
+        tracemalloc.start()
+        data = material.prepare(Tower(), lazy(n), STUDENT, folder=tmp_path)
+        trained = field.train(data, config)
+        field.measure({"x": (trained, trained), "mean": field.mean_answer(data)}, data)
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return highest
+
+    peak(64)  # what is imported at first use
+    small, large = peak(512), peak(2048)
+    tokens = 2048 * 16 * 8 * 4
+    assert large - small < tokens / 4, (small, large)
+
+
+def test_tokens_can_be_kept_in_half_the_space(tmp_path: Path) -> None:
+    whole = material.prepare(Tower(), lazy(20), STUDENT, folder=tmp_path)
+    half = material.prepare(Tower(), lazy(20), STUDENT, token_dtype="float16", folder=tmp_path)
+    assert half.tokens.dtype == np.float16
+    np.testing.assert_allclose(half.tokens, whole.tokens, atol=1e-3)
+    assert half.batch([0]).tokens.dtype == torch.float32
+    assert half.identity != whole.identity
+    with pytest.raises(ValueError, match="unknown token_dtype 'float8'"):
+        material.prepare(Tower(), lazy(20), STUDENT, token_dtype="float8", folder=tmp_path)
+
+
+def test_an_unreadable_image_stops_and_is_named_or_is_left_out_and_counted(tmp_path: Path) -> None:
+    data = lazy(20, broken=[4, 9])
+    with pytest.raises(datasets.UnreadableImage, match=r"/there/4\.jpg"):
+        material.prepare(Tower(), data, STUDENT, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+    found = material.prepare(Tower(), data, STUDENT, on_error="record", folder=tmp_path)
+    assert len(found) == 18
+    assert found.dataset.indices.tolist() == [i for i in range(20) if i not in (4, 9)]
+    assert found.left_out == " 2 of 20 images of painted cannot be read and are left out."
+    # positions count the readable ones
+    torch.testing.assert_close(found.batch([4]).images, teachers.student_images([data.images[5]], 8))
+    np.testing.assert_allclose(
+        found.batch([4]).tokens[0], teachers.token_grid(Tower(), [data.images[5]], (4, 4))[0], atol=1e-6
+    )
+    field.train(found, FieldConfig(STUDENT, epochs=1, batch=8))
+    with pytest.raises(datasets.UnreadableImage, match=r"/there/4\.jpg"):  # the file made by `record` is there
+        material.prepare(Tower(), data, STUDENT, folder=tmp_path)
+    assert material.prepare(Tower(), lazy(20), STUDENT, folder=tmp_path / "b").left_out == ""
+    with pytest.raises(ValueError, match="none of the 2 images"):
+        material.prepare(Tower(), lazy(2, broken=[0, 1]), STUDENT, on_error="record", folder=tmp_path)
+    with pytest.raises(ValueError, match=r"unknown on_error 'skip'"):
+        material.prepare(Tower(), data, STUDENT, on_error="skip", folder=tmp_path)
+
+
+def test_files_and_checkpoints_are_named_by_teacher_data_code_and_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = FieldConfig(STUDENT)
+
+    def names(tower: Tower | None = None, data: datasets.Dataset | None = None, **options) -> set[str]:
+        folder = tmp_path / "files"
+        found = material.prepare(tower or Tower(), data or lazy(20), STUDENT, folder=folder, **options)
+        made = {path.name for path in folder.iterdir()}
+        for path in folder.iterdir():
+            path.unlink()
+        return {*made, field.checkpoint_path(config, found.identity, 0, tmp_path).name}
+
+    first = names()
+    assert names() == first
+    assert len(first - names(Tower(hash="u"))) == 2  # tokens and checkpoint; the colours are the same
+    assert len(first - names(Tower(precision="bf16"))) == 2
+    assert len(first - names(token_dtype="float16")) == 2
+    assert not first & names(data=replace(lazy(20), fingerprint="other"))
+    assert not first & names(data=lazy(21).subset(range(1, 21)))
+    version = records.code_version
+    monkeypatch.setattr(
+        records, "code_version", lambda modules: "changed" if "teachers" in modules else version(modules)
+    )
+    assert not first & names()
+    monkeypatch.undo()
+    monkeypatch.setattr(material, "_versions", lambda: {"pillow": "0"})
+    assert not first & names()
+
+
+def test_a_training_without_a_teacher_does_not_depend_on_one(tmp_path: Path) -> None:
+    one = material.prepare(Tower(), lazy(20), STUDENT, tokens=False, folder=tmp_path)
+    other = material.prepare(Tower(hash="u"), lazy(20), STUDENT, folder=tmp_path).without_tokens()
+    assert one.identity == other.identity
+    assert one.tokens is None
+    with pytest.raises(ValueError, match="no tokens of painted"):
+        one.spread("tokens")
+
+
+def test_mean_and_spread_are_those_of_all_images_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(material, "BLOCK", 300)  # a few images at a time
+    data = material.prepare(Tower(), lazy(20), STUDENT, folder=tmp_path)
+    for what, unit in (("tokens", False), ("tokens", True), ("colours", False)):
+        values = torch.from_numpy(np.array(getattr(data, what))).double()
+        values = torch.nn.functional.normalize(values, dim=-1) if unit else values
+        found = data.spread(what, unit=unit)
+        np.testing.assert_allclose(found.mean, values.mean(dim=0), atol=1e-6)
+        assert found.left == pytest.approx(float((values - values.mean(dim=0)).square().mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an array"])
+def test_a_damaged_file_is_said_and_made_again(tmp_path: Path, content: bytes) -> None:
+    first = material.prepare(Tower(), lazy(20), STUDENT, folder=tmp_path)
+    tokens = np.array(first.tokens)
+    (path,) = tmp_path.glob("tokens-*.npy")
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="cannot be used"):
+        again = material.prepare(Tower(), lazy(20), STUDENT, folder=tmp_path)
+    np.testing.assert_array_equal(again.tokens, tokens)
+
+
+def test_images_on_disk_train_as_images_in_memory(tmp_path: Path) -> None:
+    for i in range(12):
+        folder = tmp_path / "tree" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(Painted(12)[i]).save(folder / f"{i:02d}.png")
+    disk = datasets.load("folder:tree", root=tmp_path)
+    memory = replace(disk, images=disk.array())
+    config = FieldConfig(STUDENT, epochs=2, batch=4)
+    trained = [
+        field.train(material.prepare(Tower(), data, STUDENT, folder=tmp_path / str(i)), config)
+        for i, data in enumerate((disk, memory))
+    ]
+    for name, value in trained[0].model.weights.items():
+        assert torch.equal(value, trained[1].model.weights[name])

@@ -1,0 +1,65 @@
+"""Progress goes to the terminal or log that runs the work, with a rate; never into a notebook, never into pytest's output."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from apm.project import progress as module
+from apm.project.progress import progress
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "terminal"
+    path.write_text("before\n")
+    monkeypatch.setenv("APM_PROGRESS", str(path))
+    monkeypatch.setattr(module, "LOG_EVERY", 0.0)
+    return path
+
+
+def test_a_log_gets_plain_lines_with_count_and_rate_after_what_it_held(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    with progress(total=4, desc="APM: digits", unit="image") as bar:
+        bar.update(2)
+        bar.update(2)
+    lines = log.read_text().splitlines()
+    assert lines[0] == "before"
+    assert "APM: digits" in lines[1]
+    assert "2/4" in lines[1]
+    assert "image/s" in lines[2]
+    assert "\r" not in log.read_text()
+
+
+def test_lines_are_rare_in_a_log(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    monkeypatch.setattr(module, "LOG_EVERY", 3600.0)
+    assert list(progress([1, 2, 3], desc="x")) == [1, 2, 3]
+    assert log.read_text() == "before\n"
+
+
+def test_nothing_is_shown_under_pytest(capfd: pytest.CaptureFixture[str]) -> None:
+    for _ in progress(range(3), desc="silent"):
+        pass
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_terminal_that_has_gone_away_does_not_stop_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
+    monkeypatch.setenv("APM_PROGRESS", str(tmp_path / "no" / "such" / "terminal"))
+    assert list(progress([1, 2])) == [1, 2]
+
+
+def test_a_notebook_run_by_hand_stays_clean(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
+    monkeypatch.delenv("APM_PROGRESS", raising=False)
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    assert list(progress([1, 2])) == [1, 2]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_iterating_over_nothing_is_an_error() -> None:
+    with pytest.raises(TypeError, match="pass an iterable"):
+        list(progress(total=3))
