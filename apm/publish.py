@@ -52,6 +52,7 @@ class Publisher:
         Raises ValueError for a name that was published already or belongs to another notebook, an empty table, rows or columns
         that stand twice; OSError for a folder that cannot be written.
         """
+        import matplotlib.pyplot as plt
         from IPython.display import display
 
         if name.split("_")[0] != self.notebook.split("_")[0]:
@@ -76,4 +77,6 @@ class Publisher:
         if isinstance(what, pd.DataFrame):
             display(shown)
         else:
-            figures.display(what, caption, note)
+            if not isinstance(what, bytes):
+                plt.close(what)  # left open it would come after its cell's text
+            figures.display(next(iter(paths.values())), caption, note)
