@@ -46,7 +46,8 @@ class Publisher:
 
         what: a table has its rows' names in the index (`set_index`), its cells are `numbers.Number`s, plain numbers or words.
         name: file name without suffix, beginning with the notebook's number. notes: below the table or figure.
-        kinds: of the cells that are plain numbers, one for all or by column; "cost" for what belongs to this machine.
+        kinds: of the cells that are plain numbers, one for all or by column; "cost" for what belongs to this machine,
+            "exact" for what every machine gets alike, such as operations and numbers of weights.
         bold: what stands out in a row of the flat table. upright: turn a table that is wider than a page, for reading only.
 
         Raises ValueError for a name that was published already or belongs to another notebook, an empty table, rows or columns
