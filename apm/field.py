@@ -1126,6 +1126,6 @@ def animation(walk: Walk, *, fit: np.ndarray | None = None, side: int = 128, mil
     indexed = together.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     frames = [indexed.crop((0, place * height, width, (place + 1) * height)) for place in range(len(steps))]
     buffer = io.BytesIO()
-    options: dict[str, Any] = {"duration": milliseconds, "loop": 0, "optimize": False, "disposal": 1}
+    options: dict[str, Any] = {"duration": milliseconds, "loop": 0, "optimize": True, "disposal": 1}
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], **options)
     return buffer.getvalue()
