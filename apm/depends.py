@@ -109,14 +109,19 @@ def settings_files(root: Path, profile: str, notebook: Path) -> list[Path]:
 
 def weights(root: Path, profile: str, notebook: Path) -> list[Path]:
     """Local checkpoints that the YAML files of a notebook name, there or not: values of `pretrained` that are paths."""
-    named = [name for file in settings_files(root, profile, notebook) for name in _pretrained(_parsed(file))]
+    named = [
+        name
+        for file in settings_files(root, profile, notebook)
+        for name in _pretrained(_parsed(file.read_text(encoding="utf-8")))
+    ]
     files = [located(name).rpartition("=")[2] for name in named]  # FILE or TAG=FILE
     return sorted({root / name for name in files if "/" in name or Path(name).suffix in WEIGHTS})
 
 
-def _parsed(path: Path) -> Any:
+@functools.cache
+def _parsed(text: str) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(text)
     except yaml.YAMLError:
         return None  # `apm.profiles` says what is wrong with it, before the notebook runs
 

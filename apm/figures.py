@@ -91,7 +91,7 @@ def lean(png: bytes) -> bytes:
     image = full
     if full.getcolors(MANY):
         few = full.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
-        if max(high for _, high in ImageChops.difference(few.convert("RGB"), full).getextrema()) <= UNSEEN:
+        if np.asarray(ImageChops.difference(few.convert("RGB"), full)).max() <= UNSEEN:
             image = few
     image.save(buffer, "PNG", optimize=True, dpi=(DPI, DPI))
     return buffer.getvalue()
