@@ -6,6 +6,7 @@ that is no terminal (a log), a plain line appears every 15 seconds. Under pytest
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterable
@@ -24,10 +25,8 @@ class _Lines:
 
     def write(self, text: str) -> None:
         if line := text.strip("\r\n "):
-            try:
+            with contextlib.suppress(OSError):
                 print(line, file=self.stream, flush=True)
-            except OSError:
-                pass
 
     def flush(self) -> None:
         """Every line is flushed as it is written."""
@@ -63,7 +62,7 @@ def _stream() -> IO[str] | None:
         return None
     if path := os.environ.get("APM_PROGRESS"):
         try:
-            return open(path, "a", encoding="utf-8")  # noqa: PTH123, SIM115 - closed with the bar
+            return open(path, "a", encoding="utf-8")  # noqa: PTH123 - closed with the bar
         except OSError:
             return None
     if "ipykernel" in sys.modules and not sys.stderr.isatty():
