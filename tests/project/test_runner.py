@@ -261,7 +261,9 @@ def test_published_numbers_count_also_where_another_module_reads_them(package: P
     (package / "data" / "published").mkdir(parents=True)
     (package / "data" / "published" / "table1.csv").write_text("")
     assert "table1.csv" not in names_of(package, "01_a")
-    (package / "apm" / "published.py").write_text("")
+    (package / "apm" / "data").mkdir()
+    for name in ("__init__", "published"):
+        (package / "apm" / "data" / f"{name}.py").write_text("")
     (package / "apm" / "middle.py").write_text("from apm.data import published")
     assert "table1.csv" in names_of(package, "01_a")
     assert "table1.csv" not in names_of(package, "02_b")
@@ -302,7 +304,8 @@ def test_weights_in_the_cache_are_looked_for_where_the_cache_is(
 
 
 def test_a_changed_teacher_makes_stale_what_uses_teachers_and_nothing_else(package: Path) -> None:
-    (package / "apm" / "teachers.py").write_text("z = 3")
+    (package / "apm" / "teachers").mkdir()
+    (package / "apm" / "teachers" / "__init__.py").write_text("z = 3")
     (package / "apm" / "other.py").write_text("from apm import teachers")
     card = package / "data" / "teachers" / "mini.yaml"
     card.parent.mkdir(parents=True)
