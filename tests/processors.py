@@ -44,8 +44,10 @@ def made() -> dict[str, np.ndarray]:
             options = next(
                 line for line in profiles.load("mini", "02_corruptions")["baselines"] if line["method"] == "coop"
             )
-            coop = {name: value for name, value in options.items() if name not in ("method", "samples")}
-            found[f"{digits}: CoOp's vectors"] = baselines.create("coop", teacher, **coop).vectors(test).numpy()
+            options = {name: value for name, value in options.items() if name not in ("method", "samples")}
+            coop = baselines.create("coop", teacher, **options)
+            found[f"{digits}: CoOp's vectors"] = coop.vectors(test).numpy()
+            found[f"{digits}: CoOp's answers"] = coop.predict(test, np.arange(len(test)), 0).prediction
         run = methods.training_config(teacher, islands["student"], islands["training"] | {"precision": digits})
         pixels = teachers.student_images(few.images, run.student.image_size[0])
         targets = teacher.encode(teacher.transform(few.images)).feature
