@@ -72,8 +72,8 @@ class FieldConfig:
     balance: bool = True
     init_std: float | None = None  # N(0, init_std); None: PyTorch's default for linear layers
     threads: int = 1  # of every operation on a CPU; they change the rounding, so they belong to the settings
-    # Processors round differently, and a training makes a rounding some 1e5 times larger: what is 1e-7 in float32 shows in the
-    # numbers, what is 1e-16 in float64 does not. It takes about twice the time.
+    # Processors round differently, and a training makes a rounding larger by many orders of magnitude: what is 1e-7 in float32
+    # shows in the numbers, what is 1e-16 in float64 does not. It takes less than twice the time.
     precision: str = "float32"
 
     def __post_init__(self) -> None:
