@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import math
 import os
 import warnings
@@ -24,20 +23,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transform import image_transform_v2
 from PIL import Image
 from torch import Tensor
 
 from apm import project, teachers
 from apm.data.datasets import Dataset, UnreadableImage
 from apm.model import APMConfig
-from apm.project.identity import code_version
+from apm.project.identity import code_version, libraries
 from apm.project.progress import progress as progress_bar
 
 BATCH = 64  # images that are encoded at a time
 BLOCK = 2**22  # numbers of which a statistic is taken at a time
 # code that decides what a file of tokens or colours holds, and what a batch does
 CODE = ("teachers.teacher", "data.datasets", "experiments.material")
+LIBRARIES = ("torch", "open_clip_torch", "timm", "pillow", "numpy")  # that decode, resize and encode
 
 
 class Batch(NamedTuple):
@@ -47,10 +47,18 @@ class Batch(NamedTuple):
     tokens: Tensor | None  # (n, h*w, D) the teacher's patch tokens, in the type in which they are kept
     colours: Tensor  # (n, h*w, 3) float32: mean colour of every patch, 0..1
 
-    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Batch:
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Batch:
         """The same on a device, all of one type."""
         moved = (None if x is None else x.to(device, non_blocking=True).to(dtype) for x in self)
         return Batch(*moved)  # type: ignore[arg-type]
+
+    def target(self, what: str) -> Tensor:
+        """(n, h*w, C) what is learned: "tokens", brought to unit length, or "colours". Raises ValueError where there was no teacher."""
+        if what == "colours":
+            return self.colours
+        if self.tokens is None:
+            raise ValueError("there are no teacher tokens: the images were prepared without a teacher")
+        return F.normalize(self.tokens, dim=-1)
 
 
 class Spread(NamedTuple):
@@ -75,7 +83,7 @@ class Material:
     made_of: Mapping[str, Any]  # what determines images and colours
     taught_by: Mapping[str, Any]  # what determines the tokens besides
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    _spreads: dict[tuple[str, bool], Spread] = field(default_factory=dict, repr=False)
+    _spreads: dict[str, Spread] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -88,11 +96,9 @@ class Material:
     @property
     def left_out(self) -> str:
         """How many images cannot be read, as a sentence for a footer; empty where all can."""
-        missing = len(self.colours) - len(self.rows)
-        return (
-            f" {missing} of {len(self.colours)} images of {self.dataset.name} cannot be read and are left out."
-            * bool(missing)
-        )
+        if len(self.rows) == (n := len(self.colours)):
+            return ""
+        return f" {n - len(self.rows)} of {n} images of {self.dataset.name} cannot be read and are left out."
 
     @property
     def in_memory(self) -> bool:
@@ -119,8 +125,7 @@ class Material:
 
     def batches(self, size: int = BATCH) -> Iterator[Batch]:
         """All images in order, `size` at a time, on the teacher's device."""
-        every = [list(range(i, min(i + size, len(self)))) for i in range(0, len(self), size)]
-        for batch in self.loader(every):
+        for batch in self.loader([x.tolist() for x in torch.arange(len(self)).split(size)]):
             yield batch.to(self.device)
 
     def each(self, read: Callable[[Batch], Tensor]) -> np.ndarray:
@@ -144,13 +149,13 @@ class Material:
             generator=torch.Generator(),  # its own: else it would draw from the global one
         )
 
-    def spread(self, what: str, *, unit: bool = False) -> Spread:
-        """Mean over the images of "tokens" or "colours", and what it leaves; unit: of tokens brought to unit length.
+    def spread(self, what: str) -> Spread:
+        """Mean over the images of "tokens", brought to unit length, or "colours", and what it leaves.
 
         One pass over the file, a block at a time, added up in float64. Raises ValueError for values that are not finite; it
         says of which images.
         """
-        if (what, unit) not in self._spreads:
+        if what not in self._spreads:
             values = self.tokens if what == "tokens" else self.colours
             if values is None:
                 raise ValueError(f"there are no {what} of {self.dataset.name}: it was prepared without a teacher")
@@ -166,13 +171,13 @@ class Material:
                         f"{what} of {self.dataset.name} have NaN or infinite values in image(s) {bad[:10].tolist()}: another "
                         "precision of the teacher, or token_dtype float32, may do"
                     )
-                block = (F.normalize(block, dim=-1) if unit else block).double()
+                block = (F.normalize(block, dim=-1) if what == "tokens" else block).double()
                 total = total + block.sum(dim=0)
                 squares += float(block.square().sum())
             mean = total / len(self)
             left = squares / len(self) / mean.numel() - float(mean.square().mean())
-            self._spreads[what, unit] = Spread(mean.float(), max(left, 0.0))
-        return self._spreads[what, unit]
+            self._spreads[what] = Spread(mean.float(), max(left, 0.0))
+        return self._spreads[what]
 
 
 def prepare(
@@ -189,9 +194,8 @@ def prepare(
 
     tokens: False for a training without a teacher. token_dtype: in which tokens are kept, "float32" or "float16" (half the
     disk, cosines change by about 1e-3). on_error: "raise": an image that cannot be read stops; "record": it is left out, and
-    `left_out` says so. folder: of the files, default `field` in the project's cache; their names carry the hash of the
-    teacher, the data, the grid, the type, the code that reads and encodes, and the libraries' versions. A file is written
-    under another name and renamed when it is whole.
+    `left_out` says so. folder: of the files, default `field` in the project's cache; their names carry the hash of all that
+    determines what they hold.
 
     Raises ValueError for a student that is not square or not of the teacher's width, a tower without tokens, another type or
     on_error, and where no image can be read; `apm.data.datasets.UnreadableImage`, which names the file.
@@ -211,61 +215,53 @@ def prepare(
             raise project.unknown(kind, value, known)
     if tokens and teacher.grid is None:
         raise ValueError(f"teacher {teacher.name} has no patch tokens: choose one with them, or loss_grid: 0.0")
-    made_of = {
+    images = {
         "data": dataset.fingerprint,
         "indices": hashlib.sha256(np.ascontiguousarray(dataset.indices, dtype="<i8").tobytes()).hexdigest(),
         "corruption": [dataset.corruption, dataset.severity],
         "grid": list(student.grid),
-        "patch": student.patch,
         "device": teacher.device.type,
         "code": code_version(CODE),
-        "versions": _versions(),
+        "libraries": libraries(LIBRARIES),
     }
+    made_of = {**images, "patch": student.patch}
     taught_by = {
         "teacher": teacher.hash,
         "precision": teacher.precision,
         "token_dtype": token_dtype,
-        "encoded": BATCH,
+        "batch": BATCH,
     }
     where = project.cache_dir() / "field" if folder is None else Path(folder)
-
-    def file(kind: str, determined_by: Mapping[str, Any]) -> Path:
-        return where / f"{kind}-{project.sha256_of(determined_by)[:24]}.npy"
-
+    colours_file = where / f"colours-{project.sha256_of(made_of)[:24]}.npy"
     colours = _stored(
-        file("colours", made_of),
+        colours_file,
         dataset,
         (student.locations, 3),
         "float32",
-        _Colours(h, student.patch),
-        lambda found: torch.stack(found).numpy(),
-        f"colours of {dataset.name}",
-        on_error,
+        lambda image: teachers.patch_colours(teachers.student_images([image], h), student.patch)[0],
+        lambda found: found,
+        what=f"colours of {dataset.name}",
+        on_error=on_error,
     )
     stored = None
     if tokens:
         stored = _stored(
-            file("tokens", {k: v for k, v in made_of.items() if k != "patch"} | taught_by),
+            where / f"tokens-{project.sha256_of(images | taught_by)[:24]}.npy",
             dataset,
             (student.locations, teacher.width),
             token_dtype,
-            _Fitted(teacher.preprocess_config),
-            lambda found: teachers.token_grid(teacher, [x.numpy() for x in found], student.grid).cpu().numpy(),
-            f"{teacher.name} tokens of {dataset.name}",
-            on_error,
+            functools.partial(_fitted, teacher),
+            lambda found: teachers.token_grid(teacher, found.numpy(), student.grid),
+            what=f"{teacher.name} tokens of {dataset.name}",
+            on_error=on_error,
         )
     readable = np.isfinite(colours[:, 0, 0])
     rows = np.flatnonzero(readable)
-    if not readable.all():
-        if on_error == "raise":
-            first = int(np.flatnonzero(~readable)[0])
-            dataset.images[first]
-            raise ValueError(
-                f"image {int(dataset.indices[first])} of {dataset.name} could not be read before and can be now: delete "
-                f"{file('colours', made_of)}"
-            )
-        if not len(rows):
-            raise ValueError(f"dataset {dataset.name}: none of the {len(dataset)} images can be read")
+    if len(rows) < len(dataset) and on_error == "raise":  # the file was made by "record"
+        dataset.images[int(readable.argmin())]
+        raise ValueError(f"an image of {dataset.name} could not be read and can be now: delete {colours_file}")
+    if not len(rows):
+        raise ValueError(f"dataset {dataset.name}: none of the {len(dataset)} images can be read")
     return Material(
         dataset if readable.all() else dataset.subset(rows),
         stored,
@@ -276,12 +272,6 @@ def prepare(
         taught_by,
         teacher.device,
     )
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    """The libraries that decode, resize and encode."""
-    return {name: importlib.metadata.version(name) for name in ("torch", "open_clip_torch", "timm", "pillow", "numpy")}
 
 
 def _workers(dataset: Dataset) -> int:
@@ -295,30 +285,13 @@ def _as_it_is(found: Any) -> Any:
     return found
 
 
-@dataclass(frozen=True)
-class _Colours:
-    """An image -> the mean colours of its patches (h*w, 3)."""
-
-    size: int
-    patch: int
-
-    def __call__(self, image: np.ndarray) -> Tensor:
-        return teachers.patch_colours(teachers.student_images([image], self.size), self.patch)[0]
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    """An image -> the pixels (S, S, 3) uint8 that a teacher sees of it: resized and cut, not yet normalised."""
-
-    config: PreprocessCfg
-
-    def __call__(self, image: np.ndarray) -> Tensor:
-        picture = Image.fromarray(image)
-        for step in image_transform_v2(self.config, is_train=False).transforms[
-            :-2
-        ]:  # the last two: to floats, normalise
-            picture = step(picture)
-        return torch.from_numpy(np.array(picture))
+def _fitted(teacher: teachers.Teacher, image: np.ndarray) -> Tensor:
+    """The pixels (S, S, 3) uint8 that a teacher sees of an image: resized and cut, not yet normalised."""
+    picture = Image.fromarray(image)
+    steps = image_transform_v2(teacher.preprocess_config, is_train=False).transforms
+    for step in steps[:-2]:  # the last two: to floats, normalise
+        picture = step(picture)
+    return torch.from_numpy(np.array(picture))
 
 
 class _Pictures(torch.utils.data.Dataset):
@@ -343,13 +316,14 @@ def _stored(
     shape: tuple[int, ...],
     dtype: str,
     change: Callable[[np.ndarray], Tensor],
-    encode: Callable[[list[Tensor]], np.ndarray],
+    encode: Callable[[Tensor], Tensor],
+    *,
     what: str,
     on_error: str,
 ) -> np.ndarray:
     """(N, *shape) of every image of a dataset, a read-only memory map of a file that is made where it is not there.
 
-    change: what is done to one image, where it is read; encode: what is done to a batch of those. The row of an image that
+    change: what is done to one image, where it is read; encode: what is done to a stack of those. The row of an image that
     cannot be read is NaN, unless on_error is "raise".
     """
     expected = (len(dataset), *shape)
@@ -376,12 +350,11 @@ def _stored(
         done = 0
         for items in loader:
             rows = np.full((len(items), *shape), np.nan, dtype=np.float32)
-            readable = [i for i, item in enumerate(items) if item is not None]
-            if on_error == "raise" and len(readable) < len(items):
-                first = next(i for i, item in enumerate(items) if item is None)
-                dataset.images[done + first]  # an image that cannot be read says so
-            if readable:
-                rows[readable] = encode([items[i] for i in readable])
+            readable = np.array([item is not None for item in items])
+            if on_error == "raise" and not readable.all():
+                dataset.images[done + int(readable.argmin())]  # an image that cannot be read says so
+            if readable.any():
+                rows[readable] = encode(torch.stack([item for item in items if item is not None])).cpu().numpy()
             with np.errstate(over="ignore"):  # beyond float16: infinite, which a training refuses by name
                 result[done : done + len(rows)] = rows
             done += len(rows)
