@@ -363,4 +363,5 @@ def look(trained: Field, images: Tensor, *, batch: int = 256) -> Look:
             folded = model.fold(net.parameters_dict, a, net.config)
             parts.append((features, decoded, folded, percept.column))
     features, decoded, folded, columns = (torch.cat(some).float().cpu() for some in zip(*parts, strict=True))
-    return Look(*(x.unflatten(1, net.config.grid) for x in (features, decoded)), folded, columns)
+    grid = net.config.grid
+    return Look(features.unflatten(1, grid), decoded.unflatten(1, grid), folded, columns)

@@ -58,7 +58,7 @@ def interpolate(trained: Field, ends: Tensor, steps: int = 9) -> Walk:
         blend = teachers.patch_colours(images, student.patch)
         apart = (percept.column - columns).abs().max() / torch.stack([first, last]).abs().max().clamp(min=1e-12)
     grids = (x.unflatten(1, student.grid) for x in (decoded, features, blend))
-    return Walk(*(x.float().cpu().numpy() for x in (shares, *grids, columns)), float(apart))
+    return Walk._make([*(x.float().cpu().numpy() for x in (shares, *grids, columns)), float(apart)])
 
 
 def pairs(labels: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
