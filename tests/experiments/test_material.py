@@ -60,6 +60,13 @@ def lazy(n: int, broken: Sequence[int] = (), side: int = 8) -> datasets.Dataset:
     return datasets.Dataset("painted", images, np.arange(n) % 2, ("a", "b"), ("a {}",), fingerprint, np.arange(n))
 
 
+def test_halves_are_disjoint_and_complete() -> None:
+    data = datasets.load("digits-test").subset(range(5, 60))
+    one, other = material.halves(data)
+    assert (len(one), len(other)) == (27, 28)
+    assert sorted([*one.indices, *other.indices]) == sorted(data.indices)
+
+
 def test_a_dataset_is_encoded_once_into_files_that_are_mapped(tmp_path: Path) -> None:
     tower, data = Tower(), lazy(20)
     first = material.prepare(tower, data, STUDENT, folder=tmp_path)
