@@ -18,7 +18,7 @@ from apm import project
 from apm.analysis import figures, numbers, tables, verify
 from apm.analysis.numbers import NoSuchNumber, Number
 from apm.analysis.text import CONSTRUCTION, FAILS, HOLDS, NOT_RUN, UNTESTED
-from apm.project import profiles
+from apm.project import manifest, profiles
 from apm.runs import records
 
 LONG = 25  # rows from which a table is folded away
@@ -159,7 +159,7 @@ def write(profile: str) -> Path:
 
     known, folder = index(), project.results_dir(profile)
     wanted = profiles.runs(profile)
-    made = {name: part["entries"] for name, part in numbers.manifest(folder)["notebooks"].items() if name in wanted}
+    made = {name: part["entries"] for name, part in manifest.read(folder)["notebooks"].items() if name in wanted}
     rows = numbers.read(folder)
     short, audited = in_short(rows), claims(rows)
     titles = {name: about["title"] for name, about in known["notebooks"].items()}

@@ -24,7 +24,7 @@ import pandas as pd
 
 from apm import project
 from apm.analysis import numbers
-from apm.project import depends
+from apm.project import depends, manifest
 
 KEY = ["table", "row", "column"]
 STATUS = ("same", "within", "outside", "missing", "new", "turned", "changed", "cost")
@@ -60,9 +60,9 @@ def expected(profile: str) -> Expected:
         version, whose, count, machine = head["version"], head["profile"], head["rows"], head["machine"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected a first line {HEAD!r} and what it holds, found {first[:60]!r}") from error
-    if version != numbers.VERSION:
+    if version != manifest.VERSION:
         raise ValueError(
-            f"{path} is of version {version}, this package reads {numbers.VERSION}: `make accept` writes it anew"
+            f"{path} is of version {version}, this package reads {manifest.VERSION}: `make accept` writes it anew"
         )
     if whose != profile:
         raise ValueError(
@@ -172,7 +172,7 @@ def judge(
 
 def _whole(profile: str, folder: Path) -> None:
     """Raises ValueError where a notebook of a results folder did not run to its end."""
-    if half := [name for name, part in numbers.manifest(folder)["notebooks"].items() if not part["complete"]]:
+    if half := [name for name, part in manifest.read(folder)["notebooks"].items() if not part["complete"]]:
         raise ValueError(
             f"{folder}: {', '.join(half)} did not run to its end: `make reproduce PROFILE={profile}` goes on with it"
         )
@@ -188,7 +188,7 @@ def accept(profile: str) -> Path:
     folder = project.results_dir(profile)
     _whole(profile, folder)
     rows = numbers.read(folder)
-    head = {"version": numbers.VERSION, "profile": profile, "rows": len(rows), "machine": _found_on(folder)}
+    head = {"version": manifest.VERSION, "profile": profile, "rows": len(rows), "machine": _found_on(folder)}
     return numbers.write(rows, path_of(profile), HEAD + json.dumps(head, sort_keys=True))
 
 

@@ -12,6 +12,7 @@ from apm import project
 from apm.analysis import numbers
 from apm.analysis.numbers import Number
 from apm.analysis.publish import Publisher
+from apm.project import manifest
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_publish_writes_numbers_files_and_manifest_and_shows(folder: Path, capsy
     publish(table(), "02_x", "A caption", ["One note.", "", "Another."], kinds={"verdict": "verdict"})
     figure, _ = plt.subplots()
     publish(figure, "02_f", "A figure")
-    made = numbers.manifest(folder)["notebooks"]["02_corruptions"]
+    made = manifest.read(folder)["notebooks"]["02_corruptions"]
     assert not made["complete"]  # whoever ran the notebook to its end says so
     assert [(e["name"], e["kind"], e["caption"], e["notes"]) for e in made["entries"]] == [
         ("02_x", "table", "A caption", "One note. Another."),
@@ -135,8 +136,8 @@ def test_publish_refuses_a_name_of_another_notebook_and_one_used_before(folder: 
 
 def test_notebooks_that_end_side_by_side_share_the_manifest(folder: Path) -> None:
     for notebook in ("02_corruptions", "01_natural_shifts"):
-        numbers.note(folder, notebook, [], complete=True)
-    assert list(numbers.manifest(folder)["notebooks"]) == ["01_natural_shifts", "02_corruptions"]
+        manifest.note(folder, notebook, [], complete=True)
+    assert list(manifest.read(folder)["notebooks"]) == ["01_natural_shifts", "02_corruptions"]
 
 
 @pytest.mark.parametrize(
@@ -150,11 +151,11 @@ def test_notebooks_that_end_side_by_side_share_the_manifest(folder: Path) -> Non
 )
 def test_a_manifest_that_is_none_is_said(tmp_path: Path, body: str | None, error: type, message: str) -> None:
     if body is not None:
-        (tmp_path / numbers.MANIFEST).write_text(body)
+        (tmp_path / manifest.NAME).write_text(body)
     with pytest.raises(error, match=message):
-        numbers.manifest(tmp_path)
-    numbers.note(tmp_path, "02_corruptions", [], complete=False)  # and is made anew by the next run
-    assert json.loads((tmp_path / numbers.MANIFEST).read_text())["version"] == numbers.VERSION
+        manifest.read(tmp_path)
+    manifest.note(tmp_path, "02_corruptions", [], complete=False)  # and is made anew by the next run
+    assert json.loads((tmp_path / manifest.NAME).read_text())["version"] == manifest.VERSION
 
 
 def test_numbers_that_are_gone_are_said(folder: Path) -> None:

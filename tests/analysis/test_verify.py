@@ -10,6 +10,7 @@ from apm import project
 from apm.analysis import numbers, verify
 from apm.analysis.numbers import Number
 from apm.analysis.publish import Publisher
+from apm.project import manifest
 
 
 def frame(value: float = 60.5, verdict: str = "holds", seconds: float = 3.0, word: str = "conv") -> pd.DataFrame:
@@ -35,7 +36,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def make(table: pd.DataFrame, *, complete: bool = True) -> None:
     publish = Publisher("mini", "02_corruptions")
     publish(table, "02_x", "caption", kinds=KINDS)
-    numbers.note(publish.folder, "02_corruptions", publish.entries, complete=complete)
+    manifest.note(publish.folder, "02_corruptions", publish.entries, complete=complete)
 
 
 def status() -> dict[str, str]:
@@ -155,7 +156,7 @@ def test_a_half_made_folder_is_not_judged_and_not_accepted(place: Path, capsys: 
 
 
 def test_without_results_or_expected_numbers_it_says_what_to_do(place: Path, capsys: pytest.CaptureFixture) -> None:
-    (project.results_dir("mini") / numbers.MANIFEST).unlink()
+    (project.results_dir("mini") / manifest.NAME).unlink()
     assert verify.main([]) == 2
     assert "make reproduce" in capsys.readouterr().err
     verify.path_of("mini").unlink()
@@ -209,7 +210,7 @@ def test_the_audit_of_a_part_of_the_notebooks_is_not_judged(place: Path, monkeyp
         publish = Publisher("mini", "08_claims_audit")
         publish(pd.DataFrame({"verdict": [verdict]}, index=["X"]), "08_claims", "")
         for notebook in notebooks:
-            numbers.note(publish.folder, notebook, publish.entries if notebook[:2] == "08" else [], complete=True)
+            manifest.note(publish.folder, notebook, publish.entries if notebook[:2] == "08" else [], complete=True)
 
     audit("holds", ["08_claims_audit"])
     make(frame())
