@@ -66,6 +66,14 @@ def style() -> None:
     )
 
 
+def _plot(width: float, height: float, **options: Any) -> tuple[Figure, Any]:
+    """A figure of that many inches and its axes."""
+    import matplotlib.pyplot as plt
+
+    style()
+    return plt.subplots(figsize=(width, height), layout="constrained", **options)
+
+
 def save(what: Figure | bytes, name: str, folder: Path | str) -> dict[str, Path]:
     """Write a figure as <name>.png (`lean`, 150 dpi) and <name>.pdf, the bytes of an animation as <name>.gif; equal ones give
     equal bytes.
@@ -152,7 +160,8 @@ def _chance(axes: Axes, chance: Sequence[float]) -> None:
 def _legend_above(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: labels[i].startswith("chance"))
-    figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside upper center", ncols=2)
+    columns = min(len(labels), 4 if figure.get_figwidth() >= WIDTH else 2)
+    figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside upper center", ncols=columns)
 
 
 def _n(cells: pd.DataFrame) -> str:
@@ -179,12 +188,9 @@ def accuracy_bars(summary: pd.DataFrame, *, chance: float | Sequence[float] | No
     chance: accuracy of guessing in percent, drawn as a line; several, one per condition, where it differs, as a mark each.
     Raises ValueError for several methods.
     """
-    import matplotlib.pyplot as plt
-
-    style()
     method, rules = _one(summary, "method"), _drawn(summary)
     names = [condition_label(r.dataset, r.corruption, r.severity) for r in summary.itertuples()]
-    figure, axes = plt.subplots(figsize=(WIDTH * 0.8, 0.3 * len(names) + 1.6), layout="constrained")
+    figure, axes = _plot(WIDTH * 0.8, 0.3 * len(names) + 1.6)
     looks = {rule: {"fmt": marker, "color": COLOURS[rule]} for rule, marker in zip(rules, "so^", strict=False)}
     if "any" in rules:
         looks["any"] |= {"markerfacecolor": "none"}
@@ -203,9 +209,6 @@ def severity_curves(summary: pd.DataFrame) -> tuple[Figure, str]:
     summary: rows of `apm.analysis.tables.summary`; the clean row, if there, is severity 0 in all panels. Raises ValueError for
     several methods or datasets, or no corrupted rows.
     """
-    import matplotlib.pyplot as plt
-
-    style()
     rules, clean = _drawn(summary), summary[summary["severity"] == 0]
     corrupted = dict(list(summary[summary["severity"] > 0].groupby("corruption", sort=False, observed=True)))
     if not corrupted:
@@ -213,9 +216,7 @@ def severity_curves(summary: pd.DataFrame) -> tuple[Figure, str]:
     columns = min(5, len(corrupted))
     rows = -(-len(corrupted) // columns)
     size = (max(WIDTH * columns / 5, 3.2), 1.75 * rows + 0.9)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, grid = _plot(*size, nrows=rows, ncols=columns, sharex=True, sharey=True, squeeze=False)
     for axes in list(grid.flat)[len(corrupted) :]:
         axes.set_axis_off()
     for axes, (corruption, part) in zip(grid.flat, corrupted.items(), strict=False):
@@ -241,21 +242,14 @@ def accuracy_over_iterations(records: pd.DataFrame, *, chance: float | None = No
     at K and at the teacher is over images. Raises ValueError for several methods, for records without
     paths, or too few images.
     """
-    import matplotlib.pyplot as plt
-
-    style()
     method = _one(records, "method")
     right = stats.paths(records) == records["label"].to_numpy()[:, None]  # (n, K + 1)
     condition = records.groupby(list(CONDITION), sort=False).ngroup().to_numpy()
-    by_k = {
-        "final": pd.DataFrame(right).groupby(condition).mean(),
-        "any": pd.DataFrame(np.logical_or.accumulate(right[:, 1:], axis=1), columns=range(1, right.shape[1]))
-        .groupby(condition)
-        .mean(),
-    }
-    figure, axes = plt.subplots(figsize=(WIDTH * 0.75, 4.0), layout="constrained")
-    for rule, label in (("final", "final, had K been k"), ("any", RULE_LABELS["any"])):
-        axes.plot(100.0 * by_k[rule].mean(), label=label, **LINES[rule])
+    ever = np.logical_or.accumulate(right[:, 1:], axis=1)
+    figure, axes = _plot(WIDTH * 0.75, 4.0)
+    for rule, label, rows in (("final", "final, had K been k", right), ("any", RULE_LABELS["any"], ever)):
+        mean = 100.0 * pd.DataFrame(rows).groupby(condition).mean().mean()
+        axes.plot(mean.index + right.shape[1] - len(mean), mean, label=label, **LINES[rule])
     final, teacher = stats.mean_accuracy(records, "final"), stats.mean_accuracy(records, "teacher")
     assert final is not None
     last, error = right.shape[1] - 1, [[final.value - final.low], [final.high - final.value]]
@@ -267,7 +261,7 @@ def accuracy_over_iterations(records: pd.DataFrame, *, chance: float | None = No
         axes.axhline(chance, label=f"chance ({chance:.1f} %)", **CHANCE)
     axes.set(xlabel="test-time training iteration k", ylabel="top-1 accuracy (%)", ylim=(0, 100), xlim=(0, last * 1.02))
     _legend_above(figure, axes)
-    conditions = len(by_k["final"])
+    conditions = condition.max() + 1
     over = f", mean of {conditions} conditions" if conditions > 1 else ""
     caption = f"Top-1 accuracy of {method} after each iteration{over}; n = {final.n} images. "
     return figure, f"{caption}Error bar at K and band around the teacher: 95 % intervals over images.{ANY_NOTE}"
@@ -278,19 +272,15 @@ def steps(published: pd.DataFrame, ours: pd.DataFrame) -> tuple[Figure, str]:
 
     Both have the index (set, reference) and the columns step and n (ours). Both panels have the same scale.
     """
-    import matplotlib.pyplot as plt
-
-    style()
     panels = {
-        title: frame["step"].unstack("reference").reindex(dict.fromkeys(frame.index.get_level_values("set")))
+        title: frame.reset_index().pivot_table("step", "set", "reference", aggfunc="first", sort=False)
         for title, frame in {"published": published, "ours": ours}.items()
     }
     height = 0.34 * max(map(len, panels.values())) + 2.0
-    figure, grid = plt.subplots(1, 2, figsize=(WIDTH * 1.1, height), sharex=True, layout="constrained")
+    figure, grid = _plot(WIDTH * 1.1, height, ncols=2, sharex=True)
     below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.62 / height * 1.9), "fontsize": "small"}
-    for axes, (title, cells), frame in zip(grid, panels.items(), (published, ours), strict=True):
-        references = list(dict.fromkeys(frame.index.get_level_values("reference")))
-        looks = zip(references, series(len(references)), strict=True)
+    for axes, (title, cells) in zip(grid, panels.items(), strict=True):
+        looks = zip(cells, series(len(cells.columns)), strict=True)
         _dots(axes, cells, {name: {"fmt": marker, "color": colour} for name, (colour, marker) in looks})
         axes.axvline(0, color="0.3", linewidth=1.2, zorder=1)
         axes.set(title=title, xlabel="student - reference (percentage points)")
@@ -306,10 +296,7 @@ def seen_and_named(naming: pd.DataFrame) -> tuple[Figure, str]:
 
     naming: from `apm.experiments.naming.naming`.
     """
-    import matplotlib.pyplot as plt
-
-    style()
-    figure, axes = plt.subplots(figsize=(WIDTH, 0.42 * len(naming) + 1.7), layout="constrained")
+    figure, axes = _plot(WIDTH, 0.42 * len(naming) + 1.7)
     looks = {
         "probe of image features (uses labels)": {"fmt": "D", "color": "#cc78bc"},
         RULE_LABELS["teacher"]: {"fmt": "s", "color": COLOURS["teacher"]},
@@ -332,16 +319,14 @@ def loss_curve(losses: np.ndarray) -> tuple[Figure, str]:
     losses: (N, K + 1), before each update and after the last; images with a non-finite loss are left out and counted in the
     caption. Raises ValueError for no finite image.
     """
-    import matplotlib.pyplot as plt
     import seaborn as sns
 
-    style()
     finite = np.isfinite(losses).all(axis=1)
     n, lost = int(finite.sum()), int((~finite).sum())
     if not n:
         raise ValueError(f"none of {len(losses)} images has finite losses throughout")
     rows = pd.DataFrame(losses[finite]).melt(var_name="k", value_name="loss")
-    figure, axes = plt.subplots(figsize=(WIDTH * 0.6, 3.6), layout="constrained")
+    figure, axes = _plot(WIDTH * 0.6, 3.6)
     for percent in (90, 50) if n > 1 else (0,):
         options: dict[str, Any] = {"err_kws": {"label": f"{percent} % of images"}} if percent else {}
         band = ("pi", percent) if percent else None
@@ -363,11 +348,8 @@ def class_scores(scores: np.ndarray, teacher: np.ndarray, classnames: Sequence[s
 
     scores: (K + 1, C) after k = 0..K updates. teacher: (C,).
     """
-    import matplotlib.pyplot as plt
-
-    style()
     shown = np.argsort(-teacher)[:6]
-    figure, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
+    figure, axes = _plot(WIDTH, 3.6)
     for (colour, marker), c in zip(series(len(shown)), shown, strict=True):
         look: dict[str, Any] = {
             "color": colour,
@@ -393,16 +375,13 @@ def image_strip(
 
     titles: one per image. columns: images per row. size: inches per image. Raises ValueError for no images.
     """
-    import matplotlib.pyplot as plt
-
-    style()
     if not len(images):
         raise ValueError("expected at least one image, found none")
     columns = min(len(images), columns)
     rows = -(-len(images) // columns)
     title_lines = max((title.count("\n") + 1 for title in titles or ()), default=0)
-    figsize = (size * columns, (size + 0.17 * title_lines) * rows)
-    figure, grid = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout="constrained")
+    height = (size + 0.17 * title_lines) * rows
+    figure, grid = _plot(size * columns, height, nrows=rows, ncols=columns, squeeze=False)
     for axes in list(grid.flat)[len(images) :]:
         axes.set_axis_off()
     for axes, image, title in zip(grid.flat, images, titles or [""] * len(images), strict=False):
