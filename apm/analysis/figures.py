@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {"teacher": "#949494", "final": "#0173b2", "minimum loss": "#029e73", "any": "#de8f05"}  # of "colorblind"
-LINES = {
+LINES: dict[str, dict[str, Any]] = {
     rule: {"color": colour, "linestyle": "--" if rule == "any" else "-", "linewidth": 1.5}
     for rule, colour in COLOURS.items()
 }
 LINES["teacher"] |= {"linewidth": 4.0, "alpha": 0.6, "zorder": 2.0}  # broad and below: `final` often lies exactly on it
-CHANCE = {"color": "0.3", "linestyle": ":", "linewidth": 1.2}
+CHANCE: dict[str, Any] = {"color": "0.3", "linestyle": ":", "linewidth": 1.2}
 ANY_NOTE = " Dashed: any, an upper bound that uses the labels."
 # seaborn's ten "colorblind" colours, and markers: seven, which has no common divisor with ten, so that pairs repeat after 70 only
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
@@ -140,7 +140,12 @@ def _dots(axes: Axes, cells: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> 
     for i, (heading, look) in enumerate(looks.items()):
         value, low, high = _ends(cells[heading])
         y = np.arange(len(cells)) + 0.7 * ((i + 0.5) / len(looks) - 0.5)
-        style = {"markersize": 5, "capsize": 2, "elinewidth": 1.2, "label": RULE_LABELS.get(heading, heading)}
+        style: dict[str, Any] = {
+            "markersize": 5,
+            "capsize": 2,
+            "elinewidth": 1.2,
+            "label": RULE_LABELS.get(heading, heading),
+        }
         axes.errorbar(value, y, xerr=np.abs([low - value, high - value]), **style, **look)
     axes.set_yticks(range(len(cells)), cells.index)
     axes.set_ylim(len(cells) - 0.4, -0.6)

@@ -264,7 +264,7 @@ def find(rows: pd.DataFrame, table: str, row: str, column: str) -> Number:
             f"table {table}, {row}, {column}: expected a number, found the {cell['kind']} {cell['text']!r}"
         )
     n, df = (None if pd.isna(cell[name]) else cell[name] for name in ("n", "df"))
-    return Number(*cell[["value", "low", "high"]], n, cell["unit"], cell["kind"], df=df)
+    return Number(cell["value"], cell["low"], cell["high"], n, cell["unit"], cell["kind"], df=df)
 
 
 def machine() -> dict[str, str]:

@@ -189,7 +189,7 @@ def write(profile: str) -> Path:
     ]
     links = [("summary", "In short"), *((s["notebook"], s["title"]) for s in sections)]
     links += [("paper", "Paper to notebook"), ("times", "Time"), ("provenance", "Provenance")]
-    options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     template = jinja2.Environment(autoescape=True, **options).from_string(TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(
         profile=profile,

@@ -149,7 +149,7 @@ def mean(
     values = np.asarray(values)
     is_share = values.dtype == bool
     is_difference = np.issubdtype(values.dtype, np.integer) and (np.abs(values) <= 1).all()
-    values, n = values.astype(np.float64), len(values)
+    values, n = np.asarray(values, dtype=np.float64), len(values)
     _enough(n, minimum)
     if bad := n - np.isfinite(values).sum():
         raise ValueError(f"{bad} of {n} values are NaN or infinite: a mean needs finite ones")

@@ -70,10 +70,10 @@ def _estimates(group: pd.DataFrame) -> dict[str, Any]:
     difference = stats.mean_difference(group)
     agreement = stats.mean_accuracy(asked, "final") if difference else None
     images = len(group[["dataset", "sample"]].drop_duplicates())
+    right, reference = stats.correct(group, "final"), stats.correct(group, "teacher")
     p = None
-    if difference and images == len(group):
-        right = {rule: stats.correct(group, rule) for rule in ("final", "teacher")}
-        p = Number(stats.mcnemar(right["final"], right["teacher"]), n=images, unit="", kind="p")
+    if right is not None and reference is not None and images == len(group):
+        p = Number(stats.mcnemar(right, reference), n=images, unit="", kind="p")
     return {
         "n": images,
         "seeds": group["seed"].nunique(),

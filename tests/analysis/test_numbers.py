@@ -1,6 +1,5 @@
 """Numbers keep their value, interval, n and kind until a table is shown; the manifest lists what a notebook made."""
 
-import json
 import math
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from apm import project
 from apm.analysis import numbers
 from apm.analysis.numbers import Number
 from apm.analysis.publish import Publisher
@@ -134,30 +132,6 @@ def test_publish_refuses_a_name_of_another_notebook_and_one_used_before(folder: 
             publish(table(), name, "")
 
 
-def test_notebooks_that_end_side_by_side_share_the_manifest(folder: Path) -> None:
-    for notebook in ("02_corruptions", "01_natural_shifts"):
-        manifest.note(folder, notebook, [], complete=True)
-    assert list(manifest.read(folder)["notebooks"]) == ["01_natural_shifts", "02_corruptions"]
-
-
-@pytest.mark.parametrize(
-    ("body", "error", "message"),
-    [
-        (None, FileNotFoundError, "make reproduce"),
-        ("", ValueError, "cannot be read"),
-        ("[1]", ValueError, "cannot be read"),
-        ('{"version": 0, "notebooks": {}}', ValueError, "of version 0"),
-    ],
-)
-def test_a_manifest_that_is_none_is_said(tmp_path: Path, body: str | None, error: type, message: str) -> None:
-    if body is not None:
-        (tmp_path / manifest.NAME).write_text(body)
-    with pytest.raises(error, match=message):
-        manifest.read(tmp_path)
-    manifest.note(tmp_path, "02_corruptions", [], complete=False)  # and is made anew by the next run
-    assert json.loads((tmp_path / manifest.NAME).read_text())["version"] == manifest.VERSION
-
-
 def test_numbers_that_are_gone_are_said(folder: Path) -> None:
     Publisher("mini", "02_corruptions")(table(), "02_x", "")
     numbers.numbers_of(folder, "02_corruptions").unlink()
@@ -165,7 +139,3 @@ def test_numbers_that_are_gone_are_said(folder: Path) -> None:
         numbers.read(folder)
     with pytest.raises(ValueError, match="Did you mean '02_corruptions'"):
         numbers.read(folder, "02_corruption")
-
-
-def test_results_dir_is_the_one_that_is_published_into(folder: Path) -> None:
-    assert Publisher("mini", "02_corruptions").folder == folder == project.results_dir("mini")
