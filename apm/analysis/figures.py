@@ -439,16 +439,10 @@ def grid_rgb(features: np.ndarray, *, fit: np.ndarray | None = None, own_range: 
     from, so that several calls share their colours; default the features themselves. own_range: components from fit, centre and scale
     from the features: for looks at one grid whose size changes.
 
-    Returns float64 RGB of the same shape with D replaced by 3. Raises ValueError for other shapes or non-finite values.
+    Returns float64 RGB of the same shape with D replaced by 3.
     """
     features = np.asarray(features, dtype=np.float64)
-    if features.ndim not in (3, 4):
-        raise ValueError(f"expected features of shape (h, w, D) or (N, h, w, D), found {features.shape}")
     base = features if fit is None else np.asarray(fit, dtype=np.float64)
-    if base.shape[-1] != features.shape[-1]:
-        raise ValueError(f"expected features of one width, found {features.shape[-1]} and {base.shape[-1]} in fit")
-    if not (np.isfinite(features).all() and np.isfinite(base).all()):
-        raise ValueError("features hold NaN or infinite values: they cannot be shown as colours")
     axes = components(base).T
     centre = (features if own_range else base).reshape(-1, base.shape[-1]).mean(axis=0)
     shown = (features - centre) @ axes

@@ -175,7 +175,7 @@ def mean(
     means = np.bincount(group, values) / members
     value = float(means.mean())
     part = share * (values - means[group])
-    by_stratum = np.bincount(stratum_of, np.bincount(image, part) ** 2)
+    by_stratum: np.ndarray = np.bincount(stratum_of, np.bincount(image, part) ** 2)
     df = np.inf
     if not (is_share or is_difference) or n > len(images):  # Welch and Satterthwaite: strata of different sizes
         degrees = np.maximum(size - 1, 1)
