@@ -199,9 +199,9 @@ def _cell(part: pd.DataFrame | None, rule: str, column: str, *, shown: bool) -> 
 
 def percent(value: Interval | float, *, interval: bool = True, kind: str = "accuracy", unit: str = "%") -> Number:
     """A `Number` of an estimate in percent or points, shown with or without its interval."""
-    if not isinstance(value, Interval):
+    if not isinstance(value, tuple):
         return Number(float(value), unit=unit, kind=kind)
-    return Number(*value, unit, kind, brief=not interval, df=value.df)
+    return Number(*value, unit, kind, brief=not interval, df=getattr(value, "df", None))
 
 
 def p_value(number: Number, limit: float = 0.0) -> float:

@@ -71,6 +71,11 @@ def test_a_number_that_is_none_is_refused(options: dict, message: str) -> None:
         Number(1.5, **options)
 
 
+def test_numbers_are_ordered_by_value() -> None:
+    assert max(Number(1.0, 0.0, 9.0), Number(2.0)).value == 2.0
+    assert (pd.Series([Number(2.0, n=3)]) >= pd.Series([Number(2.0, n=4)])).all()
+
+
 def test_tidy_rows_hold_what_the_cells_hold_and_come_back_from_their_file(tmp_path: Path) -> None:
     rows = numbers.tidy(table(), "02_x", kinds={"loss": "loss", "verdict": "verdict"})
     path = numbers.write(rows, tmp_path / "x.csv")
