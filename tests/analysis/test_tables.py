@@ -357,7 +357,7 @@ def test_shown_cells_carry_nothing_but_their_text_and_are_never_cut():
 
 
 def test_intervals_of_a_table_wider_than_a_page_break_below_their_estimates():
-    cells = {f"c{i}": [percent((50.0, 40.0, 60.0))] for i in range(tables.WIDE + 1)}
+    cells = {f"c{i}": [percent(stats.Interval(50.0, 40.0, 60.0, 20))] for i in range(tables.WIDE + 1)}
     assert "50.0 [40.0,\u00a060.0]" in show(pd.DataFrame(cells), "T")._repr_html_()
     assert "white-space: normal" in show(pd.DataFrame(cells), "T")._repr_html_()
     narrow = show(pd.DataFrame(cells).iloc[:, :3], "T")._repr_html_()
