@@ -44,7 +44,7 @@ def test_means_and_paired_differences_by_hand() -> None:
     measure = answers.number(np.linspace(0, 1, 11), "dB")
     assert (measure.value, measure.unit, measure.kind) == (pytest.approx(0.5), "dB", "measure")
     assert measure.low < 0.5 < measure.high
-    with pytest.raises(ValueError, match="1 of 12 values are NaN or infinite, the first at 3"):
+    with pytest.raises(ValueError, match="1 of 12 values are NaN or infinite"):
         answers.number(np.where(np.arange(12) == 3, np.inf, 1.0))
     right = np.arange(20) < 15
     values = {"ours": {"a: hit": right, "b": 1.0 * right}, "other": {"a: hit": ~right}}
