@@ -243,7 +243,7 @@ class _State:
         self.epoch = 0
         self.losses = torch.full((config.epochs, 2), math.nan, dtype=torch.float64)
 
-    def advance(self, done: Callable[[int], None]) -> None:
+    def advance(self, done: Callable[[int], object]) -> None:
         """One pass over the images in a new order."""
         config, n = self.config, len(self.data)
         self.order[:] = [x.tolist() for x in torch.randperm(n, generator=self.generator).split(config.batch)]
@@ -1128,6 +1128,6 @@ def animation(walk: Walk, *, fit: np.ndarray | None = None, side: int = 128, mil
     indexed = together.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     frames = [indexed.crop((0, place * height, width, (place + 1) * height)) for place in range(len(steps))]
     buffer = io.BytesIO()
-    options: dict[str, Any] = {"duration": milliseconds, "loop": 0, "optimize": False, "disposal": 1}
+    options: dict[str, Any] = {"duration": milliseconds, "loop": 0, "optimize": True, "disposal": 1}
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], **options)
     return buffer.getvalue()

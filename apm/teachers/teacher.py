@@ -51,7 +51,7 @@ from apm.data import prompts
 from apm.data.datasets import Dataset, UnreadableImage
 from apm.data.datasets import load as load_dataset
 from apm.lockstep import caller_free
-from apm.project import atomic_path, cache_dir, sha256_file, sha256_of, unknown
+from apm.project import atomic_path, cache_dir, located, sha256_file, sha256_of, unknown
 from apm.project.identity import RUN_MODULES, code_of, code_version, libraries
 from apm.project.progress import progress
 from apm.typed import checked
@@ -340,7 +340,7 @@ def load(
 
     name: "mini" (the weights in data/teachers), any open_clip model name, an open_clip "hf-hub:" or "local-dir:"
     name, or the path of a model configuration (.json). pretrained: an open_clip tag; a checkpoint file (.safetensors,
-    or .pt/.bin/.pth read with weights_only); or both as "TAG=FILE", a file with the weights of that tag, which says how they want
+    or .pt/.bin/.pth read with weights_only); or both as "TAG=FILE" (a file in data/cache lies in `apm.project.cache_dir`), a file with the weights of that tag, which says how they want
     their images (mean, std, resizing) and which activation they were trained with. A name "timm:MODEL" is an image tower of timm without a text tower, such as
     "timm:vit_large_patch14_reg4_dinov2.lvd142m", the teacher of dataset-scale training; pretrained is then a file, or None
     for timm's own weights. "timm:MODEL@448" reads images of 448 px: timm fits the position codes of vision transformers. precision: "fp32", "bf16" or "fp16". feature_dtype: of the cached features, "float32" or
@@ -353,6 +353,7 @@ def load(
     nor reachable; ModuleNotFoundError for a teacher whose tokenizer needs transformers (SigLIP) where that is not installed. Warns of a file without tag where the model's tags want their images in different ways, and of weights that are not
     those of the card of their name in data/teachers.
     """
+    pretrained = located(pretrained) if isinstance(pretrained, str) else pretrained
     teacher = _load(name, pretrained, device, precision, cache)
     if feature_dtype not in ("float32", "float16"):
         raise unknown("feature_dtype", feature_dtype, ("float32", "float16"))
