@@ -89,7 +89,7 @@ def parse(lines: Sequence[Mapping[str, Any]]) -> list[Ablation]:
             check_fields(made.training, TTTConfig, "training")
             if made.name in parsed:
                 raise ValueError(f"the name {made.name!r} is used twice")
-            others = [str(other["name"]) for other in lines if isinstance(other, Mapping) and other is not line]
+            others = [str(other.get("name")) for other in lines if isinstance(other, Mapping) and other is not line]
             if made.against is not None and made.against not in others:
                 raise project.unknown("line to compare with", made.against, others)
         except ValueError as error:
@@ -116,11 +116,6 @@ def method(
         return OneSampleStudent(teacher, line.network, config, size, f"ablation {line.name}", line.init or "default")
     except ValueError as error:
         raise ValueError(f"ablation {line.name!r}: {error}") from error
-
-
-def size_of(chosen: methods.APM | OneSampleStudent) -> int:
-    """Number of weights that a line trains."""
-    return chosen.parameters() if isinstance(chosen, OneSampleStudent) else count_parameters(chosen.config.trained)
 
 
 def run(
@@ -165,8 +160,9 @@ def run(
             runs = [records.run(made, data, seed=seed, **options) for seed in seeds]
             done[key] = line.name, pd.concat(runs, ignore_index=True)
         first, found = done[key]
+        parameters = made.parameters() if isinstance(made, OneSampleStudent) else count_parameters(made.config.trained)
         said = {"part": line.part, "variant": line.name, "against": line.against or ""}
-        frames.append(found.assign(parameters=size_of(made), same_as="" if first == line.name else first, **said))
+        frames.append(found.assign(parameters=parameters, same_as="" if first == line.name else first, **said))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -316,7 +312,7 @@ def settings(rows: pd.DataFrame) -> pd.DataFrame:
             "same run as": ("same_as", "first"),
         }
     )
-    return table if table["data"].nunique() > 1 else table.drop(columns="data")
+    return table if len(set(table["data"])) > 1 else table.drop(columns="data")
 
 
 def moved(found: Mapping[str, pd.DataFrame], same: Sequence[str]) -> pd.DataFrame:

@@ -7,11 +7,13 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
 from apm import lockstep, methods, project, teachers, ttt
 from apm.data.datasets import Dataset
@@ -40,26 +42,21 @@ def _mlp(size: int, width: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(sides[-1], width))
 
 
-def _resnet(name: str) -> Callable[[int, int], nn.Module]:
-    def build(size: int, width: int) -> nn.Module:
-        from torchvision import models
-
-        if size < 33:
-            raise ValueError(
-                f"network {name}: images of {size} px become 1 x 1 maps, whose batch normalisation over one image has no "
-                "variance: set size: 64 or larger in the ablation's line"
-            )
-        return getattr(models, name)(weights=None, num_classes=width)
-
-    return build
+def _resnet(size: int, width: int, *, build: Callable[..., nn.Module]) -> nn.Module:
+    if size < 33:
+        raise ValueError(
+            f"{build.__name__}: images of {size} px become 1 x 1 maps, whose batch normalisation over one image has no variance: "
+            "set size: 64 or larger in the ablation's line"
+        )
+    return build(weights=None, num_classes=width)
 
 
 # (side of the square image in pixels, D) -> module from images (N, 3, size, size) to features (N, D)
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "vector": Vector,
     "mlp": _mlp,
-    "resnet18": _resnet("resnet18"),
-    "resnet34": _resnet("resnet34"),
+    "resnet18": partial(_resnet, build=models.resnet18),
+    "resnet34": partial(_resnet, build=models.resnet34),
 }
 INITS = ("default", "normal")
 _GLOBAL_SEED = threading.Lock()
@@ -134,15 +131,26 @@ class OneSampleStudent:
         if self.config.normalise_target:
             targets = nn.functional.normalize(targets, dim=-1)
         text = self.teacher.text_features(dataset.classnames, dataset.templates).to(images)
-        n, steps = len(images), self.config.iterations + 1
-        losses, path = torch.full((n, steps), math.nan), torch.full((n, steps), -1)
+        shape = len(images), self.config.iterations + 1
+        losses, path = torch.full(shape, math.nan), torch.full(shape, -1)
 
         def train(part: slice) -> dict[str, Tensor]:
-            for i in range(part.start, part.stop):
-                losses[i], path[i] = self._train(images[i : i + 1], targets[i], text, seed)
+            i = part.start
+            module = self.build(ttt.image_seed(seed, images[i])).train()
+            optimiser = torch.optim.Adam(module.parameters(), lr=self.config.learning_rate, fused=True)
+            schedule = torch.optim.lr_scheduler.StepLR(optimiser, self.config.decay_every, self.config.decay)
+            for k in range(shape[1]):
+                feature = module(images[part])[0]  # (D,)
+                loss = (feature - targets[i]).square().mean()
+                losses[i, k], path[i, k] = loss.detach(), ttt.cosine_scores(feature.detach(), text).argmax()
+                if k < self.config.iterations:
+                    optimiser.zero_grad()
+                    loss.backward()
+                    optimiser.step()
+                    schedule.step()
             return {}
 
-        lockstep.side_by_side(train, [slice(i, i + 1) for i in range(n)], images.device)
+        lockstep.side_by_side(train, [slice(i, i + 1) for i in range(len(images))], images.device)
         failed = ~losses.isfinite().all(dim=1)
         path[failed] = -1
         lowest = losses.nan_to_num(math.inf).argmin(dim=1, keepdim=True)
@@ -154,22 +162,3 @@ class OneSampleStudent:
             minimum_loss_prediction=path.gather(1, lowest)[:, 0].numpy(),
             status=["non-finite loss" if bad else "ok" for bad in failed],
         )
-
-    def _train(self, image: Tensor, target: Tensor, text: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Losses (K + 1,) and predictions (K + 1,) of one image (1, 3, S, S)."""
-        config = self.config
-        module = self.build(ttt.image_seed(seed, image[0])).train()
-        optimiser = torch.optim.Adam(module.parameters(), lr=config.learning_rate, fused=True)
-        schedule = torch.optim.lr_scheduler.StepLR(optimiser, config.decay_every, config.decay)
-        losses, path = [], []
-        for k in range(config.iterations + 1):
-            feature = module(image)  # (1, D)
-            loss = (feature[0] - target).square().mean()
-            losses.append(loss.detach().cpu())
-            path.append(ttt.cosine_scores(feature.detach(), text)[0].argmax().cpu())
-            if k < config.iterations:
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-        return torch.stack(losses), torch.stack(path)
