@@ -530,7 +530,8 @@ class APM(nn.Module):
         layers, uniform in +-1/sqrt(fan_in), for training over a dataset."""
         super().__init__()
         self.config = config
-        weights = draw_parameters(config, generator, std=std or 1.0, dtype=dtype)
+        # drawn in float32: the same student in any precision
+        weights = {name: x.to(dtype) for name, x in draw_parameters(config, generator, std=std or 1.0).items()}
         if std is None:
             bound = 0.0
             for name, value in weights.items():
