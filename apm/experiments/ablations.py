@@ -272,8 +272,9 @@ def after(rows: pd.DataFrame, base: str, k: int | None = None) -> pd.DataFrame:
         against = own["against"].iloc[0] or base
         theirs = updates(parts[against])
         at = min(chosen, theirs)
-        if against != variant and at >= (k or 1) and (found := compared(own, parts[against], chosen, at)):
-            line |= {"compared with": against if at == theirs else f"{against}, k = {at}", "difference": found}
+        found = compared(own, parts[against], chosen, at) if against != variant and at >= (k or 1) else None
+        named = against if at == theirs else f"{against}, k = {at}"
+        line |= {"compared with": named if found else None, "difference": found}
     if not lines:
         raise ValueError(f"no variant was trained for {k} iterations: name fewer")
     table = pd.DataFrame.from_dict(lines, orient="index").rename_axis(["part", "variant"])
