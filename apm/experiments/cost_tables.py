@@ -208,10 +208,10 @@ def memory_table(
 
 def timing_table(timings: Sequence[Timing]) -> pd.DataFrame:
     """Seconds by network and columns at a time, costs of this machine. With CUDA's own peak of memory where there is one."""
-    table = pd.DataFrame(timings).dropna(axis="columns", how="all")
-    table["share"] *= 100
     chunks = [f"{t.chunk} at a time" if t.chunk else "" for t in timings]
-    table = table.set_index(["network", pd.Index(chunks, name="columns at a time")]).drop(columns="chunk")
+    table = pd.DataFrame(timings).set_index(["network", pd.Index(chunks, name="columns at a time")])
+    table = table.drop(columns="chunk").dropna(axis="columns", how="all")
+    table["share"] *= 100
     if "cuda_peak" in table:
         table["cuda_peak"] /= 1e6
     return table.rename(columns={"share": "columns run (%)", "cuda_peak": "CUDA peak (MB)"})

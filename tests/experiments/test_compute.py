@@ -243,9 +243,9 @@ def test_times_are_scaled_to_the_whole_grid(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(compute.time, "perf_counter", lambda: float(next(clock)))  # every measurement takes 1 s
     # before the columns 1 s and after them 1 s are done once; the columns' 1 s is for an eighth of them
     part = compute.time_columns(SMALL, 2, most=4, repeats=2)
-    assert (part.seconds, part.least, part.most, part.measured) == (10.0, 10.0, 10.0, 1 / 8)
+    assert (part.seconds, part.least, part.most, part.share) == (10.0, 10.0, 10.0, 1 / 8)
     whole = compute.time_columns(SMALL, 64, most=4, repeats=2)
-    assert (whole.seconds, whole.measured) == (3.0, 1.0)
+    assert (whole.seconds, whole.share) == (3.0, 1.0)
     with pytest.raises(ValueError, match="repeats must be at least 1, found 0"):
         compute.time_columns(SMALL, 2, repeats=0)
 
