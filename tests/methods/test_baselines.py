@@ -17,8 +17,11 @@ from apm import methods, teachers
 from apm import methods as baselines
 from apm.data import prompts
 from apm.data.datasets import Dataset, UnreadableImage
-from apm.methods import better_targets, common, mta, registry, tda, tent, views, zero
+from apm.methods import apm as student
+from apm.methods import method as room
+from apm.methods import mta, tda, tent, views, zero
 from apm.model import APMConfig
+from apm.project.identity import RUN_MODULES, code_version
 from apm.runs import records
 from apm.teachers import Encoding
 from apm.ttt import TTTConfig
@@ -39,7 +42,8 @@ class Colour:
     """A teacher whose feature is the mean red and green of an image (n, 2), in 0..1; white images give no number."""
 
     name, width, hash, precision, image_size = "colour", 2, "0" * 64, "fp32", 8
-    device, logit_scale = torch.device("cpu"), 2.0
+    device, logit_scale, logit_bias = torch.device("cpu"), 2.0, None
+    probabilities = teachers.Teacher.probabilities
     preprocess_config = PreprocessCfg(size=8)
 
     def __init__(self, *layers: nn.Module, text=((1.0, 0.0), (0.0, 1.0))) -> None:
@@ -58,9 +62,6 @@ class Colour:
     def text_features(self, classnames, templates):
         return self.text.clone()
 
-    def probabilities(self, scores):
-        return (self.logit_scale * scores.float()).softmax(dim=-1)
-
 
 def colours(*rg: tuple[int, int]) -> Dataset:
     """Images of one colour each (red, green, 0): every crop has the image's own feature."""
@@ -73,6 +74,11 @@ def dataset(images: np.ndarray) -> Dataset:
     n = len(images)
     print_of = f"{hash(images.tobytes()):x}"
     return Dataset("toy", images, np.arange(n) % 2, ("ant", "bee"), ("a {}",), print_of, np.arange(n))
+
+
+def units(teacher, data, positions, n: int) -> torch.Tensor:
+    """(N, n, D) unit features of n views."""
+    return nn.functional.normalize(views.encoded(teacher, data, positions, n, seed=0).features, dim=-1)
 
 
 def noise(n: int = 6) -> Dataset:
@@ -108,15 +114,13 @@ def build(name: str, teacher=None, /, **options):
 def nothing_kept(monkeypatch: pytest.MonkeyPatch):
     def features(teacher, data):
         rows = np.full((len(data.images), teacher.width), np.nan, dtype=np.float32)
-        for i in range(len(rows)):
-            try:
-                rows[i] = teacher.encode(teacher.transform([data.images[i]])).feature[0].numpy()
-            except UnreadableImage:  # as apm.teachers.features does
-                continue
+        for i in methods.readable(data, np.arange(len(rows)))[0]:  # the others stay NaN, as in apm.teachers.features
+            rows[i] = teacher.encode(teacher.transform([data.images[i]])).feature[0].numpy()
         return rows
 
     views.forget()
-    monkeypatch.setattr(teachers, "features", features)
+    for place in (teachers, teachers.teacher):  # the second for `features_at`
+        monkeypatch.setattr(place, "features", features)
 
 
 # ------------------------------------------------------------------------------------------------------------- all of them
@@ -182,46 +186,39 @@ def test_an_image_without_a_feature_fails_alone(name: str) -> None:
 def test_settings_are_plain_and_change_with_the_options(name: str) -> None:
     method = build(name)
     json.dumps(method.settings())
-    file = {"apm-views": "better_targets"}.get(name, name)
-    assert method.modules == common.modules(file)
-    assert type(method).__module__ == f"apm.baselines.{file}"
+    assert method.modules == (*RUN_MODULES, "methods.views", f"methods.{'apm' if name == 'apm-views' else name}")
     for change in ({"flip": False}, {"augmix": True}, {"templates": ("the {}",)}, {"views": 20}):
         assert build(name, **change).settings() != method.settings(), change
     assert build(name, name="another row").settings() == method.settings()
 
 
 def test_another_methods_file_does_not_change_the_code_that_a_record_depends_on(tmp_path) -> None:
-    source = Path(records.__file__).parent
-    for module in [*records.RUN_MODULES, *(f"baselines/{p.stem}" for p in (source / "baselines").glob("*.py"))]:
-        (tmp_path / module).parent.mkdir(exist_ok=True, parents=True)
-        shutil.copy(source / f"{module}.py", tmp_path / f"{module}.py")
-    before = records.code_version(common.modules("zero"), tmp_path)
-    (tmp_path / "baselines" / "mine.py").write_text("VIEWS = 3")
-    (tmp_path / "baselines" / "mta.py").write_text("ROUNDS = 6")
-    records.code_version.cache_clear()
-    assert records.code_version(common.modules("zero"), tmp_path) == before
-    for own in ("zero", "views"):
-        with (tmp_path / "baselines" / f"{own}.py").open("a") as file:
+    shutil.copytree(Path(methods.__file__).parents[1], tmp_path / "apm", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def version(changed: str) -> str:
+        with (tmp_path / "apm" / "methods" / f"{changed}.py").open("a") as file:
             file.write("\nCHANGED = 1\n")
-        records.code_version.cache_clear()
-        after = records.code_version(common.modules("zero"), tmp_path)
-        assert after != before, own
-        before = after
+        code_version.cache_clear()
+        return code_version(zero.Zero.modules, tmp_path / "apm")
+
+    before = code_version(zero.Zero.modules)
+    assert version("mta") == version("mine") == before
+    assert len({before, version("zero"), version("views"), version("method")}) == 4
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("zero", {"views": 10.5}, "option views of baseline 'zero': expected a whole number, found 10.5"),
+        ("zero", {"views": 10.5}, "Zero: views: expected a whole number, found 10.5"),
         ("zero", {"views": True}, "expected a whole number, found True"),
-        ("zero", {"share": "0.1"}, "option share of baseline 'zero': expected a number, found '0.1': write it without"),
+        ("zero", {"share": "0.1"}, "Zero: share: expected a number, found '0.1': write it without"),
         ("tent", {"learning_rate": "1e-3"}, "expected a number, found '1e-3'.*YAML reads 1e-3 as text"),
-        ("zero", {"flip": "no"}, "option flip of baseline 'zero': expected true or false, found 'no'"),
-        ("zero", {"name": 3}, "option name of baseline 'zero': expected text, found 3"),
+        ("zero", {"flip": "no"}, "Zero: flip: expected true or false, found 'no'"),
+        ("zero", {"name": 3}, "Zero: name: expected text, found 3"),
         ("tda", {"order_seed": 1.5}, "expected a whole number or null, found 1.5"),
         ("tda", {"entropy_between": (0.2,)}, "expected a list of 2, each a number"),
         ("zero", {"templates": "a {}"}, "expected a list, each text or null, found 'a {}'"),
-        ("tpt", {"coop": {"epochs": 1.5}}, "option epochs of baseline 'coop': expected a whole number, found 1.5"),
+        ("tpt", {"coop": {"epochs": 1.5}}, "CoOp: epochs: expected a whole number, found 1.5"),
         ("tpt", {"coop": "digits-train"}, "expected a mapping or null"),
     ],
 )
@@ -257,8 +254,8 @@ def test_unknown_names_and_options_list_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown option of baseline 'zero' 'veiws'.*Did you mean 'views'"):
         baselines.create("zero", Colour(), veiws=3)
     with pytest.raises(ValueError, match="'zero' is taken by"):
-        registry.register("zero")(tda.TDA)
-    assert registry.register("zero")(zero.Zero) is zero.Zero  # loaded twice: no error
+        methods.register("zero")(tda.TDA)
+    assert methods.register("zero")(zero.Zero) is zero.Zero  # loaded twice: no error
     assert set(NAMES) <= set(baselines.REGISTRY)
 
 
@@ -369,7 +366,7 @@ def test_the_soft_vote_is_that_of_float16() -> None:
     assert np.array_equal(hard, soft)  # far from any tie
     teacher = Colour(text=[unit(44.9)[0].tolist(), unit(45.1)[0].tolist()])
     hard, soft = (build("zero", teacher, soft_vote=s).predict(data, places, 0).prediction for s in (False, True))
-    cosines = views.encode_views(teacher, data, places, 10, seed=0) @ teacher.text.T
+    cosines = units(teacher, data, places, 10) @ teacher.text.T
     assert soft.tolist() == [plain_zero(one.tolist(), 2.0, 0.3) for one in cosines]
     assert not np.array_equal(hard, soft)
 
@@ -569,7 +566,7 @@ def test_any_error_on_one_image_leaves_the_stream_as_if_it_were_not_there(
         return call
 
     if number_of_views > 1:
-        monkeypatch.setattr(tda, "encoded", failing(views.encoded))
+        monkeypatch.setattr(room, "encoded", failing(views.encoded))
     else:
         original = tda.TDA._seen
 
@@ -757,9 +754,9 @@ def test_a_tower_without_normalisation_layers_cannot_be_tented() -> None:
 def test_the_target_is_the_mean_over_the_confident_views() -> None:
     features = unit(0, 10, 45).float() * torch.tensor([[1.0], [3.0], [5.0]])
     text = torch.eye(2)
-    mean = better_targets.mean_target(features, text, 2.0, 0.67, unit=True)  # two of three, not the one in between
+    mean = student.mean_target(features, text, 2.0, 0.67, unit=True)  # two of three, not the one in between
     torch.testing.assert_close(mean, unit(0, 10).float().mean(dim=0))
-    long = better_targets.mean_target(features, text, 2.0, 0.67, unit=False)
+    long = student.mean_target(features, text, 2.0, 0.67, unit=False)
     torch.testing.assert_close(long, features[:2].mean(dim=0))
 
 
@@ -793,7 +790,7 @@ def test_more_views_give_the_student_another_target() -> None:
     teacher, data = Colour(), noise()
     method = build("apm-views", teacher, views=10, share=0.3)
     targets, _ = method.targets(data, np.arange(6), 0)
-    seen = views.encode_views(teacher, data, np.arange(6), 10, seed=0)
+    seen = units(teacher, data, np.arange(6), 10)
     expected = [one[views.confident(2 * one, 0.3)].mean(dim=0) for one in seen]
     torch.testing.assert_close(targets, torch.stack(expected))
     said = method.predict(data, np.arange(6), 0)

@@ -41,7 +41,8 @@ class FakeTeacher:
 
 @pytest.fixture
 def teacher(monkeypatch: pytest.MonkeyPatch) -> FakeTeacher:
-    monkeypatch.setattr(teachers, "features", lambda teacher, dataset: teacher.features(dataset))
+    for place in (teachers, teachers.teacher):  # the second for `features_at`
+        monkeypatch.setattr(place, "features", lambda teacher, dataset: teacher.features(dataset))
     return FakeTeacher()
 
 
@@ -57,7 +58,7 @@ CONFIG = TTTConfig(APMConfig(grid=(4, 4), patch=4, hidden=(32, 16), width=12), i
 
 
 def test_the_released_protocol_leaves_an_unreadable_image_out_of_its_sequence(
-    teacher: FakeTeacher, data: Dataset
+    teacher: FakeTeacher, data: Dataset, tmp_path: Path
 ) -> None:
     class Broken(list):
         def __getitem__(self, i):
@@ -67,18 +68,18 @@ def test_the_released_protocol_leaves_an_unreadable_image_out_of_its_sequence(
 
     config = dataclasses.replace(CONFIG, protocol="as_released", decay_every=40)
     method, broken = methods.APM(teacher, config), dataclasses.replace(data, images=Broken(data.images))
-    found = method.predict(broken, np.arange(8), 0)
-    others = np.array([0, 1, 2, 3, 5, 6, 7])
+    with pytest.raises(records.RecordError, match=r"failed on image 4 of 'toy': UnreadableImage: .*img4.jpg"):
+        records.run(method, broken, folder=tmp_path)
+    found = records.run(method, broken, folder=tmp_path, on_error="record")
+    others = np.array([i for i in range(12) if i != 4])
     expected = method.predict(data, others, 0)  # the sequence without it
-    assert found.status[4].startswith("error: UnreadableImage: cannot read the image img4.jpg")
-    assert found.prediction[4] == -1
-    assert np.isnan(found.last_loss[4])
-    assert np.array_equal(found.path[others], expected.path)
-    assert np.array_equal(found.last_loss[others], expected.last_loss)
-    assert np.array_equal(found.extra["confidence"][others], expected.extra["confidence"])
-    assert np.isnan(found.extra["confidence"][4])
-    nothing = method.predict(broken, np.array([4]), 0)
-    assert (nothing.prediction == -1).all()
+    assert found["status"][4].startswith("error: UnreadableImage: cannot read the image img4.jpg")
+    assert found["prediction"][4] == -1
+    assert np.isnan(found["last_loss"][4])
+    assert np.isnan(found["confidence"][4])
+    assert found["path"][others].map(list).tolist() == expected.path.tolist()
+    assert np.array_equal(found["last_loss"][others], expected.last_loss)
+    assert np.array_equal(found["confidence"][others], expected.extra["confidence"])
 
 
 def test_zero_shot_takes_the_class_of_largest_cosine(teacher: FakeTeacher, data: Dataset) -> None:
@@ -221,13 +222,15 @@ def test_a_student_that_does_not_fit_teacher_or_images_is_refused(
 # ------------------------------------------------------------------------------------------------ how sure, and at what cost
 
 
-def test_confidence_is_the_softmax_at_the_teachers_temperature(teacher: FakeTeacher) -> None:
-    scores = torch.tensor([[0.1, 0.3, 0.2], [0.0, 0.0, 0.0]])
-    said = methods.confidence(teacher, scores, torch.tensor([1, -1]))
-    by_hand = np.exp(3.0) / (np.exp(1.0) + np.exp(3.0) + np.exp(2.0))
-    assert said["confidence"][0] == pytest.approx(by_hand)
-    assert np.isnan(said["confidence"][1])  # a failure
-    assert said["teacher_passes"].tolist() == [1.0, 1.0]
+def test_an_outcome_has_the_probability_of_what_is_predicted_and_fails_where_that_is_no_number() -> None:
+    probabilities = torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.3, 0.3], [0.2, torch.nan, 0.3], [0.8, 0.1, 0.1]])
+    said = methods.outcome(probabilities, teacher_passes=3, status=["ok", "ok", "ok", "lost"], prediction=None)
+    assert said.prediction.tolist() == [1, 0, -1, -1]
+    assert said.status == ["ok", "ok", "non-finite class scores", "lost"]
+    np.testing.assert_allclose(said.extra["confidence"], [0.5, 0.4, np.nan, np.nan])
+    assert said.extra["teacher_passes"].tolist() == [3.0] * 4
+    other = methods.outcome(probabilities[:2], teacher_passes=1, prediction=torch.tensor([2, 2]))
+    np.testing.assert_allclose(other.extra["confidence"], [0.3, 0.3])
 
 
 def test_both_methods_say_how_sure_they_are(teacher: FakeTeacher, data: Dataset) -> None:

@@ -11,12 +11,14 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from test_baselines import units
 
 from apm import methods as baselines
 from apm import project, teachers
 from apm.data import corruptions, datasets
 from apm.data.datasets import Dataset
-from apm.methods import common, prompt_tuning, views
+from apm.methods import method as room
+from apm.methods import prompt_tuning, views
 from apm.methods.prompt_tuning import CoOp, Prompts
 from apm.runs import records
 
@@ -37,7 +39,7 @@ def teacher() -> teachers.Teacher:
 def own_cache(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(project, "cache_dir", lambda: tmp_path)
     monkeypatch.setattr(prompt_tuning, "cache_dir", lambda: tmp_path)
-    monkeypatch.setattr(teachers, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(teachers.teacher, "cache_dir", lambda: tmp_path)
     views.forget()
     prompt_tuning._load.cache_clear()
 
@@ -124,7 +126,7 @@ def test_tpt_predicts_by_the_tuned_prompt_and_forgets_it(teacher: teachers.Teach
     said = method.predict(data, np.arange(6), seed=0)
     own = Prompts(teacher, NAMES, "a photo of a")
     for row in (0, 3):
-        seen = views.encode_views(teacher, data, [row], 10, seed=0)[0]
+        seen = units(teacher, data, [row], 10)[0]
         vectors = prompt_tuning.tune(own, own.start, seen, teacher.logit_scale, share=0.1, steps=1, rate=5e-3)
         probabilities = (teacher.logit_scale * own.features(vectors) @ seen[0]).softmax(dim=-1)
         assert said.prediction[row] == int(probabilities.argmax())
@@ -144,7 +146,7 @@ def test_an_image_without_a_feature_fails_alone(teacher: teachers.Teacher, monke
         seen.features[1, 4] = torch.nan
         return seen
 
-    monkeypatch.setattr(prompt_tuning, "encoded", broken)
+    monkeypatch.setattr(room, "encoded", broken)
     said = baselines.create("tpt", teacher, views=10, augmix=False).predict(noise(3), np.arange(3), 0)
     assert said.prediction[1] == -1
     assert said.status[1] == "non-finite class scores"
@@ -332,7 +334,7 @@ def test_tpt_starts_from_what_coop_learned(teacher, toy_train: Dataset) -> None:
     said = both.predict(data, np.arange(2), seed=0)
     start = CoOp(teacher, train="toy-train", **options).vectors(data)
     own = Prompts(teacher, NAMES, "a photo of a")
-    seen = views.encode_views(teacher, data, [1], 10, seed=0)[0]
+    seen = units(teacher, data, [1], 10)[0]
     vectors = prompt_tuning.tune(own, start, seen, teacher.logit_scale, share=0.1, steps=1, rate=5e-3)
     probabilities = (teacher.logit_scale * own.features(vectors) @ seen[0]).softmax(dim=-1)
     assert said.extra["confidence"][1] == pytest.approx(float(probabilities.max()), rel=1e-4)
@@ -344,7 +346,6 @@ def test_records_take_what_they_say(teacher, toy_train: Dataset, tmp_path) -> No
         frame = records.run(method, noise(), folder=tmp_path / "records", shard_size=2)
         assert frame["shard"].nunique() == 3
         assert frame["confidence"].between(0, 1).all()
-        assert method.modules == common.modules("prompt_tuning")
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
