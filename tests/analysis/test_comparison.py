@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_baselines import Colour, noise, nothing_kept  # noqa: F401
+from colours import Colour, noise, nothing_kept  # noqa: F401
 
 from apm import methods, project
 from apm.analysis import benchmark, comparison, numbers, stats

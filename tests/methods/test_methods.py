@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from open_clip.transform import PreprocessCfg
+from colours import stored_features
+from fakes import FakeTeacher
 from PIL import Image
 
 from apm import methods, teachers, ttt
@@ -19,30 +20,9 @@ from apm.ttt import TTTConfig
 CLASSES = ("ant", "bee", "cow")
 
 
-class FakeTeacher:
-    """A teacher whose feature is a fixed linear map of the mean colour of image quarters: no training, no download."""
-
-    logit_scale = 10.0
-    logit_bias = None
-    probabilities = teachers.Teacher.probabilities
-    preprocess_config = PreprocessCfg(size=16)
-    name, width, hash, device, mean, std = "fake", 12, "0" * 64, torch.device("cpu"), (0.5,) * 3, (0.5,) * 3
-
-    def text_features(self, classnames, templates):
-        g = torch.Generator().manual_seed(len(templates))
-        return torch.nn.functional.normalize(torch.randn(len(classnames), 12, generator=g), dim=-1)
-
-    def features(self, dataset):
-        quarters = np.stack(
-            [[i[a : a + 8, b : b + 8].mean((0, 1)) for a in (0, 8) for b in (0, 8)] for i in dataset.images]
-        )
-        return (quarters.reshape(len(quarters), 12) / 255 - 0.5).astype(np.float32)
-
-
 @pytest.fixture
 def teacher(monkeypatch: pytest.MonkeyPatch) -> FakeTeacher:
-    for place in (teachers, teachers.teacher):  # the second for `features_at`
-        monkeypatch.setattr(place, "features", lambda teacher, dataset: teacher.features(dataset))
+    stored_features(monkeypatch, lambda teacher, dataset: teacher.features(dataset))
     return FakeTeacher()
 
 

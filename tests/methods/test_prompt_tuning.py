@@ -11,10 +11,10 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from test_baselines import units
+from colours import units
 
 from apm import methods as baselines
-from apm import project, teachers
+from apm import teachers
 from apm.data import corruptions, datasets
 from apm.data.datasets import Dataset
 from apm.methods import method as room
@@ -37,9 +37,7 @@ def teacher() -> teachers.Teacher:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(project, "cache_dir", lambda: tmp_path)
-    monkeypatch.setattr(prompt_tuning, "cache_dir", lambda: tmp_path)
-    monkeypatch.setattr(teachers.teacher, "cache_dir", lambda: tmp_path)
+    monkeypatch.setenv("APM_CACHE", str(tmp_path))
     views.forget()
     prompt_tuning._load.cache_clear()
 
@@ -50,10 +48,20 @@ def noise(n: int = 6, name: str = "toy", seed: int = 5) -> Dataset:
     return Dataset(name, images, np.arange(n) % 3, NAMES, TEMPLATE, print_of, np.arange(n))
 
 
+def known(monkeypatch: pytest.MonkeyPatch, name: str, load) -> None:
+    """A data set of that name exists, and is what load() returns."""
+    other, names = datasets.load, datasets.names()
+    monkeypatch.setattr(
+        datasets, "load", lambda wanted, **options: load() if wanted == name else other(wanted, **options)
+    )
+    monkeypatch.setattr(datasets, "names", lambda: [*names, name])
+    prompt_tuning._load.cache_clear()
+
+
 @pytest.fixture
 def toy_train(monkeypatch: pytest.MonkeyPatch) -> Dataset:
     split = noise(9, "toy-train", seed=6)
-    monkeypatch.setitem(datasets._LOADERS, "toy-train", lambda root=None, seed=0: split)
+    known(monkeypatch, "toy-train", lambda: split)
     return split
 
 
@@ -287,7 +295,7 @@ def test_the_training_split_is_read_once_and_never_by_predict(
     teacher, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path
 ) -> None:
     split, loads = noise(9, "toy-train", seed=6), []
-    monkeypatch.setitem(datasets._LOADERS, "toy-train", lambda root=None, seed=0: loads.append(1) or split)
+    known(monkeypatch, "toy-train", lambda: loads.append(1) or split)
     own = {"train": "toy-train", "shots": 1, "epochs": 2}
     options = own if name == "coop" else {"views": 10, "augmix": False, "coop": own}
     method = baselines.create(name, teacher, **options)
@@ -295,8 +303,7 @@ def test_the_training_split_is_read_once_and_never_by_predict(
     assert frame["shard"].nunique() == 3
     assert len(loads) == 1
 
-    prompt_tuning._load.cache_clear()  # as in another process, which gets the method with what it has learned
-    monkeypatch.setitem(datasets._LOADERS, "toy-train", None)
+    known(monkeypatch, "toy-train", None)  # as in another process, which gets the method with what it has learned
     clone = copy.copy(method)
     clone.teacher = None
     coop = clone if name == "coop" else clone._coop
@@ -316,8 +323,7 @@ def test_other_training_images_are_another_identity(teacher, name: str, monkeypa
     found = []
     for seed in (6, 7):
         split = noise(9, "toy-train", seed=seed)
-        monkeypatch.setitem(datasets._LOADERS, "toy-train", lambda root=None, seed=0, split=split: split)
-        prompt_tuning._load.cache_clear()
+        known(monkeypatch, "toy-train", lambda split=split: split)
         method = baselines.create(name, teacher, **(own if name == "coop" else {"coop": own}))
         found.append((method.data_identity(noise()), method.settings()))
     assert found[0][0] != found[1][0]

@@ -549,7 +549,9 @@ def test_load_returns_what_run_returned_and_says_what_is_missing(tmp_path):
         columns = [name for name in expected if name not in ("shard", "milliseconds", "confidence")]
         pd.testing.assert_frame_equal(own[columns], expected[columns])
     run(FakeTTT(factor=2), data(), folder=tmp_path)
-    with pytest.raises(ValueError, match="two records of shapes, none, 0, 100, fake TTT, 0, made with different settings"):
+    with pytest.raises(
+        ValueError, match="two records of shapes, none, 0, 100, fake TTT, 0, made with different settings"
+    ):
         load(tmp_path)
     files(tmp_path)[0].write_bytes(b"PAR1")
     with pytest.raises(ValueError, match="not a whole record shard"):
