@@ -343,14 +343,6 @@ def test_mode_and_inlierness_agree_with_the_definition_in_plain_numbers(weights:
     assert inlierness[3] < inlierness[1]  # the views of the other class count less
 
 
-def test_symmetric_views_leave_the_mode_where_it_is() -> None:
-    mode, inlierness = mta.seek(unit(0, 30, -30), torch.zeros(3, 2, dtype=torch.float64))
-    np.testing.assert_allclose(mode, [1, 0], atol=1e-12)
-    # y = softmax((K + 4 * 1/2 * sum y) / 0.2) with K = 1 at the mode and exp(-d^2 / (2 * d^2 / 2)) = 1/e at the others
-    side = math.exp((math.exp(-1) - 1) / 0.2)
-    np.testing.assert_allclose(inlierness, np.array([1, side, side]) / (1 + 2 * side), rtol=1e-9)
-
-
 def test_views_that_are_all_alike_make_mta_zero_shot() -> None:
     said = build("mta", Colour()).predict(colours((153, 204)), np.arange(1), 0)
     assert said.status == ["ok"]
@@ -512,15 +504,6 @@ def test_mistakes_in_code_and_errors_on_every_image_of_an_online_method_are_rais
             build("tda", Colour()).predict(noise(), np.arange(6), 0)
 
 
-def test_tda_with_views_averages_the_confident_ones() -> None:
-    method = build("tda", Colour(), views=4, share=0.5)
-    features, text = unit(0, 5, 45, 50).float(), torch.eye(2)
-    feature, logits, probabilities = method._seen(features, text, 2.0)
-    torch.testing.assert_close(feature, features[:2].mean(dim=0))  # those near 45 degrees are unsure
-    torch.testing.assert_close(logits, 2 * features[:2].mean(dim=0))
-    torch.testing.assert_close(probabilities, (2 * features[:2]).softmax(dim=-1).mean(dim=0))
-
-
 # ------------------------------------------------------------------------------------------------------------------- TENT
 
 
@@ -678,13 +661,6 @@ def test_one_view_is_the_apm_of_the_paper_exactly() -> None:
     for field in ("prediction", "path", "first_loss", "last_loss", "minimum_loss_prediction", "status"):
         assert np.array_equal(getattr(ours, field), getattr(theirs, field)), field
     assert (ours.extra["teacher_passes"] == 1).all()
-
-
-def test_half_precision_features_of_one_view_train_the_student(monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = teachers.features
-    stored_features(monkeypatch, lambda teacher, data: stored(teacher, data).astype(np.float16))
-    said = build("apm-views", Colour(), views=1).predict(noise(), np.arange(6), 0)
-    assert said.status == ["ok"] * 6
 
 
 def test_the_target_has_a_confidence_and_a_time_of_its_own() -> None:

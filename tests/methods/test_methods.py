@@ -211,11 +211,3 @@ def test_an_outcome_has_the_probability_of_what_is_predicted_and_fails_where_tha
     assert said.extra["teacher_passes"].tolist() == [3.0] * 4
     other = methods.outcome(probabilities[:2], teacher_passes=1, prediction=torch.tensor([2, 2]))
     np.testing.assert_allclose(other.extra["confidence"], [0.3, 0.3])
-
-
-def test_both_methods_say_how_sure_they_are(teacher: FakeTeacher, data: Dataset) -> None:
-    zero_shot = methods.ZeroShot(teacher).predict(data, np.arange(4), 0)
-    scores = methods.ZeroShot(teacher).scores(data, np.arange(4))
-    np.testing.assert_allclose(zero_shot.extra["confidence"], (10.0 * scores).softmax(-1).max(-1).values, rtol=1e-5)
-    trained = methods.APM(teacher, CONFIG).predict(data, np.arange(4), 0)
-    assert ((trained.extra["confidence"] > 0) & (trained.extra["confidence"] <= 1)).all()

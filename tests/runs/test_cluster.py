@@ -181,18 +181,6 @@ def test_a_scheduler_over_tls_lets_in_who_has_its_certificate_and_nobody_else(tm
             process.wait()
 
 
-def test_certificates_without_openssl_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="openssl is not installed"):
-        cluster.certificates(tmp_path / "x")
-
-
-def test_the_example_for_slurm_uses_tls_with_certificates_of_its_own() -> None:
-    text = (ROOT / "examples" / "slurm.py").read_text()
-    assert re.search(r'protocol="tls://",\s+security=Security\(require_encryption=True\)', text)
-    assert "certificates(Path(folder))" in text
-
-
 def test_jupyterlab_is_for_this_machine_and_keeps_its_token() -> None:
     (line,) = re.findall(r"^\t.*jupyter lab .*$", (ROOT / "Makefile").read_text(), flags=re.M)
     assert "--ip 127.0.0.1 " in line
