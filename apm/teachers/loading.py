@@ -1,0 +1,300 @@
+"""Teachers by name or file, through the factories of open_clip and timm; what is known to go wrong is refused first.
+
+load("mini")                                                  # the small one that comes with the clone
+load("ViT-B-16-quickgelu", pretrained="openai")               # any open_clip model and tag
+load("ViT-B-32", pretrained="/weights/vit_b_32.safetensors")  # or a local checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg
+
+from apm.lockstep import caller_free
+from apm.project import located, unknown
+from apm.teachers import weights
+from apm.teachers.teacher import PRECISIONS, Teacher, TimmTeacher
+
+open_clip.add_model_config(Path(__file__).parent / "model_configs")
+
+
+@caller_free()
+def load(
+    name: str,
+    *,
+    pretrained: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    feature_dtype: str = "float32",
+) -> Teacher:
+    """A frozen teacher.
+
+    name: "mini" (the weights in data/teachers), any open_clip model name, an open_clip "hf-hub:" or "local-dir:" name, or the path
+    of a model configuration (.json). "timm:MODEL" is an image tower of timm without a text tower, such as
+    "timm:vit_large_patch14_reg4_dinov2.lvd142m", the teacher of dataset-scale training; "timm:MODEL@448" reads images of 448 px.
+    pretrained: an open_clip tag; a checkpoint file (.safetensors, or .pt/.bin/.pth read with weights_only); or both as "TAG=FILE" (a file in
+    data/cache lies in `apm.project.cache_dir`):
+    the tag says how the file's weights want their images (mean, std, resizing) and which activation they were trained with.
+    None: timm's own weights. precision: "fp32", "bf16", "fp16" or "fp64". feature_dtype: of the cached features, "float32" or
+    "float16" (half the space; cosines change by about 1e-3).
+    A checkpoint with a card beside it, as those in data/teachers have, is held against the sha256 in it, one that has the name of
+    a card in data/teachers against the hash of its weights there.
+
+    Raises ValueError for unknown names, tags, precisions and devices that are not there, for weights trained with another
+    activation (QuickGELU), for checkpoints of another architecture and for files that are not what their card says;
+    FileNotFoundError for weights that are neither here nor reachable; ModuleNotFoundError for a teacher whose tokenizer needs
+    transformers (SigLIP) where that is not installed. Warns of a file without tag where the model's tags want their images or
+    activation in different ways, and of weights that are not those of the card of their name.
+    """
+    for what, value, known in (
+        ("precision", precision, list(PRECISIONS)),
+        ("feature_dtype", feature_dtype, ["float32", "float16"]),
+    ):
+        if value not in known:
+            raise unknown(what, value, known)
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device {str(device)!r} was asked for, but torch {torch.__version__} finds no CUDA GPU here: set device: cpu, or "
+            "install a torch that fits the GPU's driver"
+        )
+    given = None if pretrained is None else located(str(pretrained))
+    build = _timm if name.startswith("timm:") else _clip
+    teacher = build(name, given, device, precision)
+    teacher.feature_dtype = feature_dtype
+    return teacher
+
+
+def _misfit(file: str, model: str, error: Exception) -> ValueError:
+    """A state dict that does not fit fails in many ways."""
+    return ValueError(
+        f"the weights {file} cannot be loaded into {model}: {type(error).__name__}: {' '.join(str(error).split())[:300]}. "
+        "Expected a checkpoint of this architecture (.safetensors, or a state dict saved by torch.save)"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- timm
+
+
+def _timm(name: str, pretrained: str | None, device: str | torch.device, precision: str) -> TimmTeacher:
+    """An image tower of timm with its own weights, or those of a file. name: timm:MODEL or timm:MODEL@PIXELS."""
+    import timm
+
+    model_name, _, pixels = name.removeprefix("timm:").partition("@")
+    if pixels and not pixels.isdecimal():
+        raise ValueError(f"teacher {name}: expected the image size in pixels after @, such as @448, found {pixels!r}")
+    if not timm.is_model(model_name):
+        near = timm.list_models(f"*{model_name.split('.')[0][:12]}*", pretrained=True)[:20]
+        raise unknown("timm model", model_name, near or timm.list_models("*dinov2*", pretrained=True))
+    if pretrained is None:
+        repository = getattr(timm.get_pretrained_cfg(model_name), "hf_hub_id", None)
+        source = {"hf_hub": f"{repository}/model.safetensors"}
+        weights.check_reachable(f"teacher {name}", source, "/path/to/weights.safetensors")
+    elif not Path(pretrained).is_file():
+        raise FileNotFoundError(f"teacher {name}: there is no file {pretrained}")
+    options: dict[str, Any] = {"img_size": int(pixels)} if pixels else {}
+    try:
+        model = timm.create_model(model_name, pretrained=pretrained is None, num_classes=0, **options)
+    except (TypeError, AssertionError) as error:  # a tower that has no say in the size
+        raise ValueError(f"timm cannot build {model_name} for images of another size than its own: {error}") from error
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
+    if pixels and any(int(pixels) % side for side in patch):
+        raise ValueError(f"teacher {name}: {pixels} px are no whole number of patches of {patch[0]} px")
+    if pretrained is not None:
+        try:
+            stored: Any = open_clip.factory.load_state_dict(pretrained)
+            if pixels and isinstance(model, timm.models.VisionTransformer):
+                stored = timm.models.vision_transformer.checkpoint_filter_fn(stored, model)  # fits the position codes
+            model.load_state_dict({k: v for k, v in stored.items() if not k.startswith("head.")})
+        except Exception as error:
+            raise _misfit(pretrained, f"timm:{model_name}", error) from error
+    return TimmTeacher(name, model.to(device, PRECISIONS[precision]), precision)
+
+
+# -------------------------------------------------------------------------------------------------------- open_clip
+
+
+def _clip(name: str, pretrained: str | None, device: str | torch.device, precision: str) -> Teacher:
+    """A CLIP by open_clip's own factory and tokenizer."""
+    label, tag, file = name, None, pretrained
+    if name == "mini":
+        if pretrained is not None:
+            raise ValueError(
+                "teacher 'mini' is the one in data/teachers; for a checkpoint of its architecture pass name='apm-mini'"
+            )
+        name, file = "apm-mini", str(weights.shipped("mini"))
+    elif open_clip.factory.parse_model_name(name)[0] is None:
+        label = name = register(name)
+        tag, file = split_pretrained(name, pretrained)
+        _check_weights(name, tag, file)
+    elif name.startswith("hf-hub:"):
+        weights.check_reachable(f"teacher {name}", {"hf_hub": f"{name[7:]}/"})
+    config = open_clip.factory.get_model_config(name)
+    text = (config or {}).get("text_cfg", {})
+    if (text.get("hf_tokenizer_name") or text.get("hf_model_name")) and not find_spec("transformers"):
+        raise ModuleNotFoundError(
+            f"teacher {label} needs the package transformers, for its text: pip install 'apm[hf]', or pip install transformers",
+            name="transformers",
+        )
+    path = Path(file) if file and Path(file).is_file() else None
+    if path:
+        weights.check_file(path)
+    try:
+        model = open_clip.create_model(
+            name,
+            file or tag,
+            precision="fp32" if precision == "fp64" else precision,  # open_clip knows no fp64
+            device=device,
+            require_pretrained=True,
+            weights_only=True,
+            force_preprocess_cfg=preprocessing(name, tag, path) if path else None,
+        )
+    except Exception as error:
+        raise _misfit(str(file or tag or name), f"model {name}", error) from error
+    if path:
+        _check_positions(name, model, path)
+    try:
+        tokenizer = open_clip.get_tokenizer(name)
+    except OSError as error:  # transformers' word for a repository that is neither here nor reachable
+        raise FileNotFoundError(
+            f"teacher {label}: its tokenizer {text.get('hf_tokenizer_name')} is not here, and the hub cannot be reached. "
+            "Load it once where there is a network, and copy that folder here (HF_HOME says where)"
+        ) from error
+    return Teacher(label, model.double() if precision == "fp64" else model, tokenizer, config, precision)
+
+
+def register(name: str) -> str:
+    """The open_clip name of a model; a .json path is registered first. Raises ValueError for an unknown name."""
+    known = open_clip.list_models()
+    if not name.endswith(".json"):
+        if name not in known:
+            raise unknown("model", name, ["mini", *known])
+        return name
+    path = Path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"model configuration {path} does not exist")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"model configuration {path} is no JSON: {error}") from error
+    if missing := [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]:
+        raise ValueError(f"model configuration {path} lacks {', '.join(missing)}: expected an open_clip model config")
+    if path.stem in known and open_clip.factory.get_model_config(path.stem) != config:
+        raise ValueError(f"{path}: the model name {path.stem} is taken by another configuration: rename the file")
+    open_clip.add_model_config(path)
+    return path.stem
+
+
+def split_pretrained(name: str, pretrained: str | None) -> tuple[str | None, str | None]:
+    """(tag, file) that a value of `pretrained` names for an open_clip model; None for what it leaves open.
+
+    Raises ValueError for "TAG=FILE" with a tag that the model does not have.
+    """
+    if pretrained is None:
+        return None, None
+    if open_clip.get_pretrained_cfg(name, pretrained):
+        return pretrained, None
+    tag, equals, file = pretrained.partition("=")
+    if not equals or Path(pretrained).is_file() or "/" in tag:
+        return None, pretrained
+    if not open_clip.get_pretrained_cfg(name, tag):
+        raise unknown(f"tag of {name}", tag, open_clip.list_pretrained_tags_by_model(name) or ["none"])
+    return tag, file
+
+
+def _check_weights(name: str, tag: str | None, file: str | None) -> None:
+    """All that can be known to go wrong before anything is built."""
+    tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
+    own = "" if tags else ". A teacher of ours is trained with `make teacher`, or `python -m apm.teachers.train`"
+    if tag is None and file is None:
+        raise ValueError(
+            f"teacher {name} needs weights: pass pretrained=TAG ({tags or 'no tags for this model'}) or a checkpoint file{own}"
+        )
+    if file is not None and not Path(file).is_file():
+        raise FileNotFoundError(
+            f"teacher {name}: {file!r} is neither a file nor a tag of this model. Known tags: {tags or 'none'}{own}"
+        )
+    check_activation(name, tag, file)
+    if file is None:
+        weights.check_reachable(f"{name}:{tag}", open_clip.get_pretrained_cfg(name, tag))
+
+
+def check_activation(name: str, tag: str | None, file: str | Path | None) -> None:
+    """Weights do not say whether they were trained with QuickGELU: their tag does, or the open_clip_config.json beside the file.
+
+    Raises ValueError where that is another activation than the model's; warns where neither says so and the tags of the model have
+    both, as those of ViT-B-16 do.
+    """
+    quick = bool(open_clip.factory.get_model_config(name).get("quick_gelu", False))
+    other = name.removesuffix("-quickgelu") if quick else f"{name}-quickgelu"
+    there = other in open_clip.list_models()
+
+    def differs(config: Mapping[str, Any]) -> bool:
+        return bool(config.get("quick_gelu", False)) != quick
+
+    beside = _beside(file)
+    if (tag and there and differs(open_clip.get_pretrained_cfg(name, tag))) or (
+        not tag and beside and differs(beside.get("model_cfg", {}))
+    ):
+        raise ValueError(
+            f"the weights {name}:{tag or file} were trained {'without' if quick else 'with'} QuickGELU and give wrong features in "
+            f"{name}: use {other if there else 'a model configuration that says so'}"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    others = [each for each in tags if differs(open_clip.get_pretrained_cfg(name, each))]
+    if not tag and not beside and there and 0 < len(others) < len(tags):
+        warnings.warn(
+            f"teacher {name}: the file {file} does not say whether its weights were trained with QuickGELU. {name} is "
+            f"{'with' if quick else 'without'} it; weights of {', '.join(others)} need {other}. If the weights are of a tag, say "
+            f"TAG={file}",
+            stacklevel=2,
+        )
+
+
+def preprocessing(name: str, tag: str | None, file: Path) -> dict[str, Any]:
+    """How the weights in a file want their images: as their tag says, or the open_clip_config.json beside them. Warns as `load`."""
+    known = {field.name for field in fields(PreprocessCfg)} - {"size"}
+
+    def own(config: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in config.items() if key in known}
+
+    if tag is not None:
+        return own(open_clip.get_pretrained_cfg(name, tag))
+    if beside := _beside(file):
+        return own(beside.get("preprocess_cfg", {}))
+    ways: dict[str, list[str]] = {}
+    for each in open_clip.list_pretrained_tags_by_model(name):
+        ways.setdefault(json.dumps(own(open_clip.get_pretrained_cfg(name, each)), sort_keys=True), []).append(each)
+    if len(ways) > 1:
+        groups = "; ".join(", ".join(tags) for tags in ways.values())
+        warnings.warn(
+            f"teacher {name}: the file {file} does not say how its weights want their images, and this model's tags differ in that "
+            f"({groups}): taking OpenAI's mean, std and resizing. If the weights are of one of the tags, say TAG={file}",
+            stacklevel=2,
+        )
+    return {}
+
+
+def _beside(file: str | Path | None) -> dict[str, Any]:
+    """What the open_clip_config.json beside a file says; nothing where there is none."""
+    path = None if file is None else Path(file).with_name("open_clip_config.json")
+    return json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else {}
+
+
+def _check_positions(name: str, model: Any, file: Path) -> None:
+    """open_clip stretches position codes to fit any grid and context; a local file of another size is an error here."""
+    stored, expected = open_clip.factory.load_state_dict(str(file)), model.state_dict()
+    for key in ("visual.positional_embedding", "positional_embedding"):
+        if key in stored and key in expected and stored[key].shape != expected[key].shape:
+            raise ValueError(
+                f"the checkpoint {file} is of another architecture than {name}: {key} is {tuple(stored[key].shape)}, "
+                f"expected {tuple(expected[key].shape)} (image size, patch size or context length differ)"
+            )
