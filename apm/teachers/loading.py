@@ -41,26 +41,21 @@ def load(
     name: "mini" (the weights in data/teachers), any open_clip model name, an open_clip "hf-hub:" or "local-dir:" name, or the path
     of a model configuration (.json). "timm:MODEL" is an image tower of timm without a text tower, such as
     "timm:vit_large_patch14_reg4_dinov2.lvd142m", the teacher of dataset-scale training; "timm:MODEL@448" reads images of 448 px.
-    pretrained: an open_clip tag; a checkpoint file (.safetensors, or .pt/.bin/.pth read with weights_only); or both as "TAG=FILE" (a file in
-    data/cache lies in `apm.project.cache_dir`):
-    the tag says how the file's weights want their images (mean, std, resizing) and which activation they were trained with.
-    None: timm's own weights. precision: "fp32", "bf16", "fp16" or "fp64". feature_dtype: of the cached features, "float32" or
-    "float16" (half the space; cosines change by about 1e-3).
-    A checkpoint with a card beside it, as those in data/teachers have, is held against the sha256 in it, one that has the name of
-    a card in data/teachers against the hash of its weights there.
+    pretrained: an open_clip tag; a checkpoint file (.safetensors, or .pt/.bin/.pth read with weights_only), which in data/cache is
+    one in `apm.project.cache_dir`; or both as "TAG=FILE": the tag says how the weights want their images and with which activation
+    they were trained. None: timm's own weights. precision: "fp32", "bf16", "fp16" or "fp64". feature_dtype: of the cached
+    features, "float32" or "float16" (half the space; cosines change by about 1e-3).
 
     Raises ValueError for unknown names, tags, precisions and devices that are not there, for weights trained with another
-    activation (QuickGELU), for checkpoints of another architecture and for files that are not what their card says;
+    activation (QuickGELU), for checkpoints of another architecture and for files that are not what the card beside them says;
     FileNotFoundError for weights that are neither here nor reachable; ModuleNotFoundError for a teacher whose tokenizer needs
     transformers (SigLIP) where that is not installed. Warns of a file without tag where the model's tags want their images or
-    activation in different ways, and of weights that are not those of the card of their name.
+    activation in different ways, and of weights that are not those of the card of their name in data/teachers.
     """
-    for what, value, known in (
-        ("precision", precision, list(PRECISIONS)),
-        ("feature_dtype", feature_dtype, ["float32", "float16"]),
-    ):
-        if value not in known:
-            raise unknown(what, value, known)
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, list(PRECISIONS))
+    if feature_dtype not in ("float32", "float16"):
+        raise unknown("feature_dtype", feature_dtype, ("float32", "float16"))
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"device {str(device)!r} was asked for, but torch {torch.__version__} finds no CUDA GPU here: set device: cpu, or "
@@ -77,7 +72,8 @@ def _misfit(file: str, model: str, error: Exception) -> ValueError:
     """A state dict that does not fit fails in many ways."""
     return ValueError(
         f"the weights {file} cannot be loaded into {model}: {type(error).__name__}: {' '.join(str(error).split())[:300]}. "
-        "Expected a checkpoint of this architecture (.safetensors, or a state dict saved by torch.save)"
+        "Expected a checkpoint of this architecture (.safetensors, or a state dict saved by torch.save; what OpenAI published are "
+        "TorchScript archives: save torch.jit.load(FILE, 'cpu').state_dict() without input_resolution, context_length, vocab_size)"
     )
 
 
@@ -124,26 +120,24 @@ def _timm(name: str, pretrained: str | None, device: str | torch.device, precisi
 
 def _clip(name: str, pretrained: str | None, device: str | torch.device, precision: str) -> Teacher:
     """A CLIP by open_clip's own factory and tokenizer."""
-    label, tag, file = name, None, pretrained
+    label, tag, file, wanted = name, None, pretrained, {}
     if name == "mini":
         if pretrained is not None:
-            raise ValueError(
-                "teacher 'mini' is the one in data/teachers; for a checkpoint of its architecture pass name='apm-mini'"
-            )
+            raise ValueError("teacher 'mini' is the one in data/teachers: for other weights pass name='apm-mini'")
         name, file = "apm-mini", str(weights.shipped("mini"))
     elif open_clip.factory.parse_model_name(name)[0] is None:
         label = name = register(name)
         tag, file = split_pretrained(name, pretrained)
-        _check_weights(name, tag, file)
+        wanted = _wanted(name, tag, file)
+        if file is None:
+            weights.check_reachable(f"{name}:{tag}", open_clip.get_pretrained_cfg(name, str(tag)))
     elif name.startswith("hf-hub:"):
         weights.check_reachable(f"teacher {name}", {"hf_hub": f"{name[7:]}/"})
     config = open_clip.factory.get_model_config(name)
     text = (config or {}).get("text_cfg", {})
     if (text.get("hf_tokenizer_name") or text.get("hf_model_name")) and not find_spec("transformers"):
-        raise ModuleNotFoundError(
-            f"teacher {label} needs the package transformers, for its text: pip install 'apm[hf]', or pip install transformers",
-            name="transformers",
-        )
+        missing = f"teacher {label} needs the package transformers, for its text: pip install 'apm[hf]'"
+        raise ModuleNotFoundError(missing, name="transformers")
     path = Path(file) if file and Path(file).is_file() else None
     if path:
         weights.check_file(path)
@@ -155,7 +149,7 @@ def _clip(name: str, pretrained: str | None, device: str | torch.device, precisi
             device=device,
             require_pretrained=True,
             weights_only=True,
-            force_preprocess_cfg=preprocessing(name, tag, path) if path else None,
+            force_preprocess_cfg=wanted if path else None,
         )
     except Exception as error:
         raise _misfit(str(file or tag or name), f"model {name}", error) from error
@@ -179,8 +173,6 @@ def register(name: str) -> str:
             raise unknown("model", name, ["mini", *known])
         return name
     path = Path(name)
-    if not path.is_file():
-        raise FileNotFoundError(f"model configuration {path} does not exist")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -210,83 +202,58 @@ def split_pretrained(name: str, pretrained: str | None) -> tuple[str | None, str
     return tag, file
 
 
-def _check_weights(name: str, tag: str | None, file: str | None) -> None:
-    """All that can be known to go wrong before anything is built."""
-    tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
+def _wanted(name: str, tag: str | None, file: str | None) -> dict[str, Any]:
+    """How weights want their images (fields of PreprocessCfg): as their tag says, or the open_clip_config.json beside their file.
+
+    Raises ValueError where that says that they were trained with another activation than the model's, and where there are no
+    weights; warns where neither says so and the tags of the model differ.
+    """
+    tags = open_clip.list_pretrained_tags_by_model(name)
     own = "" if tags else ". A teacher of ours is trained with `make teacher`, or `python -m apm.teachers.train`"
     if tag is None and file is None:
         raise ValueError(
-            f"teacher {name} needs weights: pass pretrained=TAG ({tags or 'no tags for this model'}) or a checkpoint file{own}"
+            f"teacher {name} needs weights: pass pretrained=TAG ({', '.join(tags) or 'none'}) or a file{own}"
         )
     if file is not None and not Path(file).is_file():
         raise FileNotFoundError(
-            f"teacher {name}: {file!r} is neither a file nor a tag of this model. Known tags: {tags or 'none'}{own}"
+            f"teacher {name}: {file!r} is neither a file nor a tag of this model. Known tags: {', '.join(tags) or 'none'}{own}"
         )
-    check_activation(name, tag, file)
-    if file is None:
-        weights.check_reachable(f"{name}:{tag}", open_clip.get_pretrained_cfg(name, tag))
-
-
-def check_activation(name: str, tag: str | None, file: str | Path | None) -> None:
-    """Weights do not say whether they were trained with QuickGELU: their tag does, or the open_clip_config.json beside the file.
-
-    Raises ValueError where that is another activation than the model's; warns where neither says so and the tags of the model have
-    both, as those of ViT-B-16 do.
-    """
     quick = bool(open_clip.factory.get_model_config(name).get("quick_gelu", False))
     other = name.removesuffix("-quickgelu") if quick else f"{name}-quickgelu"
     there = other in open_clip.list_models()
+    beside = Path(file or "none").with_name("open_clip_config.json")
 
-    def differs(config: Mapping[str, Any]) -> bool:
-        return bool(config.get("quick_gelu", False)) != quick
+    def read(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+        """Preprocessing, and whether the activation is another."""
+        known = {field.name for field in fields(PreprocessCfg)} - {"size"}
+        return {k: v for k, v in config.items() if k in known}, bool(config.get("quick_gelu", False)) != quick
 
-    beside = _beside(file)
-    if (tag and there and differs(open_clip.get_pretrained_cfg(name, tag))) or (
-        not tag and beside and differs(beside.get("model_cfg", {}))
-    ):
+    if tag:
+        images, differs = read(open_clip.get_pretrained_cfg(name, tag))
+        differs = differs and there
+    elif file and beside.is_file():
+        said = json.loads(beside.read_text(encoding="utf-8"))
+        images, differs = read({**said.get("model_cfg", {}), **said.get("preprocess_cfg", {})})
+    else:
+        ways: dict[tuple[str, bool], list[str]] = {}
+        for each in tags:
+            images, differs = read(open_clip.get_pretrained_cfg(name, each))
+            ways.setdefault((json.dumps(images, sort_keys=True), differs and there), []).append(each)
+        if len(ways) > 1:
+            groups = [f"{', '.join(each)}{f' (of {other})' * differs}" for (_, differs), each in ways.items()]
+            warnings.warn(
+                f"teacher {name}: the file {file} does not say how its weights want their images, nor whether they were trained with "
+                f"QuickGELU, and this model's tags differ in that ({'; '.join(groups)}): taking OpenAI's mean, std and resizing, and "
+                f"{'a' if quick else 'no'} QuickGELU. If the weights are of one of the tags, say TAG={file}",
+                stacklevel=2,
+            )
+        return {}
+    if differs:
         raise ValueError(
             f"the weights {name}:{tag or file} were trained {'without' if quick else 'with'} QuickGELU and give wrong features in "
             f"{name}: use {other if there else 'a model configuration that says so'}"
         )
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    others = [each for each in tags if differs(open_clip.get_pretrained_cfg(name, each))]
-    if not tag and not beside and there and 0 < len(others) < len(tags):
-        warnings.warn(
-            f"teacher {name}: the file {file} does not say whether its weights were trained with QuickGELU. {name} is "
-            f"{'with' if quick else 'without'} it; weights of {', '.join(others)} need {other}. If the weights are of a tag, say "
-            f"TAG={file}",
-            stacklevel=2,
-        )
-
-
-def preprocessing(name: str, tag: str | None, file: Path) -> dict[str, Any]:
-    """How the weights in a file want their images: as their tag says, or the open_clip_config.json beside them. Warns as `load`."""
-    known = {field.name for field in fields(PreprocessCfg)} - {"size"}
-
-    def own(config: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in config.items() if key in known}
-
-    if tag is not None:
-        return own(open_clip.get_pretrained_cfg(name, tag))
-    if beside := _beside(file):
-        return own(beside.get("preprocess_cfg", {}))
-    ways: dict[str, list[str]] = {}
-    for each in open_clip.list_pretrained_tags_by_model(name):
-        ways.setdefault(json.dumps(own(open_clip.get_pretrained_cfg(name, each)), sort_keys=True), []).append(each)
-    if len(ways) > 1:
-        groups = "; ".join(", ".join(tags) for tags in ways.values())
-        warnings.warn(
-            f"teacher {name}: the file {file} does not say how its weights want their images, and this model's tags differ in that "
-            f"({groups}): taking OpenAI's mean, std and resizing. If the weights are of one of the tags, say TAG={file}",
-            stacklevel=2,
-        )
-    return {}
-
-
-def _beside(file: str | Path | None) -> dict[str, Any]:
-    """What the open_clip_config.json beside a file says; nothing where there is none."""
-    path = None if file is None else Path(file).with_name("open_clip_config.json")
-    return json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else {}
+    return images
 
 
 def _check_positions(name: str, model: Any, file: Path) -> None:
@@ -294,7 +261,5 @@ def _check_positions(name: str, model: Any, file: Path) -> None:
     stored, expected = open_clip.factory.load_state_dict(str(file)), model.state_dict()
     for key in ("visual.positional_embedding", "positional_embedding"):
         if key in stored and key in expected and stored[key].shape != expected[key].shape:
-            raise ValueError(
-                f"the checkpoint {file} is of another architecture than {name}: {key} is {tuple(stored[key].shape)}, "
-                f"expected {tuple(expected[key].shape)} (image size, patch size or context length differ)"
-            )
+            found, wanted = (tuple(each[key].shape) for each in (stored, expected))
+            raise ValueError(f"{file} is of another architecture than {name}: {key} is {found}, expected {wanted}")

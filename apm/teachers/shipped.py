@@ -72,18 +72,15 @@ def notes(path: Path) -> dict[str, Any]:
 def train_anew(local: Local) -> None:
     """Train into the cache where none trained so is there. Raises as `train.run` and `notes`."""
     if local.trained.exists():
-        had, wanted = (
+        wanted = train.determined_by(datasets.load(local.options["data"]), train.configured(local.options))
+        had, now = (
             {**said["settings"], "images": said["data"], "code": said.get("recipe"), **said.get("versions", {})}
-            for said in (
-                notes(local.trained),
-                train.determined_by(datasets.load(local.options["data"]), train.configured(local.options)),
-            )
+            for said in (notes(local.trained), wanted)
         )
-        silent = [name for name in wanted if had.get(name) is None]  # older checkpoints: no reason to train again
-        differs = [f"{k} {had[k]}, not {value}" for k, value in wanted.items() if k not in silent and had[k] != value]
+        # what an older checkpoint does not say is no reason to train again
+        differs = [f"{k} {had[k]}, not {value}" for k, value in now.items() if had.get(k) not in (None, value)]
         if not differs:
-            without = f"; it does not say with which {', '.join(silent)}" if silent else ""
-            print(f"up to date: {local.trained}, trained with these settings{without}")
+            print(f"up to date: {local.trained}, trained with these settings")
             return
         print(f"{local.trained} was trained with {'; '.join(differs)}: training it again", flush=True)
     train.run(local.options, local.trained)
@@ -92,20 +89,22 @@ def train_anew(local: Local) -> None:
 class Distance(NamedTuple):
     """How far two checkpoints are from each other on the held-out images."""
 
-    images: int
     first: float  # accuracy of each, %
     second: float
     same: float  # equal decisions, %
     largest: float  # difference of a class's cosine
+    images: int
 
 
 def distance(local: Local, first: Path, second: Path) -> Distance:
     """Of two checkpoints of the profile's architecture. Raises as loading teacher and data does."""
     test, model = datasets.load(local.options["test"]), train.configured(local.options).model
-    scores = [train.cosines(load(model, pretrained=path), test) for path in (first, second)]  # (N, C)
-    (one, other), labels = (found.argmax(dim=-1) for found in scores), torch.tensor(test.labels)
-    shares = [100 * float((a == b).double().mean()) for a, b in ((one, labels), (other, labels), (one, other))]
-    return Distance(len(test), *shares, float((scores[0] - scores[1]).abs().max()))
+    one, other = (train.cosines(load(model, pretrained=path), test) for path in (first, second))  # (N, C)
+    a, b, labels = one.argmax(dim=-1), other.argmax(dim=-1), torch.tensor(test.labels)
+    first_right, second_right, same = (
+        100 * float((x == y).double().mean()) for x, y in ((a, labels), (b, labels), (a, b))
+    )
+    return Distance(first_right, second_right, same, float((one - other).abs().max()), len(test))
 
 
 def compare(local: Local) -> None:
@@ -120,23 +119,43 @@ def compare(local: Local) -> None:
     )
 
 
-def freeze(local: Local, source: Path) -> Path:
-    """Write a trained checkpoint as the shipped one, float16, with its card; of one larger than `LARGEST` the card alone, with
-    the hash of its weights. Returns the path of what was written, in data/teachers.
+def freeze(local: Local, source: Path) -> None:
+    """Write a trained checkpoint into data/teachers, in float16, with its card; of one larger than `LARGEST` the card alone, with
+    the hash of its weights.
 
-    Raises ValueError for a file that was not trained here or on other images, that float16 cannot hold or decides otherwise in it on
-    more than one in a hundred held-out images; for one that is too large where a smaller one is shipped.
+    Raises ValueError for a file that was not trained here or on other images, and one that decides otherwise in float16 on more than
+    one in a hundred held-out images; for one that is too large where a smaller one is shipped.
     """
     said, trained, data = notes(source), load_file(str(source)), datasets.load(local.options["data"])
     if said["data"] != data.fingerprint:
-        raise ValueError(
-            f"{source} was trained on other images than {local.options['data']} holds here: expected sha256 {data.fingerprint}, "
-            f"found {said['data']}"
-        )
+        raise ValueError(f"{source} was trained on other images: expected {data.fingerprint}, found {said['data']}")
     half = {key: value.half() if value.is_floating_point() else value for key, value in trained.items()}
     size = sum(value.numel() * value.element_size() for value in half.values())
-    path, test = weights.SHIPPED / source.name, local.options["test"]
+    path = weights.SHIPPED / source.name
     card = path.with_suffix(".yaml")
+    if size > LARGEST:
+        if path.exists():
+            raise ValueError(f"{path} is shipped and {source} is too large to take its place: remove that one first")
+        far = distance(local, source, source)
+        file = {
+            "versions": said.get("versions") or "the checkpoint notes none",
+            "stored_as": f"not shipped: {size / 1e6:.0f} MB in float16, at most {LARGEST / 1e6:.0f} MB are",
+            "weights_sha256": weights.weights_sha256(trained),
+        }
+    else:
+        card.unlink(missing_ok=True)  # else it would be held against the new file
+        weights.save(half, path, said)
+        far = distance(local, source, path)
+        if far.same < 99:
+            path.unlink()
+            raise ValueError(f"{source}: in float16 it decides alike on {far.same:.1f} % of the images only")
+        file = {
+            "versions": {**libraries(("torch", "timm", "numpy")), "open_clip": open_clip.__version__},
+            "processor": f"{torch.backends.cpu.get_cpu_capability()}; another kind trains other weights from the same seed",
+            "stored_as": "float16; used as float32 with these rounded values",
+            "bytes": path.stat().st_size,
+            "sha256": sha256_file(path),
+        }
     about = {
         "command": f"make teacher PROFILE={local.profile}",
         "model": said["settings"]["model"],
@@ -145,38 +164,11 @@ def freeze(local: Local, source: Path) -> Path:
         "data_sha256": said["data"],
         "seed": said["settings"]["seed"],
         "settings": said["settings"],
+        "accuracy": {local.options["test"]: round(far.second, 2), "images": far.images},
+        **file,
     }
-    if size > LARGEST:
-        if path.exists():
-            raise ValueError(f"{path} is shipped and {source} is too large to take its place: remove that one first")
-        far = distance(local, source, source)
-        about |= {
-            "versions": said.get("versions") or "the checkpoint notes none",
-            "stored_as": f"not shipped: {size / 1e6:.0f} MB in float16, at most {LARGEST / 1e6:.0f} MB are",
-            "weights_sha256": weights.weights_sha256(trained),
-        }
-    else:
-        if not all(bool(value.isfinite().all()) for value in half.values()):
-            raise ValueError(f"{source}: float16 cannot hold its weights")
-        card.unlink(missing_ok=True)  # else it would be held against the new file
-        weights.save(half, path, said)
-        far = distance(local, source, path)
-        if far.same < 99:
-            path.unlink()
-            raise ValueError(f"{source}: in float16 it decides alike on {far.same:.1f} % of the images only")
-        about |= {
-            "versions": {**libraries(("torch", "timm", "numpy")), "open_clip": open_clip.__version__},
-            "processor": f"{torch.backends.cpu.get_cpu_capability()}; another kind trains other weights from the same seed",
-            "stored_as": "float16; used as float32 with these rounded values",
-            "bytes": path.stat().st_size,
-            "sha256": sha256_file(path),
-        }
-    about["accuracy"] = {test: round(far.second, 2), "images": far.images}
     atomic_write(card, yaml.safe_dump(about, sort_keys=False, allow_unicode=True, width=120))
-    print(
-        f"{card}, {about['stored_as']}: {far.second:.2f} % of {far.images} images of {test} ({far.first:.2f} % in float32)"
-    )
-    return card
+    print(f"{card}: {about['stored_as']}; {far.second:.2f} % of the held-out images ({far.first:.2f} % in float32)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,13 +8,12 @@ trains one on any class-per-folder image tree; the further options are the field
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.pos_embed import get_2d_sincos_pos_embed
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor
 
@@ -65,10 +65,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.groups, self.threads) < 1 or self.learning_rate <= 0:
-            raise ValueError(
-                "epochs, groups, threads and learning_rate must be positive, found "
-                f"{self.epochs}, {self.groups}, {self.threads} and {self.learning_rate}"
-            )
+            raise ValueError(f"epochs, groups, threads and learning_rate must be positive, found {self}")
         if self.precision not in ("fp32", "bf16"):
             raise unknown("training precision", self.precision, ("fp32", "bf16"))
 
@@ -107,17 +104,15 @@ def train(dataset: Dataset, config: TrainConfig, *, device: str | torch.device =
     """
     counts = np.bincount(dataset.labels, minlength=len(dataset.classnames))
     if not counts.all():
-        raise ValueError(
-            f"training set {dataset.name}: no images of class {dataset.classnames[int(counts.argmin())]!r}"
-        )
+        raise ValueError(f"{dataset.name} has no images of class {dataset.classnames[int(counts.argmin())]!r}")
     name = register(config.model)
     device = torch.device(device)
     with _reproducible(config.seed, config.threads):
-        model = _untrained(name).to(device)
+        model = open_clip.create_model(name, load_weights=False).to(device)
         ids = [tokenize(open_clip.get_tokenizer(name), texts) for texts in captions(dataset)]
         used = torch.unique(torch.cat(ids))  # sorted: the end-of-text token stays the highest id, which CLIP pools by
         ids = [torch.searchsorted(used, i).to(device) for i in ids]
-        embedding = _token_embedding(model)
+        embedding = getattr(model, "text", model).token_embedding
         all_rows = embedding.weight.data
         embedding.weight = torch.nn.Parameter(all_rows[used].clone())
         embedding.num_embeddings = len(used)
@@ -156,10 +151,7 @@ def _fit(model: Any, dataset: Dataset, captions: list[Tensor], config: TrainConf
             groups = image_features.unflatten(0, (-1, classes))
             loss = torch.stack([clip_loss(group, text_features, scale) for group in groups]).mean()
             if not torch.isfinite(loss):
-                raise RuntimeError(
-                    f"training {config.model} on {dataset.name}: loss {loss.item()} in step {step} of {steps}; "
-                    "lower the learning rate"
-                )
+                raise RuntimeError(f"loss {loss.item()} in step {step} of {steps}: lower the learning rate")
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -169,16 +161,6 @@ def _fit(model: Any, dataset: Dataset, captions: list[Tensor], config: TrainConf
                 model.logit_scale.clamp_(0, math.log(100))  # as open_clip trains
             bar.update(len(images))
     model.eval()
-
-
-def _untrained(name: str) -> Any:
-    """A model with random weights, without open_clip's warning that it has them."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        return open_clip.create_model(name, load_weights=False)
-    finally:
-        logging.disable(level)
 
 
 def _training_pixels(dataset: Dataset, config: PreprocessCfg) -> Tensor:
@@ -224,7 +206,7 @@ def augment(images: Tensor, config: TrainConfig, generator: torch.Generator) -> 
 
 def _decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay on matrices only: not on gains, biases, embeddings and the temperature, as open_clip trains."""
-    decayed, other = [], []
+    decayed, other = list[Tensor](), list[Tensor]()
     for key, parameter in model.named_parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim > 1 and "embedding" not in key else other).append(parameter)
@@ -242,39 +224,27 @@ def _warmup_cosine(steps: int, warmup: float) -> Any:
     return factor
 
 
-def _token_embedding(model: Any) -> torch.nn.Embedding:
-    owner = model if hasattr(model, "token_embedding") else getattr(model, "text", None)
-    if not hasattr(owner, "token_embedding"):
-        raise ValueError("training needs open_clip's own text tower: the configuration must not name hf_model_name")
-    return owner.token_embedding  # type: ignore[union-attr]
-
-
 def _sinusoidal_positions(model: Any) -> None:
     """Start a square ViT's learned position codes from 2-D sinusoids: with small patches learning starts much sooner."""
     visual = model.visual
-    if not isinstance(visual, open_clip.transformer.VisionTransformer) or len(set(visual.grid_size)) != 1:
-        return
-    from open_clip.pos_embed import get_2d_sincos_pos_embed
-
-    codes = get_2d_sincos_pos_embed(visual.positional_embedding.shape[1], visual.grid_size[0], cls_token=True)
-    visual.positional_embedding.data.copy_(torch.from_numpy(codes))
+    if isinstance(visual, open_clip.transformer.VisionTransformer) and len(set(visual.grid_size)) == 1:
+        codes = get_2d_sincos_pos_embed(visual.positional_embedding.shape[1], visual.grid_size[0], cls_token=True)
+        visual.positional_embedding.data.copy_(torch.from_numpy(codes))
 
 
 @contextmanager
 def _reproducible(seed: int, threads: int) -> Iterator[None]:
     """Seeded generators, a fixed number of threads and deterministic kernels; everything as before afterwards."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
+    before, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         try:
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(True, warn_only=True)  # some CUDA kernels have no deterministic form
             torch.manual_seed(seed)
             yield
         finally:
-            torch.set_num_threads(before[0])
-            torch.use_deterministic_algorithms(before[1], warn_only=warn_only)
+            torch.set_num_threads(before)
+            torch.set_deterministic_debug_mode(mode)
 
 
 def determined_by(dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
@@ -308,18 +278,16 @@ def accuracy(teacher: Teacher, dataset: Dataset) -> float:
 OTHER = {
     "data": "dataset to train on, such as digits-train or folder:PATH (one folder of images per class)",
     "test": "dataset for the accuracy printed at the end",
-    "templates": "name of the prompts; default: the dataset's own",
     "device": "default: cpu",
 }
 
 
 def configured(options: Mapping[str, Any]) -> TrainConfig:
     """The settings among the options of `run`. Raises ValueError for one that is neither a setting nor in `OTHER`."""
-    settings = [field.name for field in fields(TrainConfig)]
-    for name in options:
-        if name not in (*settings, *OTHER):
-            raise unknown("option of a teacher's training", name, [*OTHER, *settings])
-    return TrainConfig(**{name: options[name] for name in settings if name in options})
+    known = [*OTHER, *TrainConfig.__dataclass_fields__]
+    for name in options.keys() - known:
+        raise unknown("option of a teacher's training", name, known)
+    return TrainConfig(**{name: value for name, value in options.items() if name not in OTHER})
 
 
 def run(options: Mapping[str, Any], out: Path) -> None:
@@ -332,9 +300,6 @@ def run(options: Mapping[str, Any], out: Path) -> None:
     config, device = configured(options), options.get("device", "cpu")
     data = load_dataset(options["data"])
     test = load_dataset(options["test"]) if "test" in options else None
-    if "templates" in options:
-        templates = prompts.templates(options["templates"])
-        data, test = replace(data, templates=templates), test and replace(test, templates=templates)
     if test and test.classnames != data.classnames:
         raise ValueError(f"test set {test.name} has other classes than {data.name}: {test.classnames[:5]}...")
     start = time.perf_counter()

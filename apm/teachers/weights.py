@@ -9,7 +9,6 @@ import re
 import urllib.error
 import urllib.request
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,9 +68,8 @@ def shipped(name: str) -> Path:
 
 
 def check_file(file: Path) -> None:
-    """Raises ValueError for a checkpoint that is not the one that the card beside it (.yaml, with a sha256) describes, and for a
-    TorchScript archive; warns of one whose weights are not those of the card of its name in data/teachers, which too large a
-    file has alone."""
+    """Raises ValueError for a checkpoint that is not the one that the card beside it (.yaml, with a sha256) describes; warns of one
+    whose weights are not those of the card of its name in data/teachers, which too large a file has alone."""
     if (card := file.with_suffix(".yaml")).is_file():
         if (expected := _card(card).get("sha256")) != (found := sha256_file(file)):
             raise ValueError(
@@ -88,12 +86,6 @@ def check_file(file: Path) -> None:
                 "differ with them",
                 stacklevel=2,
             )
-    if zipfile.is_zipfile(file) and any("/code/" in name for name in zipfile.ZipFile(file).namelist()):
-        raise ValueError(
-            f"{file} is a TorchScript archive, as OpenAI published its weights, not a state dict. Save what it holds: "
-            "weights = torch.jit.load(FILE, 'cpu').state_dict(); for key in ('input_resolution', 'context_length', 'vocab_size'): "
-            "weights.pop(key); torch.save(weights, NEW)"
-        )
 
 
 def _card(path: Path) -> dict[str, Any]:
