@@ -82,7 +82,7 @@ def test_an_unreadable_image_leaves_the_others_their_features_and_is_named_when_
 
 def test_anything_can_be_stored_of_every_image_and_a_bad_one_stops_by_name_on_request(tree, tmp_path):
     def mean(image):
-        return torch.from_numpy(image).float().mean(dim=(0, 1))  # (3,)
+        return torch.tensor(image).float().mean(dim=(0, 1))  # (3,)
 
     def store(name, **options):
         path = tmp_path / name / "means.npy"  # in a folder that is not there yet
@@ -108,7 +108,9 @@ def test_a_feature_that_is_not_finite_is_an_error_that_names_the_image(tiny, som
     np.testing.assert_allclose(again, right, rtol=1e-4, atol=1e-5)
     broken = teachers.Encoding(torch.full((1, len(right)), torch.nan))
     monkeypatch.setattr(type(tiny), "encode", lambda self, images, **_: broken)
-    with pytest.raises(ValueError, match=f"gives image {some_digits.indices[7]} of digits-test a feature that is not fin"):
+    with pytest.raises(
+        ValueError, match=f"gives image {some_digits.indices[7]} of digits-test a feature that is not fin"
+    ):
         teachers.features_at(tiny, some_digits, np.array([7]))
 
 
