@@ -17,18 +17,16 @@ from apm.teachers.images import (
     preprocess,
     student_images,
 )
-from apm.teachers.loading import load, split_pretrained
-from apm.teachers.teacher import PRECISIONS, Encoding, Teacher, TimmTeacher, token_grid
-from apm.teachers.weights import save, weights_sha256
+from apm.teachers.loading import load
+from apm.teachers.teacher import Encoding, Teacher, token_grid
+from apm.teachers.weights import save
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
-    "PRECISIONS",
     "Encoding",
     "Images",
     "Teacher",
-    "TimmTeacher",
     "features",
     "features_at",
     "fitted",
@@ -38,9 +36,7 @@ __all__ = [
     "pictures",
     "preprocess",
     "save",
-    "split_pretrained",
     "stored",
     "student_images",
     "token_grid",
-    "weights_sha256",
 ]

@@ -22,6 +22,7 @@ from apm.teachers.teacher import Teacher
 
 # the code that reads and encodes images
 CODE = tuple(module for module in RUN_MODULES if module.startswith(("data.", "teachers.")))
+BATCH = 256  # images that are encoded at a time
 LIBRARIES = ("torch", "open_clip_torch", "timm", "pillow", "numpy", "scipy", "scikit-image")
 
 
@@ -34,19 +35,16 @@ def stored(
     encode: Callable[[Tensor], Tensor],
     *,
     what: str,
-    batch_size: int = 256,
-    workers: int | None = None,
+    batch_size: int,
     on_error: str = "record",
-    pin: bool = False,
 ) -> np.ndarray:
     """(N, *shape) of every image of a dataset, a read-only memory map of a file (.npy) that is made where it is not there.
 
-    change: an image uint8 (H, W, 3) -> a tensor, where it is read; encode: a stack of those of the images that can be read
-    -> (n, *shape). dtype: in which it is kept, "float32" or "float16". what: for the progress bar. workers: processes that read
-    and change images; default: none for images in memory or few of them, else one per core, at most 8. on_error: "record": the
-    row of an image that cannot be read is NaN; "raise": UnreadableImage. pin: for an
-    `encode` on a GPU. Memory does not grow with N. A file that is damaged or
-    of another shape or type is made again, with a warning; it has another name until it is whole.
+    change: an image uint8 (H, W, 3) -> a tensor, where it is read: by worker processes, one per core and at most 8, or by the caller
+    for images in memory and for few. encode: a stack of those of the images that can be read -> (n, *shape). dtype: in which it is
+    kept, "float32" or "float16". what: for the progress bar. on_error: "record": the row of an image that cannot be read is NaN;
+    "raise": UnreadableImage. Memory does not grow with N. A file that is damaged or of another shape or type is made again, with a
+    warning; it has another name until it is whole.
     """
     expected = (len(dataset), *shape)
     if path.is_file():
@@ -58,31 +56,28 @@ def stored(
         except (OSError, ValueError, EOFError) as error:
             reason = str(error)
         warnings.warn(f"the cached file {path} cannot be used ({reason}): making it again", stacklevel=3)
-    if workers is None:
-        in_memory = isinstance(dataset.images, np.ndarray) or len(dataset) < 4 * batch_size
-        workers = 0 if in_memory else min(8, os.cpu_count() or 1)
+    few = isinstance(dataset.images, np.ndarray) or len(dataset) < 4 * batch_size
+    workers = 0 if few else min(8, os.cpu_count() or 1)
     loader = torch.utils.data.DataLoader(
         _Changed(dataset, change),
         batch_size=batch_size,
-        collate_fn=_collate,
+        collate_fn=list,
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,  # `change` need not be picklable
-        pin_memory=pin,
         generator=torch.Generator(),  # its own: else it would draw from the global one
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, progress(total=len(dataset), desc=what, unit="image") as bar:
         result = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), expected)
-        done = 0
-        for batch, readable in loader:
+        for start, items in zip(range(0, len(dataset), batch_size), loader, strict=True):
+            readable = np.array([item is not None for item in items])
             if on_error == "raise" and not readable.all():
-                dataset.images[done + int(readable.argmin())]  # an image that cannot be read says so
-            rows = np.full((len(readable), *shape), np.nan, dtype=np.float32)
-            if len(batch):
-                rows[readable] = encode(batch).cpu().numpy()
+                dataset.images[start + int(readable.argmin())]  # an image that cannot be read says so
+            rows = np.full((len(items), *shape), np.nan, dtype=np.float32)
+            if readable.any():
+                rows[readable] = encode(torch.stack([item for item in items if item is not None])).cpu().numpy()
             with np.errstate(over="ignore"):  # beyond float16: infinite, which a reader refuses by name
-                result[done : done + len(rows)] = rows
-            done += len(rows)
+                result[start : start + len(rows)] = rows
             bar.update(len(rows))
         result.flush()
         del result
@@ -105,12 +100,6 @@ class _Changed(torch.utils.data.Dataset):
             return None
 
 
-def _collate(items: list[Tensor | None]) -> tuple[Tensor, np.ndarray]:
-    """The images of a batch that can be read, stacked, and which they are, bool (batch,)."""
-    found = [item for item in items if item is not None]
-    return torch.stack(found) if found else torch.empty(0), np.array([item is not None for item in items])
-
-
 def identity(teacher: Teacher, dataset: Dataset) -> dict[str, Any]:
     """All that determines what is made of a dataset's images on a teacher's device, the teacher itself and the batch aside."""
     return {
@@ -123,14 +112,13 @@ def identity(teacher: Teacher, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def features(teacher: Teacher, dataset: Dataset, *, batch_size: int = 256, workers: int | None = None) -> np.ndarray:
+def features(teacher: Teacher, dataset: Dataset) -> np.ndarray:
     """(N, D) image features of a dataset, a read-only memory map of a file in the project's cache.
 
     float32 or float16, as the teacher was loaded with; not normalised. The file's name carries a hash of the teacher and of
     `identity`: whatever changes, changes the file. The row of an image that cannot be read is NaN; `features_at` names it.
-    workers: as in `stored`.
     """
-    key = sha256_of({"teacher": teacher.hash, "batch": batch_size, **identity(teacher, dataset)})
+    key = sha256_of({"teacher": teacher.hash, "batch": BATCH, **identity(teacher, dataset)})
     names = [re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[-48:] for name in (dataset.name, teacher.name)]
     return stored(
         cache_dir() / "features" / f"{'-'.join([*names, key[:24]])}.npy",
@@ -140,9 +128,7 @@ def features(teacher: Teacher, dataset: Dataset, *, batch_size: int = 256, worke
         lambda image: teacher.transform([image])[0],
         lambda batch: teacher.encode(batch).feature,
         what=f"{teacher.name} features of {dataset.name}",
-        batch_size=batch_size,
-        workers=workers,
-        pin=teacher.device.type == "cuda",
+        batch_size=BATCH,
     )
 
 

@@ -142,7 +142,10 @@ class Teacher:
         shape, and for tokens of a tower that has none (`grid`), such as those with an attention pool (CoCa, SigLIP).
         """
         if tokens and self.grid is None:
-            raise ValueError(self._no_tokens())
+            raise ValueError(
+                f"teacher {self.name} has no patch tokens in its feature's space: L_grid, column='tokens' and the islands need a "
+                "vision transformer without attention pool, or a convolutional tower with average pooling"
+            )
         size = self.preprocess_config.input_size
         if images.ndim != 4 or tuple(images.shape[1:]) != size:
             expected = ", ".join(map(str, size))
@@ -184,20 +187,11 @@ class Teacher:
         if key not in self._texts:
             texts = [prompts.fill(template, name) for name in key[0] for template in key[1]]
             with torch.inference_mode():
-                units = torch.cat([self._encode_text(texts[i : i + 256]) for i in range(0, len(texts), 256)])
+                ids = [tokenize(self.tokenizer, texts[i : i + 256]).to(self.device) for i in range(0, len(texts), 256)]
+                units = torch.cat([F.normalize(self.model.encode_text(one).float(), dim=-1) for one in ids])
             means = units.clone().unflatten(0, (len(key[0]), len(key[1]))).mean(dim=1)  # (C, templates, D) -> (C, D)
             self._texts[key] = F.normalize(means, dim=-1)
         return self._texts[key].clone()
-
-    def _encode_text(self, texts: list[str]) -> Tensor:
-        """(n, D) unit features of texts."""
-        return F.normalize(self.model.encode_text(tokenize(self.tokenizer, texts).to(self.device)).float(), dim=-1)
-
-    def _no_tokens(self) -> str:
-        return (
-            f"teacher {self.name} has no patch tokens in its feature's space: L_grid, column='tokens' and the islands need a "
-            "vision transformer without attention pool, or a convolutional tower with average pooling"
-        )
 
 
 class TimmTeacher(Teacher):
@@ -220,7 +214,7 @@ class TimmTeacher(Teacher):
     @property
     def logit_scale(self) -> float:
         """Raises ValueError: there is no text to compare with."""
-        raise ValueError(self._no_text())
+        raise self._no_text()
 
     @property
     def grid(self) -> tuple[int, int] | None:
@@ -234,10 +228,12 @@ class TimmTeacher(Teacher):
 
     def text_features(self, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Raises ValueError: there is no text tower."""
-        raise ValueError(self._no_text())
+        raise self._no_text()
 
-    def _no_text(self) -> str:
-        return f"teacher {self.name} has no text tower: it serves dataset-scale training (07_field); classification needs a CLIP"
+    def _no_text(self) -> ValueError:
+        return ValueError(
+            f"teacher {self.name} has no text tower: it serves training on datasets; classify with a CLIP"
+        )
 
 
 def token_grid(teacher: Teacher, images: Images, grid: tuple[int, int], *, batch_size: int = 256) -> Tensor:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from apm import teachers
 from apm.data import datasets
 from apm.project import located
-from apm.teachers import train, weights
+from apm.teachers import loading, train, weights
 
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "teachers"
 
@@ -134,9 +134,9 @@ def asked(monkeypatch, tmp_path):
 
 def test_a_file_with_its_tag_is_read_as_the_tag_wants_its_images_and_refused_in_another_activation(asked):
     name, tag = "ViT-B-16", "laion400m_e32"
-    assert teachers.split_pretrained(name, tag) == (tag, None)
-    assert teachers.split_pretrained(name, f"{tag}=/weights/a=b.pt") == (tag, "/weights/a=b.pt")
-    assert teachers.split_pretrained(name, "/weights/a=b.pt") == (None, "/weights/a=b.pt")
+    assert loading.split_pretrained(name, tag) == (tag, None)
+    assert loading.split_pretrained(name, f"{tag}=/weights/a=b.pt") == (tag, "/weights/a=b.pt")
+    assert loading.split_pretrained(name, "/weights/a=b.pt") == (None, "/weights/a=b.pt")
     assert asked("ViT-H-14-quickgelu", "dfn5b")["resize_mode"] == "squash"
     assert asked("ViT-L-14", "laion2b_s32b_b82k")["mean"] == (0.5, 0.5, 0.5)
     with pytest.raises(ValueError, match="trained with QuickGELU and give wrong features in ViT-B-16: use ViT-B-16-qu"):
@@ -253,7 +253,7 @@ def test_other_weights_than_those_of_the_card_of_their_name_are_said(tiny_config
     monkeypatch.setattr(weights, "SHIPPED", tmp_path)
     held = load_file(str(checkpoint))
     card = tmp_path / "tiny.yaml"
-    card.write_text(yaml.safe_dump({"weights_sha256": teachers.weights_sha256(held)}))
+    card.write_text(yaml.safe_dump({"weights_sha256": weights.weights_sha256(held)}))
     other = tmp_path / "elsewhere" / "tiny.safetensors"
     teachers.save(held, other, {"another": "note"})  # the same weights in another file
     with warnings.catch_warnings():

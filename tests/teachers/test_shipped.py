@@ -137,7 +137,7 @@ def test_a_teacher_is_frozen_with_its_card_or_over_the_limit_as_its_card_alone(p
     assert [path.name for path in (project / "cards").iterdir()] == ["digits.yaml"]
     said = yaml.safe_load((project / "cards" / "digits.yaml").read_text())
     assert said["accuracy"] == {"digits-test": pytest.approx(98, abs=0.3), "images": 899}
-    assert said["weights_sha256"] == teachers.weights_sha256(load_file(str(source)))
+    assert said["weights_sha256"] == weights.weights_sha256(load_file(str(source)))
     monkeypatch.setattr(shipped, "LARGEST", 10_000_000)
     assert shipped.main(["digits", "--freeze", str(source)]) == 0
     said = yaml.safe_load((project / "cards" / "digits.yaml").read_text())
