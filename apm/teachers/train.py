@@ -283,8 +283,10 @@ OTHER = {
 
 
 def configured(options: Mapping[str, Any]) -> TrainConfig:
-    """The settings among the options of `run`. Raises ValueError for one that is neither a setting nor in `OTHER`."""
+    """The settings among the options of `run`. Raises ValueError for one that is neither a setting nor in `OTHER`, and without data."""
     known = [*OTHER, *TrainConfig.__dataclass_fields__]
+    if "data" not in options:
+        raise ValueError(f"a teacher's training needs data: {OTHER['data']}")
     for name in options.keys() - known:
         raise unknown("option of a teacher's training", name, known)
     return TrainConfig(**{name: value for name, value in options.items() if name not in OTHER})

@@ -106,8 +106,9 @@ def test_impossible_trainings_are_refused(few, tiny_config):
     for wrong, message in (({"epochs": 0}, "must be positive"), ({"precision": "int8"}, "unknown training precision")):
         with pytest.raises(ValueError, match=message):
             replace(config, **wrong)
-    with pytest.raises(ValueError, match=r"unknown option of a teacher's training 'epoch'.*epochs"):
-        train.configured({"data": "digits-train", "epoch": 3})
+    for options, message in (({"data": "x", "epoch": 3}, "unknown option .* 'epoch'.*epochs"), ({}, "needs data")):
+        with pytest.raises(ValueError, match=message):
+            train.configured(options)
 
 
 def test_the_command_trains_on_a_folder_and_prints_the_held_out_accuracy(tiny_config, tmp_path, capsys):
