@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from apm import teachers
 from apm.data import datasets
@@ -276,43 +276,34 @@ def test_data_cache_in_a_profile_is_the_cache_wherever_that_is(tiny_config, chec
 # ---- timm
 
 
-def test_a_timm_tower_gives_feature_and_tokens_and_no_text(tmp_path):
-    name = "vit_small_patch14_reg4_dinov2"
+@pytest.mark.parametrize(
+    "name", ["test_vit", "test_vit2"]
+)  # 160 px, 16 px patches; a CLS token and a register before them
+def test_a_timm_tower_gives_feature_and_tokens_at_any_size_and_no_text(tmp_path, name):
+    file = tmp_path / "weights.pth"
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=0, img_size=98).eval()
-    path = tmp_path / "dino.pth"
-    torch.save(model.state_dict(), path)
-    teacher = teachers.load(f"timm:{name}@98", pretrained=path)
-    image = teacher.transform([np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)])
-    assert image.shape == (1, 3, 98, 98)
-    encoding = teacher.encode(image, tokens=True)
+    model = timm.create_model(name, num_classes=0).eval()
+    torch.save(model.state_dict(), file)
+    own, small = (teachers.load(f"timm:{one}", pretrained=file) for one in (name, f"{name}@96"))
+    images = [np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)]
+    encoding = own.encode(own.transform(images), tokens=True)
     with torch.inference_mode():
-        every = model.forward_features(image)
-    assert torch.equal(encoding.feature, every[:, 0])  # the CLS token
-    assert encoding.tokens.shape == (1, 7, 7, 384)
-    assert torch.equal(encoding.tokens.flatten(1, 2), every[:, 5:])  # after CLS and four registers
-    assert (teacher.width, teacher.grid) == (384, (7, 7))
-    for ask in (lambda: teacher.text_features(["cat"], ["a {}"]), lambda: teacher.logit_scale):
+        every = model.forward_features(own.transform(images))
+    assert (own.width, own.grid) == (64, (10, 10))
+    assert torch.equal(encoding.tokens.flatten(1, 2), every[:, 1:])
+    pooled = every[:, 0] if name == "test_vit" else every[:, 1:].mean(dim=1)
+    torch.testing.assert_close(encoding.feature, pooled)
+    assert (small.image_size, small.grid) == (96, (6, 6))
+    assert small.encode(small.transform(images), tokens=True).tokens.shape == (1, 6, 6, 64)
+    assert small.hash != own.hash
+    for ask in (lambda: own.text_features(["cat"], ["a {}"]), lambda: own.logit_scale):
         with pytest.raises(ValueError, match="has no text tower"):
             ask()
-    with pytest.raises(ValueError, match="cannot be loaded into timm:vit_tiny_patch16_224"):
-        teachers.load("timm:vit_tiny_patch16_224", pretrained=path)
-
-
-def test_a_timm_tower_reads_images_of_another_size(tmp_path):
-    name, file = "test_vit", tmp_path / "test_vit.safetensors"  # 160 px, 16 px patches
-    save_file(timm.create_model(name, num_classes=0).state_dict(), str(file))
-    teacher, same = (teachers.load(f"timm:{one}", pretrained=file) for one in (f"{name}@96", name))
-    assert (teacher.image_size, teacher.grid, same.grid) == (96, (6, 6), (10, 10))
-    images = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)
-    said = teacher.encode(teacher.transform(images), tokens=True)
-    assert said.tokens.shape == (2, 6, 6, teacher.width)
-    assert said.feature.isfinite().all()
-    assert same.hash != teacher.hash
     for wrong, message in (
         ("test_vit@big", "image size in pixels after @"),
         ("test_vit@97", "97 px are no whole number of patches of 16 px"),
         ("test_resnet@96", "timm cannot build test_resnet for images of another size"),
+        ("test_resnet", "cannot be loaded into timm:test_resnet"),
     ):
         with pytest.raises(ValueError, match=message):
             teachers.load(f"timm:{wrong}", pretrained=file)
