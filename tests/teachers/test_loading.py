@@ -276,9 +276,8 @@ def test_data_cache_in_a_profile_is_the_cache_wherever_that_is(tiny_config, chec
 # ---- timm
 
 
-@pytest.mark.parametrize(
-    "name", ["test_vit", "test_vit2"]
-)  # 160 px, 16 px patches; a CLS token and a register before them
+# 160 px, 16 px patches; before them a CLS token, or a register
+@pytest.mark.parametrize("name", ["test_vit", "test_vit2"])
 def test_a_timm_tower_gives_feature_and_tokens_at_any_size_and_no_text(tmp_path, name):
     file = tmp_path / "weights.pth"
     torch.manual_seed(0)
@@ -291,7 +290,7 @@ def test_a_timm_tower_gives_feature_and_tokens_at_any_size_and_no_text(tmp_path,
         every = model.forward_features(own.transform(images))
     assert (own.width, own.grid) == (64, (10, 10))
     assert torch.equal(encoding.tokens.flatten(1, 2), every[:, 1:])
-    pooled = every[:, 0] if name == "test_vit" else every[:, 1:].mean(dim=1)
+        pooled = every[:, 0] if name == "test_vit" else model.fc_norm(every[:, 1:].mean(dim=1))
     torch.testing.assert_close(encoding.feature, pooled)
     assert (small.image_size, small.grid) == (96, (6, 6))
     assert small.encode(small.transform(images), tokens=True).tokens.shape == (1, 6, 6, 64)
