@@ -288,9 +288,9 @@ def test_a_timm_tower_gives_feature_and_tokens_at_any_size_and_no_text(tmp_path,
     encoding = own.encode(own.transform(images), tokens=True)
     with torch.inference_mode():
         every = model.forward_features(own.transform(images))
+        pooled = every[:, 0] if name == "test_vit" else model.fc_norm(every[:, 1:].mean(dim=1))
     assert (own.width, own.grid) == (64, (10, 10))
     assert torch.equal(encoding.tokens.flatten(1, 2), every[:, 1:])
-        pooled = every[:, 0] if name == "test_vit" else model.fc_norm(every[:, 1:].mean(dim=1))
     torch.testing.assert_close(encoding.feature, pooled)
     assert (small.image_size, small.grid) == (96, (6, 6))
     assert small.encode(small.transform(images), tokens=True).tokens.shape == (1, 6, 6, 64)
