@@ -100,7 +100,7 @@ def make_teachers(folder: Path) -> dict[str, dict[str, str]]:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    own = json.loads((ROOT / "apm" / "model_configs" / "apm-mini.json").read_text(encoding="utf-8"))
+    own = json.loads((ROOT / "apm" / "teachers" / "model_configs" / "apm-mini.json").read_text(encoding="utf-8"))
     own["vision_cfg"].pop("patch_dropout", None)
     # 80 prompts of 1000 classes: a text tower as small as can be
     own["text_cfg"] |= {"context_length": 40, "width": 16, "heads": 1, "layers": 1}

@@ -124,13 +124,8 @@ def times(folder: Path, notebooks: list[str]) -> pd.DataFrame:
 
 def current_shards(folder: Path) -> pd.DataFrame:
     """`records.provenance_table` without the shards of code that has changed since. Raises FileNotFoundError for no records."""
-    current = {
-        meta["key"][:16]
-        for meta in map(records._metadata, records._shard_files(folder))
-        if meta["code"] == records._current_code(meta)
-    }
     shards = records.provenance_table(folder)
-    return shards[shards["shard"].isin(current)].reset_index(drop=True)
+    return shards[shards["current"]].reset_index(drop=True)
 
 
 def provenance(shards: pd.DataFrame) -> str:

@@ -1,62 +1,42 @@
-"""Frozen teachers: networks of open_clip and timm by name or file, their features kept in a cache, and the training of a small one.
+"""Frozen teachers: networks of open_clip and timm by name or file, and what they say of images and texts.
 
-Uses `project` and `data`. Offers `load` and `Teacher`, `features`, and what the student sees of an image (`student_images`).
+Uses `project`, `data` and the modules below all rooms. Offers `load` and `Teacher`; `features` and `features_at`, kept in files of the
+cache as all that `stored` makes; `token_grid`; what the student sees of an image (`student_images`, `patch_colours`); `save` for
+checkpoints. The small teachers are trained by `train`, and those of data/teachers kept by `shipped`: both are commands, and no
+door stands open to them.
 """
 
-from apm.teachers.teacher import (
+from apm.teachers.cached import features, features_at, identity, stored
+from apm.teachers.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    PRECISIONS,
-    SHIPPED,
-    Encoding,
     Images,
-    Teacher,
-    TimmTeacher,
-    TrainConfig,
-    accuracy,
-    augment,
-    captions,
-    determined_by,
-    features,
-    features_at,
-    load,
+    fitted,
     patch_colours,
     pictures,
     preprocess,
-    save,
-    shipped,
-    split_pretrained,
     student_images,
-    token_grid,
-    train,
-    weights_sha256,
 )
+from apm.teachers.loading import load
+from apm.teachers.teacher import Encoding, Teacher, token_grid
+from apm.teachers.weights import save
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
-    "PRECISIONS",
-    "SHIPPED",
     "Encoding",
     "Images",
     "Teacher",
-    "TimmTeacher",
-    "TrainConfig",
-    "accuracy",
-    "augment",
-    "captions",
-    "determined_by",
     "features",
     "features_at",
+    "fitted",
+    "identity",
     "load",
     "patch_colours",
     "pictures",
     "preprocess",
     "save",
-    "shipped",
-    "split_pretrained",
+    "stored",
     "student_images",
     "token_grid",
-    "train",
-    "weights_sha256",
 ]

@@ -1,6 +1,7 @@
 """What a text tower can name: words it never read, probes that are never fitted on what they predict, verdicts."""
 
 import numpy as np
+import open_clip
 import pandas as pd
 import pytest
 import torch
@@ -9,6 +10,7 @@ from apm import teachers
 from apm.data import datasets
 from apm.experiments import naming
 from apm.experiments.naming import PROBE, closest_names, probe, random_namings, unread_words
+from apm.teachers import train
 
 
 class Words:
@@ -37,10 +39,10 @@ def test_unread_words_are_those_no_caption_has():
 
 def test_unread_words_with_the_tokenizer_of_open_clip():
     class Real:
-        tokenizer = staticmethod(teachers.open_clip.get_tokenizer("apm-mini"))
+        tokenizer = staticmethod(open_clip.get_tokenizer("apm-mini"))
 
     taught = datasets.load("digits-train")
-    captions = [text for texts in teachers.captions(taught) for text in texts]
+    captions = [text for texts in train.captions(taught) for text in texts]
     assert unread_words(Real, datasets.DIGIT_NAMES, captions) == ()
     assert unread_words(Real, ["7", "even number"], captions) == ("even",)
 

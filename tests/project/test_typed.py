@@ -10,14 +10,15 @@ import pytest
 import torch
 
 import apm
-from apm import methods, model, teachers, ttt, typed
+from apm import methods, model, ttt, typed
 from apm.experiments import ablations, compute, field
 from apm.methods import REGISTRY, prompt_tuning
 from apm.project import profiles
+from apm.teachers import train
 
 BAD = {int: ("3", True, 20.5, None), float: ("1e-4", True, float("nan"), None), bool: ("no", 1, None), str: (3,)}
 SETTINGS = [
-    *(model.APMConfig, ttt.TTTConfig, field.FieldConfig, teachers.TrainConfig, ablations.Ablation),
+    *(model.APMConfig, ttt.TTTConfig, field.FieldConfig, train.TrainConfig, ablations.Ablation),
     *(methods.ZeroShot, methods.APM, ablations.OneSampleStudent, *REGISTRY.values()),
 ]
 NEEDED = {"teacher": None, "config": ttt.TTTConfig(), "part": "p", "name": "n", "student": {}, "training": {}}

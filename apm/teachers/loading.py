@@ -1,0 +1,265 @@
+"""Teachers by name or file, through the factories of open_clip and timm; what is known to go wrong is refused first.
+
+load("mini")                                                  # the small one that comes with the clone
+load("ViT-B-16-quickgelu", pretrained="openai")               # any open_clip model and tag
+load("ViT-B-32", pretrained="/weights/vit_b_32.safetensors")  # or a local checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg
+
+from apm.lockstep import caller_free
+from apm.project import located, unknown
+from apm.teachers import weights
+from apm.teachers.teacher import PRECISIONS, Teacher, TimmTeacher
+
+open_clip.add_model_config(Path(__file__).parent / "model_configs")
+
+
+@caller_free()
+def load(
+    name: str,
+    *,
+    pretrained: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    feature_dtype: str = "float32",
+) -> Teacher:
+    """A frozen teacher.
+
+    name: "mini" (the weights in data/teachers), any open_clip model name, an open_clip "hf-hub:" or "local-dir:" name, or the path
+    of a model configuration (.json). "timm:MODEL" is an image tower of timm without a text tower, such as
+    "timm:vit_large_patch14_reg4_dinov2.lvd142m", the teacher of dataset-scale training; "timm:MODEL@448" reads images of 448 px.
+    pretrained: an open_clip tag; a checkpoint file (.safetensors, or .pt/.bin/.pth read with weights_only), which in data/cache is
+    one in `apm.project.cache_dir`; or both as "TAG=FILE": the tag says how the weights want their images and with which activation
+    they were trained. None: timm's own weights. precision: "fp32", "bf16", "fp16" or "fp64". feature_dtype: of the cached
+    features, "float32" or "float16" (half the space; cosines change by about 1e-3).
+
+    Raises ValueError for unknown names, tags, precisions and devices that are not there, for weights trained with another
+    activation (QuickGELU), for checkpoints of another architecture and for files that are not what the card beside them says;
+    FileNotFoundError for weights that are neither here nor reachable; ModuleNotFoundError for a teacher whose tokenizer needs
+    transformers (SigLIP) where that is not installed. Warns of a file without tag where the model's tags want their images or
+    activation in different ways, and of weights that are not those of the card of their name in data/teachers.
+    """
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, list(PRECISIONS))
+    if feature_dtype not in ("float32", "float16"):
+        raise unknown("feature_dtype", feature_dtype, ("float32", "float16"))
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device {str(device)!r} was asked for, but torch {torch.__version__} finds no CUDA GPU here: set device: cpu, or "
+            "install a torch that fits the GPU's driver"
+        )
+    given = None if pretrained is None else located(str(pretrained))
+    build = _timm if name.startswith("timm:") else _clip
+    teacher = build(name, given, device, precision)
+    teacher.feature_dtype = feature_dtype
+    return teacher
+
+
+def _misfit(file: str, model: str, error: Exception) -> ValueError:
+    """A state dict that does not fit fails in many ways."""
+    return ValueError(
+        f"the weights {file} cannot be loaded into {model}: {type(error).__name__}: {' '.join(str(error).split())[:300]}. "
+        "Expected a checkpoint of this architecture (.safetensors, or a state dict saved by torch.save; what OpenAI published are "
+        "TorchScript archives: save torch.jit.load(FILE, 'cpu').state_dict() without input_resolution, context_length, vocab_size)"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- timm
+
+
+def _timm(name: str, pretrained: str | None, device: str | torch.device, precision: str) -> TimmTeacher:
+    """An image tower of timm with its own weights, or those of a file. name: timm:MODEL or timm:MODEL@PIXELS."""
+    import timm
+
+    model_name, _, pixels = name.removeprefix("timm:").partition("@")
+    if pixels and not pixels.isdecimal():
+        raise ValueError(f"teacher {name}: expected the image size in pixels after @, such as @448, found {pixels!r}")
+    if not timm.is_model(model_name):
+        near = timm.list_models(f"*{model_name.split('.')[0][:12]}*", pretrained=True)[:20]
+        raise unknown("timm model", model_name, near or timm.list_models("*dinov2*", pretrained=True))
+    if pretrained is None:
+        repository = getattr(timm.get_pretrained_cfg(model_name), "hf_hub_id", None)
+        source = {"hf_hub": f"{repository}/model.safetensors"}
+        weights.check_reachable(f"teacher {name}", source, "/path/to/weights.safetensors")
+    elif not Path(pretrained).is_file():
+        raise FileNotFoundError(f"teacher {name}: there is no file {pretrained}")
+    options: dict[str, Any] = {"img_size": int(pixels)} if pixels else {}
+    try:
+        model = timm.create_model(model_name, pretrained=pretrained is None, num_classes=0, **options)
+    except (TypeError, AssertionError) as error:  # a tower that has no say in the size
+        raise ValueError(f"timm cannot build {model_name} for images of another size than its own: {error}") from error
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
+    if pixels and any(int(pixels) % side for side in patch):
+        raise ValueError(f"teacher {name}: {pixels} px are no whole number of patches of {patch[0]} px")
+    if pretrained is not None:
+        try:
+            stored: Any = open_clip.factory.load_state_dict(pretrained)
+            if pixels and isinstance(model, timm.models.VisionTransformer):
+                stored = timm.models.vision_transformer.checkpoint_filter_fn(stored, model)  # fits the position codes
+            model.load_state_dict({k: v for k, v in stored.items() if not k.startswith("head.")})
+        except Exception as error:
+            raise _misfit(pretrained, f"timm:{model_name}", error) from error
+    return TimmTeacher(name, model.to(device, PRECISIONS[precision]), precision)
+
+
+# -------------------------------------------------------------------------------------------------------- open_clip
+
+
+def _clip(name: str, pretrained: str | None, device: str | torch.device, precision: str) -> Teacher:
+    """A CLIP by open_clip's own factory and tokenizer."""
+    label, tag, file, wanted = name, None, pretrained, {}
+    if name == "mini":
+        if pretrained is not None:
+            raise ValueError("teacher 'mini' is the one in data/teachers: for other weights pass name='apm-mini'")
+        name, file = "apm-mini", str(weights.shipped("mini"))
+    elif open_clip.factory.parse_model_name(name)[0] is None:
+        label = name = register(name)
+        tag, file = split_pretrained(name, pretrained)
+        wanted = _wanted(name, tag, file)
+        if file is None:
+            weights.check_reachable(f"{name}:{tag}", open_clip.get_pretrained_cfg(name, str(tag)))
+    elif name.startswith("hf-hub:"):
+        weights.check_reachable(f"teacher {name}", {"hf_hub": f"{name[7:]}/"})
+    config = open_clip.factory.get_model_config(name)
+    text = (config or {}).get("text_cfg", {})
+    if (text.get("hf_tokenizer_name") or text.get("hf_model_name")) and not find_spec("transformers"):
+        missing = f"teacher {label} needs the package transformers, for its text: pip install 'apm[hf]'"
+        raise ModuleNotFoundError(missing, name="transformers")
+    path = Path(file) if file and Path(file).is_file() else None
+    if path:
+        weights.check_file(path)
+    try:
+        model = open_clip.create_model(
+            name,
+            file or tag,
+            precision="fp32" if precision == "fp64" else precision,  # open_clip knows no fp64
+            device=device,
+            require_pretrained=True,
+            weights_only=True,
+            force_preprocess_cfg=wanted if path else None,
+        )
+    except Exception as error:
+        raise _misfit(str(file or tag or name), f"model {name}", error) from error
+    if path:
+        _check_positions(name, model, path)
+    try:
+        tokenizer = open_clip.get_tokenizer(name)
+    except OSError as error:  # transformers' word for a repository that is neither here nor reachable
+        raise FileNotFoundError(
+            f"teacher {label}: its tokenizer {text.get('hf_tokenizer_name')} is not here, and the hub cannot be reached. "
+            "Load it once where there is a network, and copy that folder here (HF_HOME says where)"
+        ) from error
+    return Teacher(label, model.double() if precision == "fp64" else model, tokenizer, config, precision)
+
+
+def register(name: str) -> str:
+    """The open_clip name of a model; a .json path is registered first. Raises ValueError for an unknown name."""
+    known = open_clip.list_models()
+    if not name.endswith(".json"):
+        if name not in known:
+            raise unknown("model", name, ["mini", *known])
+        return name
+    path = Path(name)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"model configuration {path} is no JSON: {error}") from error
+    if missing := [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]:
+        raise ValueError(f"model configuration {path} lacks {', '.join(missing)}: expected an open_clip model config")
+    if path.stem in known and open_clip.factory.get_model_config(path.stem) != config:
+        raise ValueError(f"{path}: the model name {path.stem} is taken by another configuration: rename the file")
+    open_clip.add_model_config(path)
+    return path.stem
+
+
+def split_pretrained(name: str, pretrained: str | None) -> tuple[str | None, str | None]:
+    """(tag, file) that a value of `pretrained` names for an open_clip model; None for what it leaves open.
+
+    Raises ValueError for "TAG=FILE" with a tag that the model does not have.
+    """
+    if pretrained is None:
+        return None, None
+    if open_clip.get_pretrained_cfg(name, pretrained):
+        return pretrained, None
+    tag, equals, file = pretrained.partition("=")
+    if not equals or Path(pretrained).is_file() or "/" in tag:
+        return None, pretrained
+    if not open_clip.get_pretrained_cfg(name, tag):
+        raise unknown(f"tag of {name}", tag, open_clip.list_pretrained_tags_by_model(name) or ["none"])
+    return tag, file
+
+
+def _wanted(name: str, tag: str | None, file: str | None) -> dict[str, Any]:
+    """How weights want their images (fields of PreprocessCfg): as their tag says, or the open_clip_config.json beside their file.
+
+    Raises ValueError where that says that they were trained with another activation than the model's, and where there are no
+    weights; warns where neither says so and the tags of the model differ.
+    """
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    own = "" if tags else ". A teacher of ours is trained with `make teacher`, or `python -m apm.teachers.train`"
+    if tag is None and file is None:
+        raise ValueError(
+            f"teacher {name} needs weights: pass pretrained=TAG ({', '.join(tags) or 'none'}) or a file{own}"
+        )
+    if file is not None and not Path(file).is_file():
+        raise FileNotFoundError(
+            f"teacher {name}: {file!r} is neither a file nor a tag of this model. Known tags: {', '.join(tags) or 'none'}{own}"
+        )
+    quick = bool(open_clip.factory.get_model_config(name).get("quick_gelu", False))
+    other = name.removesuffix("-quickgelu") if quick else f"{name}-quickgelu"
+    there = other in open_clip.list_models()
+    beside = Path(file or "none").with_name("open_clip_config.json")
+
+    def read(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+        """Preprocessing, and whether the activation is another."""
+        known = {field.name for field in fields(PreprocessCfg)} - {"size"}
+        return {k: v for k, v in config.items() if k in known}, bool(config.get("quick_gelu", False)) != quick
+
+    if tag:
+        images, differs = read(open_clip.get_pretrained_cfg(name, tag))
+        differs = differs and there
+    elif file and beside.is_file():
+        said = json.loads(beside.read_text(encoding="utf-8"))
+        images, differs = read({**said.get("model_cfg", {}), **said.get("preprocess_cfg", {})})
+    else:
+        ways: dict[tuple[str, bool], list[str]] = {}
+        for each in tags:
+            images, differs = read(open_clip.get_pretrained_cfg(name, each))
+            ways.setdefault((json.dumps(images, sort_keys=True), differs and there), []).append(each)
+        if len(ways) > 1:
+            groups = [f"{', '.join(each)}{f' (of {other})' * differs}" for (_, differs), each in ways.items()]
+            warnings.warn(
+                f"teacher {name}: the file {file} does not say how its weights want their images, nor whether they were trained with "
+                f"QuickGELU, and this model's tags differ in that ({'; '.join(groups)}): taking OpenAI's mean, std and resizing, and "
+                f"{'a' if quick else 'no'} QuickGELU. If the weights are of one of the tags, say TAG={file}",
+                stacklevel=2,
+            )
+        return {}
+    if differs:
+        raise ValueError(
+            f"the weights {name}:{tag or file} were trained {'without' if quick else 'with'} QuickGELU and give wrong features in "
+            f"{name}: use {other if there else 'a model configuration that says so'}"
+        )
+    return images
+
+
+def _check_positions(name: str, model: Any, file: Path) -> None:
+    """open_clip stretches position codes to fit any grid and context; a local file of another size is an error here."""
+    stored, expected = open_clip.factory.load_state_dict(str(file)), model.state_dict()
+    for key in ("visual.positional_embedding", "positional_embedding"):
+        if key in stored and key in expected and stored[key].shape != expected[key].shape:
+            found, wanted = (tuple(each[key].shape) for each in (stored, expected))
+            raise ValueError(f"{file} is of another architecture than {name}: {key} is {found}, expected {wanted}")

@@ -1,0 +1,339 @@
+"""Training of a small CLIP teacher on images and captions of their class names.
+
+    python -m apm.teachers.train --data folder:PATH --out FILE.safetensors
+
+trains one on any class-per-folder image tree; the further options are the fields of `TrainConfig`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.pos_embed import get_2d_sincos_pos_embed
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from torch import Tensor
+
+from apm.data import prompts
+from apm.data.datasets import Dataset
+from apm.data.datasets import load as load_dataset
+from apm.lockstep import caller_free
+from apm.project import unknown
+from apm.project.identity import code_version
+from apm.project.progress import progress
+from apm.teachers.cached import features
+from apm.teachers.images import fitted
+from apm.teachers.loading import load, register
+from apm.teachers.teacher import Teacher, tokenize
+from apm.teachers.weights import save
+from apm.typed import checked
+
+
+@checked
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a contrastive training. Defaults: the teacher of profile `mini`."""
+
+    model: str = "apm-mini"  # open_clip model configuration
+    epochs: int = 50
+    groups: int = 9  # groups of one image per class in a batch
+    learning_rate: float = 1e-3
+    warmup: float = 0.1  # share of the steps
+    weight_decay: float = 0.05
+    beta2: float = 0.98
+    clip_norm: float = 1.0
+    rotation: float = 10.0  # affine augmentation: degrees, and the rest as shares of the image's side
+    scale: float = 0.1
+    shear: float = 0.1
+    shift: float = 0.08
+    flip: float = 0.0  # share of images mirrored left to right
+    seed: int = 0
+    # CPU threads: fixed, because sums split in another way round differently; a second one gains little, stalls when shared.
+    threads: int = 1
+    precision: str = "fp32"  # "bf16": autocast, about twice as fast for convolutions on CPUs that have it
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.groups, self.threads) < 1 or self.learning_rate <= 0:
+            raise ValueError(f"epochs, groups, threads and learning_rate must be positive, found {self}")
+        if self.precision not in ("fp32", "bf16"):
+            raise unknown("training precision", self.precision, ("fp32", "bf16"))
+
+
+CAPTIONS = (
+    "{}",
+    "a photo of {}.",
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "an image of a {}.",
+    "a picture of the {}.",
+    "a drawing of a {}.",
+)
+
+
+def captions(dataset: Dataset) -> list[list[str]]:
+    """Per class, all captions: general ones and the dataset's templates, with every form of the class name."""
+    templates = dict.fromkeys((*CAPTIONS, *dataset.templates))
+    return [
+        [prompts.fill(template, form) for template in templates for form in prompts.forms(name)]
+        for name in dataset.classnames
+    ]
+
+
+@caller_free()
+def train(dataset: Dataset, config: TrainConfig, *, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Weights (a state dict on the CPU) of a CLIP trained from scratch on images and captions of their class names.
+
+    A batch is made of groups with one image per class. Within a group every caption is unique, so open_clip's ClipLoss
+    has no false negatives; in a plain random batch most negatives of a ten-class set would be true captions. Per step one
+    caption is drawn per class and encoded once for all groups, which gives the gradient of encoding it for each image.
+    Only the rows of the token embedding that occur in captions are trained: the others have no gradient.
+    The same config, data, machine and library versions give bit-identical weights.
+
+    Raises ValueError for a class without images, RuntimeError for a loss that is not finite.
+    """
+    counts = np.bincount(dataset.labels, minlength=len(dataset.classnames))
+    if not counts.all():
+        raise ValueError(f"{dataset.name} has no images of class {dataset.classnames[int(counts.argmin())]!r}")
+    name = register(config.model)
+    device = torch.device(device)
+    with _reproducible(config.seed, config.threads):
+        model = open_clip.create_model(name, load_weights=False).to(device)
+        ids = [tokenize(open_clip.get_tokenizer(name), texts) for texts in captions(dataset)]
+        used = torch.unique(torch.cat(ids))  # sorted: the end-of-text token stays the highest id, which CLIP pools by
+        ids = [torch.searchsorted(used, i).to(device) for i in ids]
+        embedding = getattr(model, "text", model).token_embedding
+        all_rows = embedding.weight.data
+        embedding.weight = torch.nn.Parameter(all_rows[used].clone())
+        embedding.num_embeddings = len(used)
+        _sinusoidal_positions(model)
+        _fit(model, dataset, ids, config, device)
+        all_rows[used] = embedding.weight.data
+        embedding.weight = torch.nn.Parameter(all_rows)
+    return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+
+
+def _fit(model: Any, dataset: Dataset, captions: list[Tensor], config: TrainConfig, device: torch.device) -> None:
+    """The loop: AdamW, linear warm-up, cosine decay to zero."""
+    preprocessing = PreprocessCfg(**model.visual.preprocess_cfg)
+    pixels = _training_pixels(dataset, preprocessing)
+    normalise = image_transform_v2(preprocessing, is_train=False).transforms[-1]
+    classes = len(dataset.classnames)
+    per_epoch = math.ceil(len(dataset) / (classes * config.groups))
+    steps = config.epochs * per_epoch
+    generator = torch.Generator().manual_seed(config.seed)  # data, captions, augmentation; on the CPU for every device
+    batches = _balanced(torch.tensor(dataset.labels), classes, config.groups, generator)
+    parameters = _decay_groups(model, config.weight_decay)
+    optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, config.beta2), eps=1e-6, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warmup_cosine(steps, config.warmup))
+    clip_loss = open_clip.ClipLoss()
+    if not isinstance(model.visual, open_clip.transformer.VisionTransformer):
+        model.visual.to(memory_format=torch.channels_last)  # convolutions are faster so
+    model.train()
+    with progress(total=steps * classes * config.groups, desc=f"training teacher {config.model}", unit="image") as bar:
+        for step in range(steps):
+            images = augment(pixels[next(batches)].float().div(255), config, generator)  # (groups * C, 3, S, S)
+            texts = torch.stack([c[torch.randint(len(c), (), generator=generator)] for c in captions])  # (C, context)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                image_features = model.encode_image(normalise(images).to(device), normalize=True).float()
+                text_features = model.encode_text(texts, normalize=True).float()
+            scale = model.logit_scale.exp()
+            groups = image_features.unflatten(0, (-1, classes))
+            loss = torch.stack([clip_loss(group, text_features, scale) for group in groups]).mean()
+            if not torch.isfinite(loss):
+                raise RuntimeError(f"loss {loss.item()} in step {step} of {steps}: lower the learning rate")
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            optimiser.step()
+            schedule.step()
+            with torch.no_grad():
+                model.logit_scale.clamp_(0, math.log(100))  # as open_clip trains
+            bar.update(len(images))
+    model.eval()
+
+
+def _training_pixels(dataset: Dataset, config: PreprocessCfg) -> Tensor:
+    """All images at the model's size, uint8 (N, 3, S, S), by the evaluation transform's resizing and cropping."""
+    result = np.empty((len(dataset), *config.input_size[1:], 3), dtype=np.uint8)
+    for i in range(len(dataset)):
+        result[i] = fitted(dataset.images[i], config)
+    return torch.from_numpy(result).permute(0, 3, 1, 2).contiguous()
+
+
+def _balanced(labels: Tensor, classes: int, groups: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Endless positions (groups * classes,) with one image per class in every group, each class in shuffled passes."""
+    members = [torch.nonzero(labels == c).flatten() for c in range(classes)]
+    queues = [torch.empty(0, dtype=torch.long) for _ in members]
+    while True:
+        rows = []
+        for c, own in enumerate(members):
+            while len(queues[c]) < groups:
+                queues[c] = torch.cat([queues[c], own[torch.randperm(len(own), generator=generator)]])
+            rows.append(queues[c][:groups])
+            queues[c] = queues[c][groups:]
+        yield torch.stack(rows, dim=1).flatten()  # (groups, C) -> (groups * C,)
+
+
+def augment(images: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
+    """Random rotation, anisotropic scale, shear, shift and mirroring of each image (N, 3, S, S); black outside."""
+    n = len(images)
+
+    def uniform(limit: float) -> Tensor:
+        return (torch.rand(n, generator=generator) * 2 - 1) * limit  # (n,)
+
+    angle, shear = uniform(math.radians(config.rotation)), uniform(config.shear)
+    scale_x, scale_y = uniform(config.scale).exp(), uniform(config.scale).exp()
+    mirror = 1 - 2 * (torch.rand(n, generator=generator) < config.flip).float()
+    rows = [
+        torch.stack([mirror * scale_x * angle.cos(), shear - scale_y * angle.sin(), uniform(2 * config.shift)], dim=-1),
+        torch.stack([mirror * scale_x * angle.sin(), scale_y * angle.cos(), uniform(2 * config.shift)], dim=-1),
+    ]
+    matrices = torch.stack(rows, dim=1)  # (n, 2, 3)
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)  # (n, S, S, 2)
+    return F.grid_sample(images, grid, align_corners=False, padding_mode="zeros")
+
+
+def _decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on matrices only: not on gains, biases, embeddings and the temperature, as open_clip trains."""
+    decayed, other = list[Tensor](), list[Tensor]()
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.ndim > 1 and "embedding" not in key else other).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}]
+
+
+def _warmup_cosine(steps: int, warmup: float) -> Any:
+    first = warmup * steps
+
+    def factor(step: int) -> float:
+        if step < first:
+            return (step + 1) / (first + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - first) / max(1.0, steps - first)))
+
+    return factor
+
+
+def _sinusoidal_positions(model: Any) -> None:
+    """Start a square ViT's learned position codes from 2-D sinusoids: with small patches learning starts much sooner."""
+    visual = model.visual
+    if isinstance(visual, open_clip.transformer.VisionTransformer) and len(set(visual.grid_size)) == 1:
+        codes = get_2d_sincos_pos_embed(visual.positional_embedding.shape[1], visual.grid_size[0], cls_token=True)
+        visual.positional_embedding.data.copy_(torch.from_numpy(codes))
+
+
+@contextmanager
+def _reproducible(seed: int, threads: int) -> Iterator[None]:
+    """Seeded generators, a fixed number of threads and deterministic kernels; everything as before afterwards."""
+    before, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        try:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(True, warn_only=True)  # some CUDA kernels have no deterministic form
+            torch.manual_seed(seed)
+            yield
+        finally:
+            torch.set_num_threads(before)
+            torch.set_deterministic_debug_mode(mode)
+
+
+def determined_by(dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
+    """All that determines the weights that `train` gives, the machine aside, as it is noted in a checkpoint: settings, model
+    configuration, captions, training data, versions of torch and open_clip, hash of the training code."""
+    return {
+        "settings": asdict(config),
+        "model": open_clip.factory.get_model_config(register(config.model)),
+        "captions": captions(dataset),
+        "data": dataset.fingerprint,
+        "versions": {"torch": str(torch.__version__), "open_clip": open_clip.__version__},
+        "recipe": code_version(("teachers.train",)),
+    }
+
+
+def cosines(teacher: Teacher, dataset: Dataset) -> Tensor:
+    """(N, C) cosine similarities of all images and classes, by the dataset's own prompts; NaN for an unreadable image."""
+    image_features = torch.from_numpy(np.array(features(teacher, dataset))).float()
+    return F.normalize(image_features, dim=-1) @ teacher.text_features(dataset.classnames, dataset.templates).cpu().T
+
+
+def accuracy(teacher: Teacher, dataset: Dataset) -> float:
+    """Zero-shot top-1 accuracy (0..1) with the dataset's own class names and templates; an unreadable image counts as wrong."""
+    scores = cosines(teacher, dataset)
+    finite = scores.isfinite().all(dim=-1).numpy()
+    return float((finite & (scores.argmax(dim=-1).numpy() == dataset.labels)).mean())
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+OTHER = {
+    "data": "dataset to train on, such as digits-train or folder:PATH (one folder of images per class)",
+    "test": "dataset for the accuracy printed at the end",
+    "device": "default: cpu",
+}
+
+
+def configured(options: Mapping[str, Any]) -> TrainConfig:
+    """The settings among the options of `run`. Raises ValueError for one that is neither a setting nor in `OTHER`, and without data."""
+    known = [*OTHER, *TrainConfig.__dataclass_fields__]
+    if "data" not in options:
+        raise ValueError(f"a teacher's training needs data: {OTHER['data']}")
+    for name in options.keys() - known:
+        raise unknown("option of a teacher's training", name, known)
+    return TrainConfig(**{name: value for name, value in options.items() if name not in OTHER})
+
+
+def run(options: Mapping[str, Any], out: Path) -> None:
+    """Train a teacher, write it to `out`, print its accuracy on the held-out images. options: of the command, as in a teacher.yaml.
+
+    Raises as `configured`, `train`, `save` and loading a dataset do; ValueError for a test set with other classes.
+    """
+    if out.suffix != ".safetensors":
+        raise ValueError(f"checkpoints are written as .safetensors, found {out}")
+    config, device = configured(options), options.get("device", "cpu")
+    data = load_dataset(options["data"])
+    test = load_dataset(options["test"]) if "test" in options else None
+    if test and test.classnames != data.classnames:
+        raise ValueError(f"test set {test.name} has other classes than {data.name}: {test.classnames[:5]}...")
+    start = time.perf_counter()
+    save(train(data, config, device=device), out, determined_by(data, config))
+    seconds = time.perf_counter() - start
+    print(f"trained {config.model} on {len(data)} images of {data.name} in {seconds:.0f} s: {out}")
+    if test:
+        right = accuracy(load(config.model, pretrained=out, device=device), test)
+        print(f"zero-shot top-1 on {test.name}: {100 * right:.1f} % of {len(test)} images")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m apm.teachers.train",
+        description="Train a small CLIP teacher.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--out", required=True, type=Path, help="checkpoint to write (.safetensors)")
+    for name, text in OTHER.items():
+        parser.add_argument(f"--{name}", required=name == "data", help=text)
+    for field in fields(TrainConfig):
+        default: Any = field.default
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(default), help=f"default: {default}")
+    options = vars(parser.parse_args(arguments))
+    try:
+        run(options, options.pop("out"))
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"apm.teachers.train: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

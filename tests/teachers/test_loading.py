@@ -1,0 +1,308 @@
+"""Teachers by name, tag and file, and what is refused before it gives wrong features."""
+
+import copy
+import json
+import shutil
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import timm
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from apm import teachers
+from apm.data import datasets
+from apm.project import located
+from apm.teachers import loading, train, weights
+
+SHIPPED = Path(__file__).resolve().parents[2] / "data" / "teachers"
+
+
+@pytest.mark.parametrize("kind", ["state dict", "training checkpoint"])
+def test_a_local_checkpoint_loads_exactly_from_every_form(tiny, tiny_config, tmp_path, kind):
+    state = tiny.model.state_dict()
+    path = tmp_path / "tiny.pt"
+    torch.save(state if kind == "state dict" else {"epoch": 1, "state_dict": state}, path)
+    again = teachers.load(str(tiny_config), pretrained=str(path))
+    assert again.hash == tiny.hash
+    assert all(torch.equal(v, again.model.state_dict()[k]) for k, v in state.items())
+    assert not any(p.requires_grad for p in again.model.parameters())
+
+
+def test_all_that_changes_a_feature_changes_the_teachers_hash(tiny_config, checkpoint, tiny, tmp_path):
+    def load(**options):
+        return teachers.load(str(tiny_config), **{"pretrained": checkpoint, **options})
+
+    other = copy.copy(tiny)
+    other.__dict__.pop("hash", None)
+    other.preprocess_config = replace(tiny.preprocess_config, mean=(0.5, 0.5, 0.5))
+    state = {k: v.clone() for k, v in tiny.model.state_dict().items()}
+    state["visual.proj"][0, 0] += 1e-6
+    teachers.save(state, tmp_path / "x.safetensors", {})
+    changed = [load(feature_dtype="float16"), load(precision="bf16"), load(precision="fp64"), other]
+    assert load().hash == tiny.hash
+    assert len({one.hash for one in [tiny, *changed, load(pretrained=tmp_path / "x.safetensors")]}) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [
+        ("ViT-B-61", {"pretrained": "openai"}, ValueError, "ViT-B-16"),
+        ("ViT-B-32", {"pretrained": "/no/where.pt"}, FileNotFoundError, "neither a file nor a tag.*laion2b"),
+        ("ViT-B-32", {}, ValueError, "needs weights: pass pretrained=TAG .*openai"),
+        ("ViT-B-16", {"pretrained": "nobody=/weights/w.pt"}, ValueError, "unknown tag of ViT-B-16 'nobody'"),
+        ("ViT-B-16", {"pretrained": "laion400m_e32=/no/w.pt"}, FileNotFoundError, "'/no/w.pt' is neither a file nor"),
+        ("mini", {"precision": "fp8"}, ValueError, "Known: fp32, bf16, fp16, fp64"),
+        ("mini", {"feature_dtype": "int8"}, ValueError, "unknown feature_dtype 'int8'. Known: float32, float16"),
+        ("mini", {"pretrained": "x.safetensors"}, ValueError, "apm-mini"),
+        ("ViT-B-16", {"pretrained": "openai"}, ValueError, "use ViT-B-16-quickgelu"),
+        ("timm:vit_small_patch15", {}, ValueError, "unknown timm model 'vit_small_patch15'"),
+        ("timm:test_vit", {"pretrained": "/no/w.pth"}, FileNotFoundError, "there is no file"),
+    ],
+)
+def test_what_does_not_exist_or_fit_is_answered_with_what_does(name, options, error, message):
+    with pytest.raises(error, match=message):
+        teachers.load(name, **options)
+
+
+def test_a_gpu_that_is_not_there_is_said_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"device 'cuda:1' was asked for.*no CUDA GPU here: set device: cpu"):
+        teachers.load("mini", device="cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("model", "tag", "file"),
+    [
+        ("ViT-B-32-quickgelu", "openai", "TAG=/path/to/weights.safetensors"),
+        ("hf-hub:nobody/nothing", None, "TAG=/path/to/weights.safetensors"),
+        ("timm:vit_large_patch14_reg4_dinov2.lvd142m", None, "/path/to/weights.safetensors"),
+    ],
+)
+def test_weights_out_of_reach_are_a_clear_error_within_seconds(monkeypatch, tmp_path, model, tag, file):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    start = time.perf_counter()
+    with pytest.raises(FileNotFoundError) as caught:
+        teachers.load(model, pretrained=tag)
+    assert time.perf_counter() - start < 10
+    for part in (model, tag or "", str(tmp_path), f"pretrained={file!r}"):
+        assert part in str(caught.value)
+
+
+def test_a_host_that_does_not_answer_counts_as_offline(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert not weights.online("http://127.0.0.1:9")
+
+
+# ---- what weights say of themselves
+
+
+class Asked(Exception):
+    """Raised in the place of building a large model, with the options of the factory."""
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """How a file of a model's weights would be read: (name, tag) -> preprocessing asked of open_clip."""
+
+    def refuse(*_: object, **options: object) -> None:
+        raise Asked(options["force_preprocess_cfg"])
+
+    monkeypatch.setattr(open_clip, "create_model", refuse)
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(b"")
+
+    def ask(name, tag=None):
+        try:
+            teachers.load(name, pretrained=f"{tag}={file}" if tag else file)
+        except ValueError as error:
+            if isinstance(error.__cause__, Asked):
+                return error.__cause__.args[0]
+            raise
+        raise AssertionError("no model was asked for")
+
+    return ask
+
+
+def test_a_file_with_its_tag_is_read_as_the_tag_wants_its_images_and_refused_in_another_activation(asked):
+    name, tag = "ViT-B-16", "laion400m_e32"
+    assert loading.split_pretrained(name, tag) == (tag, None)
+    assert loading.split_pretrained(name, f"{tag}=/weights/a=b.pt") == (tag, "/weights/a=b.pt")
+    assert loading.split_pretrained(name, "/weights/a=b.pt") == (None, "/weights/a=b.pt")
+    assert asked("ViT-H-14-quickgelu", "dfn5b")["resize_mode"] == "squash"
+    assert asked("ViT-L-14", "laion2b_s32b_b82k")["mean"] == (0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match="trained with QuickGELU and give wrong features in ViT-B-16: use ViT-B-16-qu"):
+        asked(name, "openai")
+
+
+def test_a_file_alone_is_warned_of_where_the_tags_differ_in_images_or_activation(asked):
+    for name, group in (("ViT-L-14", "laion2b_s32b_b82k"), ("ViT-B-16", r"openai[^;]* \(of ViT-B-16-quickgelu\)")):
+        with pytest.warns(UserWarning, match=f"does not say how its weights want their images.*{group}.*say TAG="):
+            assert asked(name) == {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert asked("ViT-L-14-336-quickgelu") == {}  # all tags of this model want the same
+
+
+def test_the_configuration_beside_a_file_says_how_it_wants_its_images_and_its_activation(asked, tmp_path):
+    beside = tmp_path / "open_clip_config.json"
+    beside.write_text('{"preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "size": 99}, "model_cfg": {}}')
+    assert asked("ViT-L-14") == {"mean": [0.1, 0.2, 0.3]}
+    with pytest.raises(ValueError, match=r"trained without QuickGELU.*use ViT-B-16$"):
+        asked("ViT-B-16-quickgelu")
+    beside.write_text('{"model_cfg": {"quick_gelu": true}}')
+    with pytest.raises(ValueError, match=r"trained with QuickGELU.*use ViT-B-16-quickgelu"):
+        asked("ViT-B-16")
+
+
+# ---- files that are not what they should be
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vision_cfg": {"patch_size": 8}},
+        {"vision_cfg": {"width": 24}},
+        {"vision_cfg": {"layers": 2}},
+        {"text_cfg": {"context_length": 30}},
+    ],
+)
+def test_checkpoints_of_another_architecture_are_refused(tiny_config, checkpoint, configure, change):
+    ((part, values),) = change.items()
+    own = json.loads(tiny_config.read_text())[part]
+    path, _ = configure(f"{part}-{'-'.join(values)}", **{part: {**own, **values}})
+    with pytest.raises(ValueError, match=r"architecture"):
+        teachers.load(str(path), pretrained=checkpoint)
+
+
+def damaged(kind, checkpoint, folder):
+    path = folder / f"bad.{'safetensors' if kind == 'cut' else 'pt'}"
+    if kind == "cut":
+        path.write_bytes(checkpoint.read_bytes()[:1000])
+    elif kind == "would run code":
+        torch.save({"state_dict": folder}, path)  # a Path object: not plain weights
+    else:  # as OpenAI published its weights
+        torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("kind", ["cut", "would run code", "TorchScript"])
+def test_damaged_and_other_files_are_refused_by_name(tiny_config, checkpoint, tmp_path, kind):
+    with pytest.raises(ValueError, match=r"bad\..* cannot be loaded.*TorchScript archives: save"):
+        teachers.load(str(tiny_config), pretrained=damaged(kind, checkpoint, tmp_path))
+
+
+def test_model_configurations_are_checked(tiny_config, tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    (tmp_path / "b.json").write_text('{"embed_dim": 3}')
+    shutil.copy(tiny_config, tmp_path / "ViT-B-32.json")
+    for name, message in (("a", "no JSON"), ("b", "lacks vision_cfg, text_cfg"), ("ViT-B-32", "is taken")):
+        with pytest.raises(ValueError, match=message):
+            teachers.load(str(tmp_path / f"{name}.json"), pretrained="x.pt")
+    with pytest.raises(FileNotFoundError, match=r"c\.json"):
+        teachers.load(str(tmp_path / "c.json"), pretrained="x.pt")
+
+
+def test_checkpoints_are_safetensors(tmp_path):
+    with pytest.raises(ValueError, match=r"written as \.safetensors, found .*x\.pt"):
+        teachers.save({"w": torch.zeros(1)}, tmp_path / "x.pt", {})
+
+
+# ---- weights with a card
+
+
+def test_the_teacher_of_mini_is_the_shipped_one_in_float32_with_the_rounded_values():
+    teacher, digits = teachers.load("mini"), datasets.load("digits-test")
+    stored = load_file(str(SHIPPED / "mini.safetensors"))
+    for key, value in teacher.model.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, stored[key].float())
+    said = yaml.safe_load((SHIPPED / "mini.yaml").read_text())
+    assert 100 * train.accuracy(teacher, digits) == pytest.approx(said["accuracy"]["digits-test"], abs=0.3)
+    assert teacher.grid == (8, 8)
+    for template in digits.templates:  # every prompt works
+        assert train.accuracy(teacher, replace(digits, templates=(template,))) >= 0.95
+
+
+def test_a_teacher_that_was_cut_off_changed_or_lost_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path)
+    with pytest.raises(FileNotFoundError, match="git checkout data/teachers"):
+        teachers.load("mini")
+    for name in ("mini.yaml", "mini.safetensors"):
+        shutil.copy(SHIPPED / name, tmp_path)
+    whole = (tmp_path / "mini.safetensors").read_bytes()
+    for broken in (whole[:-1000], whole[:-1] + bytes([whole[-1] ^ 1])):
+        (tmp_path / "mini.safetensors").write_bytes(broken)
+        with pytest.raises(ValueError, match=r"not the file that mini\.yaml .*git checkout data/teach.*make teacher"):
+            teachers.load("mini")
+    (tmp_path / "mini.yaml").unlink()
+    with pytest.raises(FileNotFoundError, match=r"mini\.yaml is not there"):
+        teachers.load("mini")
+
+
+def test_other_weights_than_those_of_the_card_of_their_name_are_said(tiny_config, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path)
+    held = load_file(str(checkpoint))
+    card = tmp_path / "tiny.yaml"
+    card.write_text(yaml.safe_dump({"weights_sha256": weights.weights_sha256(held)}))
+    other = tmp_path / "elsewhere" / "tiny.safetensors"
+    teachers.save(held, other, {"another": "note"})  # the same weights in another file
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        teachers.load(str(tiny_config), pretrained=other)
+    teachers.save({key: value * 2 for key, value in held.items()}, other, {})
+    with pytest.warns(UserWarning, match="not the weights that the committed results were made with"):
+        teachers.load(str(tiny_config), pretrained=other)
+
+
+def test_data_cache_in_a_profile_is_the_cache_wherever_that_is(tiny_config, checkpoint, tiny, tmp_path):
+    named = "data/cache/teachers/tiny.safetensors"
+    (tmp_path / "cache" / "teachers").mkdir(parents=True)
+    shutil.copy(checkpoint, tmp_path / "cache" / "teachers")
+    for name in (named, f"openai={named}"):
+        assert Path(located(name).rpartition("=")[2]).is_file()
+    assert teachers.load(str(tiny_config), pretrained=named).hash == tiny.hash
+
+
+# ---- timm
+
+
+# 160 px, 16 px patches; before them a CLS token, or a register
+@pytest.mark.parametrize("name", ["test_vit", "test_vit2"])
+def test_a_timm_tower_gives_feature_and_tokens_at_any_size_and_no_text(tmp_path, name):
+    file = tmp_path / "weights.pth"
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0).eval()
+    torch.save(model.state_dict(), file)
+    own, small = (teachers.load(f"timm:{one}", pretrained=file) for one in (name, f"{name}@96"))
+    images = [np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)]
+    encoding = own.encode(own.transform(images), tokens=True)
+    with torch.inference_mode():
+        every = model.forward_features(own.transform(images))
+        pooled = every[:, 0] if name == "test_vit" else model.fc_norm(every[:, 1:].mean(dim=1))
+    assert (own.width, own.grid) == (64, (10, 10))
+    assert torch.equal(encoding.tokens.flatten(1, 2), every[:, 1:])
+    torch.testing.assert_close(encoding.feature, pooled)
+    assert (small.image_size, small.grid) == (96, (6, 6))
+    assert small.encode(small.transform(images), tokens=True).tokens.shape == (1, 6, 6, 64)
+    assert small.hash != own.hash
+    for ask in (lambda: own.text_features(["cat"], ["a {}"]), lambda: own.logit_scale):
+        with pytest.raises(ValueError, match="has no text tower"):
+            ask()
+    for wrong, message in (
+        ("test_vit@big", "image size in pixels after @"),
+        ("test_vit@97", "97 px are no whole number of patches of 16 px"),
+        ("test_resnet@96", "timm cannot build test_resnet for images of another size"),
+        ("test_resnet", "cannot be loaded into timm:test_resnet"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            teachers.load(f"timm:{wrong}", pretrained=file)
