@@ -10,11 +10,9 @@ memory-mapped files of the cache, and images on disk are decoded by worker proce
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,22 +21,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from open_clip.transform import image_transform_v2
-from PIL import Image
 from torch import Tensor
 
 from apm import project, teachers
 from apm.data import datasets
-from apm.data.datasets import Dataset, UnreadableImage
+from apm.data.datasets import Dataset
 from apm.model import APMConfig
-from apm.project.identity import code_version, libraries
-from apm.project.progress import progress as progress_bar
+from apm.project.identity import code_version
 
 BATCH = 64  # images that are encoded at a time
 BLOCK = 2**22  # numbers of which a statistic is taken at a time
-# code that decides what a file of tokens or colours holds, and what a batch does
-CODE = ("teachers.teacher", "data.datasets", "experiments.material")
-LIBRARIES = ("torch", "open_clip_torch", "timm", "pillow", "numpy")  # that decode, resize and encode
 
 
 def positions(dataset: Dataset, n: int | str) -> np.ndarray:
@@ -234,14 +226,9 @@ def prepare(
             raise project.unknown(kind, value, known)
     if tokens and teacher.grid is None:
         raise ValueError(f"teacher {teacher.name} has no patch tokens: choose one with them, or loss_grid: 0.0")
-    images = {
-        "data": dataset.fingerprint,
-        "indices": hashlib.sha256(np.ascontiguousarray(dataset.indices, dtype="<i8").tobytes()).hexdigest(),
-        "corruption": [dataset.corruption, dataset.severity],
+    images = teachers.identity(teacher, dataset) | {
         "grid": list(student.grid),
-        "device": teacher.device.type,
-        "code": code_version(CODE),
-        "libraries": libraries(LIBRARIES),
+        "material": code_version(("experiments.material",)),
     }
     made_of = {**images, "patch": student.patch}
     taught_by = {
@@ -252,7 +239,7 @@ def prepare(
     }
     where = project.cache_dir() / "field" if folder is None else Path(folder)
     colours_file = where / f"colours-{project.sha256_of(made_of)[:24]}.npy"
-    colours = _stored(
+    colours = teachers.stored(
         colours_file,
         dataset,
         (student.locations, 3),
@@ -260,18 +247,20 @@ def prepare(
         lambda image: teachers.patch_colours(teachers.student_images([image], h), student.patch)[0],
         lambda found: found,
         what=f"colours of {dataset.name}",
+        batch_size=BATCH,
         on_error=on_error,
     )
     stored = None
     if tokens:
-        stored = _stored(
+        stored = teachers.stored(
             where / f"tokens-{project.sha256_of(images | taught_by)[:24]}.npy",
             dataset,
             (student.locations, teacher.width),
             token_dtype,
-            functools.partial(_fitted, teacher),
+            lambda image: torch.from_numpy(teachers.fitted(image, teacher.preprocess_config)),
             lambda found: teachers.token_grid(teacher, found.numpy(), student.grid),
             what=f"{teacher.name} tokens of {dataset.name}",
+            batch_size=BATCH,
             on_error=on_error,
         )
     readable = np.isfinite(colours[:, 0, 0])
@@ -302,82 +291,3 @@ def _workers(dataset: Dataset) -> int:
 
 def _as_it_is(found: Any) -> Any:
     return found
-
-
-def _fitted(teacher: teachers.Teacher, image: np.ndarray) -> Tensor:
-    """The pixels (S, S, 3) uint8 that a teacher sees of an image: resized and cut, not yet normalised."""
-    picture = Image.fromarray(image)
-    steps = image_transform_v2(teacher.preprocess_config, is_train=False).transforms
-    for step in steps[:-2]:  # the last two: to floats, normalise
-        picture = step(picture)
-    return torch.from_numpy(np.array(picture))
-
-
-class _Pictures(torch.utils.data.Dataset):
-    """Images of a dataset, each changed; None for one that cannot be read."""
-
-    def __init__(self, dataset: Dataset, change: Callable[[np.ndarray], Tensor]) -> None:
-        self.images, self.change = dataset.images, change
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> Tensor | None:
-        try:
-            return self.change(np.asarray(self.images[i]))
-        except UnreadableImage:
-            return None
-
-
-def _stored(
-    path: Path,
-    dataset: Dataset,
-    shape: tuple[int, ...],
-    dtype: str,
-    change: Callable[[np.ndarray], Tensor],
-    encode: Callable[[Tensor], Tensor],
-    *,
-    what: str,
-    on_error: str,
-) -> np.ndarray:
-    """(N, *shape) of every image of a dataset, a read-only memory map of a file that is made where it is not there.
-
-    change: what is done to one image, where it is read; encode: what is done to a stack of those. The row of an image that
-    cannot be read is NaN, unless on_error is "raise".
-    """
-    expected = (len(dataset), *shape)
-    if path.is_file():
-        try:
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
-            if found.shape == expected and found.dtype == dtype:
-                return found
-            reason = f"it holds {found.dtype} {found.shape}, expected {dtype} {expected}"
-        except (OSError, ValueError, EOFError) as error:
-            reason = str(error)
-        warnings.warn(f"the cached file {path} cannot be used ({reason}): making it again", stacklevel=3)
-    workers = _workers(dataset)
-    loader = torch.utils.data.DataLoader(
-        _Pictures(dataset, change),
-        batch_size=BATCH,
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        multiprocessing_context="fork" if workers else None,
-        generator=torch.Generator(),
-    )
-    with project.atomic_path(path) as temporary, progress_bar(total=len(dataset), desc=what, unit="image") as bar:
-        result = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), expected)
-        done = 0
-        for items in loader:
-            rows = np.full((len(items), *shape), np.nan, dtype=np.float32)
-            readable = np.array([item is not None for item in items])
-            if on_error == "raise" and not readable.all():
-                dataset.images[done + int(readable.argmin())]  # an image that cannot be read says so
-            if readable.any():
-                rows[readable] = encode(torch.stack([item for item in items if item is not None])).cpu().numpy()
-            with np.errstate(over="ignore"):  # beyond float16: infinite, which a training refuses by name
-                result[done : done + len(rows)] = rows
-            done += len(rows)
-            bar.update(len(rows))
-        result.flush()
-        del result
-    return np.load(path, mmap_mode="r", allow_pickle=False)
