@@ -33,23 +33,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 from scipy import ndimage, signal
 from skimage.color import hsv2rgb, rgb2hsv
 from skimage.util import random_noise
 
 from apm.data.dataset import Dataset, Lazy
-from apm.project import sha256_of, unknown
+from apm.project import facts, sha256_of, unknown
 from apm.project.identity import code_version, libraries
 
-_TABLE: dict[str, dict[str, list[Any]]] = yaml.safe_load(
-    Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
-)
+_TABLE: dict[str, dict[str, list[Any]]] = facts(__file__)
 NAMES: tuple[str, ...] = tuple(_TABLE)  # the order of the paper's tables
 REGIMES = ("cifar-c", "imagenet-c")
 CONSTANTS: dict[str, dict[str, list[Any]]] = {r: {name: row[r] for name, row in _TABLE.items()} for r in REGIMES}

@@ -13,17 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from apm.data import layouts, prompts
 from apm.data.dataset import Dataset, Lazy, fingerprint
 from apm.data.digits import NAMES, SIDE, handwritten
 from apm.data.files import PHOTOGRAPHS, photograph
-from apm.project import sha256_of
+from apm.project import facts, sha256_of
 
-LABEL_SPACES: dict[str, dict[str, Any]] = yaml.safe_load(
-    Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
-)
+LABEL_SPACES: dict[str, dict[str, Any]] = facts(__file__)
 
 
 def names() -> list[str]:

@@ -7,16 +7,10 @@ A template holds exactly one "{}", where the class name goes. Several templates 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-import yaml
+from apm.project import facts, unknown
 
-from apm.project import unknown
-
-_FIXED: dict[str, tuple[str, ...]] = {
-    name: tuple(found)
-    for name, found in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")).items()
-}
+_FIXED: dict[str, tuple[str, ...]] = {name: tuple(found) for name, found in facts(__file__).items()}
 _FROM_OPEN_CLIP = {"imagenet-80": "OPENAI_IMAGENET_TEMPLATES", "imagenet-7": "SIMPLE_IMAGENET_TEMPLATES"}
 SINGLE = _FIXED["single"]
 DIGITS = _FIXED["digits"]

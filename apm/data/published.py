@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from apm import project
 
@@ -88,7 +87,7 @@ def wide(published: pd.DataFrame, table: str | None = None) -> pd.DataFrame:
     return cells.set_index(["row", "column"])["value"].unstack().reindex(index=rows, columns=columns)  # noqa: PD010
 
 
-_OTHERS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_OTHERS = project.facts(__file__)
 OTHERS_NOTES: dict[str, str] = {benchmark: found["note"] for benchmark, found in _OTHERS.items()}
 
 

@@ -8,13 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import Path
-
-import yaml
 
 from apm.data.corruptions import NAMES as CORRUPTIONS
 from apm.data.corruptions import SEVERITIES
-from apm.project import unknown
+from apm.project import facts, unknown
 
 EXTRA_CORRUPTIONS = ("gaussian_blur", "saturate", "spatter", "speckle_noise")  # in the downloads, in no average
 Condition = tuple[str, int]  # corruption, severity
@@ -53,15 +50,11 @@ class PublishedSet:
         return f"Expected: {self.layout}. Get it: {self.source}. Licence: {self.licence}. Size: {self.size}"
 
 
-def _facts(file: str) -> dict:
-    return yaml.safe_load(Path(__file__).with_name(file).read_text(encoding="utf-8"))
-
-
+_FACTS = facts(__file__)
+CLASSES: dict[str, tuple[str, ...]] = {name: tuple(found) for name, found in _FACTS.pop("class names").items()}
 SETS: dict[str, PublishedSet] = {
-    name: PublishedSet(name, **{**facts, "places": tuple(facts["places"])})
-    for name, facts in _facts("published_sets.yaml").items()
+    name: PublishedSet(name, **{**said, "places": tuple(said["places"])}) for name, said in _FACTS.items()
 }
-CLASSES: dict[str, tuple[str, ...]] = {name: tuple(found) for name, found in _facts("classes.yaml").items()}
 
 
 def names() -> list[str]:

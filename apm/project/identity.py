@@ -16,8 +16,6 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from apm.project import paths
 
 # The modules whose code determines a prediction. A method that lives elsewhere names its own in an attribute `modules`.
@@ -46,8 +44,8 @@ def code_version(modules: tuple[str, ...], package: Path | None = None) -> str:
         if not file.is_file():
             raise FileNotFoundError(f"no module {module!r} at {file}: correct the list of modules that determine a run")
         found |= _definitions(file.read_text(encoding="utf-8"))
-        if (facts := file.with_suffix(".yaml")).is_file():
-            found.add(repr(yaml.safe_load(facts.read_text(encoding="utf-8"))))
+        if file.with_suffix(".yaml").is_file():
+            found.add(repr(paths.facts(str(file))))
     return paths.sha256_of(sorted(found))
 
 
