@@ -17,6 +17,7 @@ from scipy import ndimage
 from apm.data import Dataset, corruptions
 from apm.data.corruptions import CONSTANTS, NAMES, corrupt, corrupted
 from apm.data.dataset import Lazy
+from apm.project import depends, identity
 
 
 def picture(height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
@@ -467,3 +468,16 @@ def test_what_cannot_be_corrupted_is_refused_with_its_name() -> None:
         corrupted(once, "snow", 1)
     with pytest.raises(ValueError, match="Known"):
         corrupted(made_set(2), "rain", 1)
+
+
+def test_facts_beside_a_module_count_as_its_code(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text("A = 1")
+    versions = []
+    for facts in ("", "a: [1, 2]", "a: [1, 2]  # said", "a: [1, 3]"):
+        (tmp_path / "m.yaml").write_text(facts)
+        identity.code_version.cache_clear()
+        versions.append(identity.code_version(("m",), tmp_path))
+    assert versions[1] == versions[2]
+    assert len(set(versions)) == 3
+    identity.code_version.cache_clear()
+    assert depends.PACKAGE / "data" / "corruptions.yaml" in depends.closure({"data.corruptions"})
