@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from apm.data import corruptions, derived, layouts
@@ -90,24 +90,6 @@ def check(
     return "found", f"{size} in {listing.folder}" + (f": {said}" if said else "")
 
 
-def report(
-    needed: Mapping[str, frozenset[Condition]],
-    optional: Sequence[str],
-    data: Path | str | None,
-    *,
-    partial: bool = False,
-) -> int:
-    """Print one line for each set. Returns how many of `needed`, sets with their conditions, are missing or wrong."""
-    failed = 0
-    width = max((len(name) for name in (*needed, *optional)), default=0)
-    for name in (*needed, *optional):
-        state, text = check(name, data, partial=partial, conditions=needed.get(name) or USUAL)
-        text = text.removeprefix(f"dataset {name}: ")
-        failed += state != "found" and name in needed
-        print(f"{state:8} {name:{width}}  {'(optional) ' if name in optional else ''}{text}", flush=True)
-    return failed
-
-
 def download(names: Sequence[str], data: Path) -> list[str]:
     """Let torchvision fetch those of the sets that it can and that are not there. Returns the names that failed.
 
@@ -160,7 +142,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if data is None:
         parser.error(f"say where the sets are: --data DIR (with make: make ... PROFILE={options.profile} DATA=DIR)")
     failed = download(list(needed), data) if options.download else []
-    missing = report(needed, optional, data, partial=options.partial)
+    missing, width = 0, max(map(len, (*needed, *optional)))
+    for name in (*needed, *optional):
+        state, text = check(name, data, partial=options.partial, conditions=needed.get(name) or USUAL)
+        missing += state != "found" and name in needed
+        text = f"{'(optional) ' if name in optional else ''}{text.removeprefix(f'dataset {name}: ')}"
+        print(f"{state:8} {name:{width}}  {text}", flush=True)
     if missing:
         print(f"{missing} of the {len(needed)} sets that are needed are missing or wrong")
     return 1 if missing or failed else 0

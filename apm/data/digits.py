@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -46,7 +48,7 @@ def handwritten(half: str, seed: int = 0) -> Dataset:
         bunch.target[chosen],
         name=f"digits-{half}",
         classnames=NAMES,
-        templates=prompts.templates("digits"),
+        templates=prompts.DIGITS,
         notes=f"Handwritten digits bundled with scikit-learn (UCI optdigits test set, CC BY 4.0), {half} half of a "
         f"stratified split with seed {seed}, 8 x 8 px enlarged to 32 x 32.",
     )
@@ -111,7 +113,7 @@ def _printed_digits(seed: int) -> Dataset:
         labels,
         name="printed-digits",
         classnames=NAMES,
-        templates=prompts.templates("digits"),
+        templates=prompts.DIGITS,
         notes=f"Digits rendered in {len(_FACES)} faces of {len(FONTS)} font families bundled with matplotlib (DejaVu, STIX and "
         f"BaKoMa Computer Modern, free licences), 4 jittered copies each, seed {seed}; scanned to 8 x 8 px and enlarged "
         "to 32 x 32 as the handwritten digits were. The dotted zero of DejaVu Sans Mono is close to an 8 at this size.",
@@ -119,39 +121,36 @@ def _printed_digits(seed: int) -> Dataset:
     )
 
 
-def _printed_arabic_indic(seed: int) -> Dataset:
-    name = "printed-arabic-indic"
-    signs = "".join(map(chr, range(0x0660, 0x066A)))
-    images, labels = _printed(signs, _ARABIC_FACES, 7, np.random.default_rng([seed, 2, *name.encode()]))
-    return made(
-        images,
-        labels,
-        name=name,
-        classnames=NAMES,
-        templates=prompts.templates("digits"),
-        notes=f"Eastern Arabic numerals, the digits zero to nine in another script, in {len(_ARABIC_FACES)} faces of "
-        f"DejaVu, jittered and scanned as printed-digits, seed {seed}. Some look like Latin digits, of the same value or another.",
-    )
-
-
-def _printed_letters(seed: int) -> Dataset:
-    name = "printed-letters"
-    images, labels = _printed("ABCDEFGHIJ", _FACES, 2, np.random.default_rng([seed, 2, *name.encode()]))
-    return made(
-        images,
-        labels,
-        name=name,
-        classnames=tuple(f"letter {letter}" for letter in "ABCDEFGHIJ"),
-        templates=prompts.templates("general"),
-        notes=f"The capital letters A to J in the {len(_FACES)} faces of printed-digits, jittered and scanned as they are, seed {seed}.",
-    )
+def _printed_signs(name: str, signs: str, faces: dict[str, str], copies: int, seed: int, **fields: Any) -> Dataset:
+    images, labels = _printed(signs, faces, copies, np.random.default_rng([seed, 2, *name.encode()]))
+    fields["notes"] = fields["notes"].format(faces=len(faces), seed=seed)
+    return made(images, labels, name=name, **fields)
 
 
 # name -> the set for a seed: of the split of the handwritten ones, of the jitter of the printed ones
 SETS: dict[str, Callable[[int], Dataset]] = {
-    "digits-train": lambda seed: handwritten("train", seed),
-    "digits-test": lambda seed: handwritten("test", seed),
+    "digits-train": partial(handwritten, "train"),
+    "digits-test": partial(handwritten, "test"),
     "printed-digits": _printed_digits,
-    "printed-arabic-indic": _printed_arabic_indic,
-    "printed-letters": _printed_letters,
+    "printed-arabic-indic": partial(
+        _printed_signs,
+        "printed-arabic-indic",
+        "".join(map(chr, range(0x0660, 0x066A))),
+        _ARABIC_FACES,
+        7,
+        classnames=NAMES,
+        templates=prompts.DIGITS,
+        notes="Eastern Arabic numerals, the digits zero to nine in another script, in {faces} faces of DejaVu, jittered and scanned "
+        "as printed-digits, seed {seed}. Some look like Latin digits, of the same value or another.",
+    ),
+    "printed-letters": partial(
+        _printed_signs,
+        "printed-letters",
+        "ABCDEFGHIJ",
+        _FACES,
+        2,
+        classnames=tuple(f"letter {letter}" for letter in "ABCDEFGHIJ"),
+        templates=prompts.templates("general"),
+        notes="The capital letters A to J in the {faces} faces of printed-digits, jittered and scanned as they are, seed {seed}.",
+    ),
 }
