@@ -517,7 +517,7 @@ def _any_note(rules: Sequence[str]) -> str:
 def steps(published: pd.DataFrame, ours: pd.DataFrame) -> tuple[Figure, str]:
     """How far a student is from its reference, set by set: published on the left, ours with 95 % intervals on the right.
 
-    Both as `apm.analysis.benchmark.paired` gives them: index (set, reference), column step. Both panels have the same scale. Raises
+    Both as `apm.analysis.compare.paired` gives them: index (set, reference), column step. Both panels have the same scale. Raises
     ValueError for an empty frame.
     """
     import matplotlib.pyplot as plt
