@@ -454,7 +454,7 @@ def _line(own: pd.DataFrame, others: Mapping[str, pd.DataFrame], by: str, encode
         itself = heading not in others or others[heading]["method"].iloc[0] == name
         line[f"difference from {heading}"] = None if itself else _step(right, same[heading][0], groups)
     for end, pick in (("lowest", min), ("highest", max)):
-        several = tables.percent(pick(orders), interval=False) if len(orders) > 1 else None
+        several = tables.percent(pick(orders, key=lambda order: order.value), interval=False) if len(orders) > 1 else None
         line[f"{end} order"] = several
     line["ECE"] = _calibration(own["confidence"], right)
     line["ECE of teacher"] = _calibration(same["teacher"][1], same["teacher"][0])
