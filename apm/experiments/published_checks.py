@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -108,10 +110,10 @@ def printed(frame: pd.DataFrame, row: str, column: str) -> float:
     found = frame[(frame["row"] == row) & (frame["column"] == column)]
     if len(found) != 1:
         raise ValueError(f"expected one published value for {row} / {column}, found {len(found)}")
-    number = found.iloc[0]["value"]
-    if not np.isnan(number):
-        return float(number)
-    return float(found.iloc[0]["text"].split()[0])  # "241.7 (s+u)", "10 (s)"
+    value = published.number(found.iloc[0]["text"])
+    if math.isnan(value):
+        raise ValueError(f"expected a published value for {row} / {column} that begins with a number")
+    return value
 
 
 def published_arithmetic() -> pd.DataFrame:
