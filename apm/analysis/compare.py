@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from apm import methods, project
-from apm.analysis import baselines, figures, numbers, stats, tables
+from apm.analysis import figures, lineup, numbers, stats, tables
 from apm.analysis.numbers import Number
 from apm.data import prompts, published
 from apm.data.datasets import Dataset
@@ -26,7 +26,20 @@ from apm.ttt import TTTConfig
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-REFERENCES = {"teacher": "zero-shot", "one prompt": baselines.ONE_PROMPT}  # heading -> method
+REFERENCES = {"teacher": "zero-shot", "one prompt": lineup.ONE_PROMPT}  # heading -> method
+STUDENT = "APM (Ours) [teacher CLIP ViT-B/16]"
+PUBLISHED_ROWS = {  # our row -> the one of Tables 1 and 3 that has the same name, the single prompt first
+    lineup.ONE_PROMPT: "CLIP-ViT-B/16",
+    "zero-shot": "Ensemble",
+    **{name: name for name in ("TPT", "CoOp", "TPT + CoOp")},
+    "APM": STUDENT,
+}
+PUBLISHED_PAIRS = {  # what a step is between: (student, reference), in Tables 1 and 3
+    "Ensemble, ViT-B/16": (STUDENT, "Ensemble"),
+    "one prompt, ViT-B/16": (STUDENT, "CLIP-ViT-B/16"),
+    "one prompt, ViT-L/14": ("APM (Ours) [teacher CLIP ViT-L/14]", "CLIP VIT-L/14"),
+    "one prompt, ViT-H/14": ("APM (Ours) [teacher OpenCLIP ViT-H/14]", "OpenCLIP-VIT-H/14"),
+}
 ITS_TARGET = "its target"  # heading of the difference from what a student's target predicts by itself
 CHANCE_NOTE = "chance: always answering the most frequent class."
 METHODS_NOTE = (
@@ -46,7 +59,7 @@ def notes(
     config: TTTConfig,
     *,
     prompt: str | None = None,
-    entries: Sequence[baselines.Entry] = (),
+    entries: Sequence[lineup.Entry] = (),
     selection: Mapping[str, Any] | None = None,
     taught: Dataset | None = None,
 ) -> str:
@@ -63,7 +76,7 @@ def notes(
         words = _described(sets, getattr(entry.runs[0][0], "prompts_used", lambda d: prompts.describe(d.templates)))
         others.setdefault(words, []).append(entry.name)
     rows += [f"Prompts of {' and '.join(names)}: {words}." for words, names in others.items() if words != own]
-    k, rate = baselines.PUBLISHED.values()
+    k, rate = lineup.PUBLISHED.values()
     origin = (
         f"chosen on {selection['samples']} images of {selection['set']} by loss, without labels"
         if selection
@@ -281,14 +294,16 @@ def _step(right: np.ndarray, other: np.ndarray, groups: dict[str, Any]) -> Numbe
 
 
 def published_steps(
-    published: pd.DataFrame, pairs: Mapping[str, tuple[str, str]], columns: Sequence[str]
+    published: pd.DataFrame, columns: Sequence[str], pairs: Mapping[str, tuple[str, str]] = PUBLISHED_PAIRS
 ) -> pd.DataFrame:
     """Steps between rows of a published table, as `paired` has them: index (set, reference), reference accuracy, final, step.
 
-    published: from `apm.data.published.wide`. pairs: label -> (row of the student, row of the reference). columns: the sets. No
-    interval: the paper gives none. Cells that either row lacks give no step. Raises ValueError for unknown rows or columns.
+    published: from `apm.data.published.wide`. columns: the sets. pairs: label -> (row of the student, row of the reference); those of
+    which the table has no student are left out. No interval: the paper gives none. Cells that either row lacks give no step. Raises
+    ValueError for unknown references or columns.
     """
-    _known("published row", [row for pair in pairs.values() for row in pair], published.index)
+    pairs = {label: pair for label, pair in pairs.items() if pair[0] in published.index}
+    _known("published row", [reference for _, reference in pairs.values()], published.index)
     _known("published column", columns, published.columns)
     parts = {
         label: pd.DataFrame({"reference accuracy": published.loc[reference], "final": published.loc[student]})
@@ -296,9 +311,8 @@ def published_steps(
     }
     names = ["reference", "set"]
     found = pd.concat({label: part.loc[list(columns)].dropna() for label, part in parts.items()}, names=names)
-    found["step"] = (found["final"] - found["reference accuracy"]).round(
-        9
-    )  # 96.1 - 96.1 of two printed numbers is nothing
+    # 96.1 - 96.1 of two printed numbers is nothing
+    found["step"] = (found["final"] - found["reference accuracy"]).round(9)
     return found.map(lambda value: Number(value, kind="published")).swaplevel()
 
 
@@ -353,27 +367,21 @@ def beside(
     return pd.concat(cells, names=["source", "row"])
 
 
-def methods_beside(
-    compared: pd.DataFrame, published: pd.DataFrame, rows: Mapping[str, str], column: str = "Average"
-) -> pd.DataFrame:
-    """Steps from the single prompt, ours beside the published ones.
+def methods_beside(compared: pd.DataFrame, published: pd.DataFrame, column: str = "Average") -> pd.DataFrame:
+    """Steps from the single prompt, those of PUBLISHED_ROWS that the published table has beside ours.
 
-    compared: from `table`. published: from `apm.data.published.wide`. rows: our method -> published row, the single prompt first;
-    those that this profile does not run have empty cells. column: the published average. Index: method; columns: published row,
-    published, published step, ours, our step, verdict. Raises ValueError for unknown published rows and columns.
+    compared: from `table`; methods that this profile does not run have empty cells. published: from `apm.data.published.wide`.
+    column: the published average. Index: method; columns: published row, published, published step, ours, our step, verdict.
     """
-    _known("published row", rows.values(), published.index)
-    _known("published column", [column], published.columns)
-    base = float(published.loc[next(iter(rows.values())), column])
-    ours = compared.reindex(list(rows))
-    theirs = [float(published.loc[row, column]) for row in rows.values()]
+    rows = {name: row for name, row in PUBLISHED_ROWS.items() if row in published.index}
+    ours, theirs = compared.reindex(list(rows)), published[column][list(rows.values())]
     found = pd.DataFrame(
         {
-            "published row": list(rows.values()),
+            "published row": theirs.index,
             "published": [Number(value, kind="published") for value in theirs],
-            "published step": [Number(value - base, unit="points", kind="published") for value in theirs],
+            "published step": [Number(value, unit="points", kind="published") for value in theirs - theirs.iloc[0]],
             "ours": ours["accuracy"].to_numpy(),
-            "our step": ours[f"difference from {list(REFERENCES)[1]}"].to_numpy(),
+            "our step": ours["difference from one prompt"].to_numpy(),
         },
         index=pd.Index(rows, name="method"),
     )
@@ -415,7 +423,7 @@ def table(rows: pd.DataFrame, *, by: str = "set", pass_milliseconds: float = 0.0
     """
     known, references = list(rows["method"].unique()), REFERENCES | {"APM": "APM"}
     _known("method of the records", references.values(), known)
-    targets = baselines.target_rows(known)
+    targets = lineup.target_rows(known)
     needed = ("confidence", "state", "teacher_passes", "prompts_read", "saved_milliseconds")
     rows = rows.assign(
         **{name: np.nan for name in needed if name not in rows}, right=rows["prediction"] == rows["label"]
@@ -426,7 +434,7 @@ def table(rows: pd.DataFrame, *, by: str = "set", pass_milliseconds: float = 0.0
         others = {heading: rows[rows["method"] == other] for heading, other in asked.items()}
         lines[name] = _line(own, others, by, pass_milliseconds)
     found = pd.DataFrame.from_dict(lines, orient="index").rename_axis("method")
-    order = found["state"].map(baselines.STATES.index)
+    order = found["state"].map(lineup.STATES.index)
     found = found.loc[order.sort_values(kind="stable").index].dropna(axis="columns", how="all")
     return found if found["failed"].any() else found.drop(columns="failed")
 
@@ -454,7 +462,9 @@ def _line(own: pd.DataFrame, others: Mapping[str, pd.DataFrame], by: str, encode
         itself = heading not in others or others[heading]["method"].iloc[0] == name
         line[f"difference from {heading}"] = None if itself else _step(right, same[heading][0], groups)
     for end, pick in (("lowest", min), ("highest", max)):
-        several = tables.percent(pick(orders, key=lambda order: order.value), interval=False) if len(orders) > 1 else None
+        several = (
+            tables.percent(pick(orders, key=lambda order: order.value), interval=False) if len(orders) > 1 else None
+        )
         line[f"{end} order"] = several
     line["ECE"] = _calibration(own["confidence"], right)
     line["ECE of teacher"] = _calibration(same["teacher"][1], same["teacher"][0])
@@ -484,6 +494,13 @@ def by_set(rows: pd.DataFrame, order: Sequence[str], *, by: str = "set") -> pd.D
     return cells.unstack(by, sort=False)[list(order)].rename_axis(columns=None)  # noqa: PD010
 
 
+COST_CAPTION = (
+    "Mean over the sets of accuracy minus the teacher's on the same images, with 95 % intervals over images. Beside it what each "
+    "method costs: milliseconds are the median over images on this machine and whatever else it did, views and teacher included, "
+    "shared views counted for each."
+)
+
+
 def cost_figure(compared: pd.DataFrame) -> Figure:
     """What every method gains over the teacher, beside what it costs per image: one line per method, so that none hides another."""
     labels = {
@@ -504,26 +521,27 @@ def cost_figure(compared: pd.DataFrame) -> Figure:
 def dots(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Tables of `Number`s as marks with their 95 % intervals: rows down, a colour and a marker for each column.
 
-    panels: label of the x axis -> table; several stand side by side and share rows and colours.
+    panels: label of the x axis -> table; several stand side by side and share rows and colours. What is called "any", an upper bound
+    and no score, is drawn open.
     """
     import matplotlib.pyplot as plt
 
     figures.style()
     rows = list(dict.fromkeys(row for cells in panels.values() for row in cells.index))
     columns = list(dict.fromkeys(column for cells in panels.values() for column in cells))
-    widths = [2, *[1] * (len(panels) - 1)]
-    size = (figures.WIDTH, 0.22 * len(rows) + 0.1 * len(rows) * len(columns) + 1.5)
-    figure, grid = plt.subplots(
-        1, len(panels), figsize=size, sharey=True, squeeze=False, width_ratios=widths, layout="constrained"
-    )
+    height = (0.2 + 0.1 * len(columns)) * len(rows) + 1.5
+    figure = plt.figure(figsize=(figures.WIDTH, height), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=[2, *[1] * (len(panels) - 1)])
     for axes, (label, cells) in zip(grid.flat, panels.items(), strict=True):
-        for place, (column, look) in enumerate(zip(columns, figures.series(len(columns)), strict=True)):
-            there = cells[column].map(lambda cell: None if numbers.is_empty(cell) else cell).dropna()
-            values = np.array([(float(cell), *cell.bounds) for cell in there]).reshape(-1, 3).T
-            y = [rows.index(row) + 0.6 * ((place + 0.5) / len(columns) - 0.5) for row in there.index]
-            error = np.abs(values[1:] - values[0])
-            axes.errorbar(values[0], y, xerr=error, color=look[0], fmt=look[1], capsize=2, label=column)
-        axes.set(xlabel=label, ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)), yticklabels=rows)
+        for i, (column, (colour, marker)) in enumerate(zip(columns, figures.series(len(columns)), strict=True)):
+            there = [(row, cell) for row, cell in cells[column].items() if not numbers.is_empty(cell)]
+            y = [rows.index(row) + 0.6 * ((i + 0.5) / len(columns) - 0.5) for row, _ in there]
+            x = np.array([float(cell) for _, cell in there])
+            error = np.abs(np.array([cell.bounds for _, cell in there]).reshape(-1, 2).T - x)
+            fill = {"markerfacecolor": "none"} if column.startswith("any") else {}
+            axes.errorbar(x, y, xerr=error, color=colour, fmt=marker, capsize=2, label=column, **fill)
+        names = [numbers.SEPARATOR.join(row) if isinstance(row, tuple) else row for row in rows]
+        axes.set(xlabel=label, ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)), yticklabels=names)
         axes.grid(visible=False, axis="y")
     figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure

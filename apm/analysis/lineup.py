@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from apm import methods
+from apm import methods, teachers
 from apm.data.datasets import Dataset
 from apm.data.sets import check_samples, take
 from apm.runs import records
@@ -111,6 +111,26 @@ def _entry(line: Mapping[str, Any], teacher: Teacher, config: TTTConfig) -> Entr
 
 def _takes(method: Any, option: str) -> bool:
     return option in getattr(methods.REGISTRY.get(str(method)), "__dataclass_fields__", {})
+
+
+def further_teachers(lines: Sequence[Mapping[str, Any]], **defaults: Any) -> dict[str, Teacher]:
+    """The teachers of a profile's list `further_teachers`, by the heading of each.
+
+    lines: `{teacher: NAME, pretrained: TAG or FILE, name: HEADING}`; further keys are options of `apm.teachers.load`, and defaults
+    those of lines that do not say their own. Raises ValueError for a line without a teacher, two of one name, and as `load` does.
+    """
+    found: dict[str, Teacher] = {}
+    for line in lines:
+        if not isinstance(line, Mapping) or "teacher" not in line:
+            raise ValueError(
+                f"further_teachers: expected {{teacher: NAME, pretrained: TAG, name: HEADING}}, found {line!r}"
+            )
+        heading = str(line.get("name", line["teacher"]))
+        if heading in found:
+            raise ValueError(f"further_teachers: two lines are named {heading!r}")
+        options = {key: value for key, value in line.items() if key not in ("teacher", "name")}
+        found[heading] = teachers.load(str(line["teacher"]), **{**defaults, **options})
+    return found
 
 
 def run(
