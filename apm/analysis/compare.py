@@ -494,6 +494,11 @@ def by_set(rows: pd.DataFrame, order: Sequence[str], *, by: str = "set") -> pd.D
     return cells.unstack(by, sort=False)[list(order)].rename_axis(columns=None)  # noqa: PD010
 
 
+STEP = "student - reference (percentage points)"
+STEPS_CAPTION = (
+    "Accuracy of APM's student minus its reference. Ours: final, bars are 95 % intervals over images. Published: differences of "
+    "printed values, which come without intervals."
+)
 COST_CAPTION = (
     "Mean over the sets of accuracy minus the teacher's on the same images, with 95 % intervals over images. Beside it what each "
     "method costs: milliseconds are the median over images on this machine and whatever else it did, views and teacher included, "
