@@ -6,7 +6,7 @@ other images, other teachers and other scales that can be put side by side.
 
 from __future__ import annotations
 
-import time
+import timeit
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -63,34 +63,27 @@ def notes(
     selection: Mapping[str, Any] | None = None,
     taught: Dataset | None = None,
 ) -> str:
-    """What belongs under every table that compares: whose prompts, the student's rate and K and where they came from, and what
-    "zero-shot" means of a teacher.
-
-    prompt: of the row with a single one. entries: other methods, named where they use other prompts than the sets'. selection:
-    `{set, samples, ...}`, the images that rate and K were chosen on. taught: the labelled set that taught the teacher, where known.
+    """What belongs under every table that compares: whose prompts (of other methods where they are not the sets'), the student's rate
+    and K and what images they were chosen on (selection), and what "zero-shot" means where the set that taught the teacher is known.
     """
     own = _described(sets, lambda d: prompts.describe(d.templates))
-    rows = [f"Prompts: {own}."] + ([f'One prompt: "{prompt}".'] if prompt else [])
+    said = [f"Prompts: {own}."] + ([f'One prompt: "{prompt}".'] if prompt else [])
     others: dict[str, list[str]] = {}
     for entry in entries:
-        words = _described(sets, getattr(entry.runs[0][0], "prompts_used", lambda d: prompts.describe(d.templates)))
-        others.setdefault(words, []).append(entry.name)
-    rows += [f"Prompts of {' and '.join(names)}: {words}." for words, names in others.items() if words != own]
-    k, rate = lineup.PUBLISHED.values()
-    origin = (
-        f"chosen on {selection['samples']} images of {selection['set']} by loss, without labels"
-        if selection
-        else "the profile's"
-    )
-    same = (config.iterations, config.learning_rate) == (k, rate)
-    origin = "as published" if same else f"{origin}; published are {rate:g} and {k}"
-    rows.append(f"APM's setting: rate {config.learning_rate:g}, K = {config.iterations}, {origin}.")
+        if words := getattr(entry.runs[0][0], "prompts_used", None):
+            others.setdefault(_described(sets, words), []).append(entry.name)
+    said += [f"Prompts of {' and '.join(names)}: {words}." for words, names in others.items() if words != own]
+    origin = "the profile's"
+    if lineup.as_published(config) == config:
+        origin = "as published"
+    elif selection:
+        origin = f"chosen on {selection['samples']} images of {selection['set']}, which no table scores, without labels"
+    said.append(f"APM's setting: rate {config.learning_rate:g}, K = {config.iterations}, {origin}.")
     if taught:
-        rows.append(
-            f'"Zero-shot" means without a step on the test image: the teacher was trained on the labels of {taught.name}, on whose '
-            f"{len(taught.classnames)} classes it is a supervised network."
+        said.append(
+            f'"Zero-shot": without a step on the test image, by a teacher trained on the labels of {taught.name}.'
         )
-    return " ".join(rows)
+    return " ".join(said)
 
 
 def _described(sets: Sequence[Dataset], words: Callable[[Dataset], str]) -> str:
@@ -117,12 +110,10 @@ def above_chance(low: float, high: float, chance: float) -> str:
 def overview(
     sets: Sequence[Dataset], counterparts: Mapping[str, str] | None = None, taught: Dataset | None = None
 ) -> pd.DataFrame:
-    """What the columns of a table are, one row per set: images, classes, chance level, whose images they are, how many of the classes
-    the teacher was taught under these names, what the set stands for, and notes on its origin, in which DATA is the folder that $DATA
-    names.
+    """What the columns of a table are, one row per set, with notes on its origin, in which DATA is the folder that $DATA names.
 
-    counterparts: name of a set -> the published column that it stands for; the others stand for none. taught: the labelled set that
-    the teacher was trained on; None where it is unknown. Raises ValueError for a counterpart of a set that is not there.
+    counterparts: set -> the published column that it stands for; the others stand for none. taught: the labelled set that the teacher
+    was trained on; None where it is unknown. Raises ValueError for a counterpart of a set that is not there.
     """
     _known("dataset with a counterpart", counterparts or {}, [d.name for d in sets])
     lines = {
@@ -144,12 +135,10 @@ def by_origin(records: pd.DataFrame, sets: Sequence[Dataset]) -> pd.DataFrame:
     """The records with a column `set`, and in `dataset` the set that each one's images come from.
 
     Then an interval of a mean over sets draws an image together with its inverted, thickened, renamed ... copies, as
-    `apm.analysis.stats` does for corruptions: they are not independent. Raises ValueError for records of other sets.
+    `apm.analysis.stats` does for corruptions: they are not independent. Raises KeyError for records of other sets.
     """
-    origins = {d.name: d.origin or d.name for d in sets}
-    names = records["dataset"]
-    _known("dataset of the records", names.unique(), origins)
-    return records.assign(set=names, corruption=names, dataset=names.map(origins))
+    names, origins = records["dataset"], {d.name: d.origin or d.name for d in sets}
+    return records.assign(set=names, corruption=names, dataset=[origins[name] for name in names])
 
 
 def zero_shot(records: pd.DataFrame, sets: Sequence[Dataset]) -> pd.DataFrame:
@@ -176,9 +165,8 @@ def zero_shot(records: pd.DataFrame, sets: Sequence[Dataset]) -> pd.DataFrame:
 def against_open_clip(rows: Mapping[tuple[str, str | None], pd.DataFrame]) -> pd.DataFrame:
     """Measured zero-shot accuracy beside the one that open_clip publishes for the same weights: a check of loading, prompts and data.
 
-    rows: (teacher's open_clip name, tag) -> records. Index (teacher, set); columns: measured (percent), mean per class (which
-    open_clip's list has for some small sets), open_clip, difference (measured - open_clip). Sets and weights that the list
-    does not have give no row.
+    rows: (teacher's open_clip name, tag) -> records. Index (teacher, set). mean per class: what open_clip's list has for some small
+    sets. Sets and weights that the list does not have give no row.
     """
     theirs = published.wide(published.load("teacher_zero_shot_openclip"))
     columns = {column.lower().replace("cifar-", "cifar"): column for column in theirs} | {"flowers102": "Flower102"}
@@ -214,8 +202,7 @@ def settings_grid(
 ) -> pd.DataFrame:
     """How rate and K were chosen: what a student reaches with each on images that no table scores. Labels are not read.
 
-    Index (rate, K); columns: mean loss, how often it fell, agreement with the teacher's class, whether the loss is the lowest of the
-    rates at this K, and whether tables have this setting. Raises ValueError where the grid lacks the setting of `config`.
+    Index (rate, K). in use: in the tables. Raises ValueError where the grid lacks the setting of `config`.
     """
     _known("rate of selection", [config.learning_rate], rates)
     _known("K of selection", [config.iterations], iterations)
@@ -243,17 +230,16 @@ def settings_grid(
 # ------------------------------------------------------------------------------------------------------------------ steps
 
 
-def paired(records: pd.DataFrame, references: Mapping[str, str] = REFERENCES, *, by: str = "dataset") -> pd.DataFrame:
+def paired(records: pd.DataFrame, *, by: str = "dataset") -> pd.DataFrame:
     """The APM against references, image by image: one row per (set, reference).
 
-    records: rows as `apm.runs.records` gives them, holding the APM and every reference on the same images. references: heading ->
-    method. by: column whose values are the sets. Columns: n, reference accuracy, final, step (final - reference in points, with its
-    interval over images), gained and lost (images that only one of the two has right), p (McNemar exact; empty for several
-    seeds), verdict (of the interval). Raises ValueError for unknown methods and where the images of the two differ.
+    records: holding the APM and every reference. by: column whose values are the sets. step: final - reference in points, with its
+    interval over images; gained, lost: images that only one of the two has right; p: McNemar exact, empty for several seeds.
+    Raises ValueError where the images of the two differ.
     """
     lines = {}
     for value, group in records.groupby(by, sort=False):
-        for heading, reference in references.items():
+        for heading, reference in REFERENCES.items():
             own, right, other = _matched(group, reference, str(value))
             groups = _groups(own, by)
             step = _step(right, other, groups)
@@ -272,7 +258,6 @@ def paired(records: pd.DataFrame, references: Mapping[str, str] = REFERENCES, *,
 
 def _matched(records: pd.DataFrame, reference: str, where: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """The rows of the APM, and which of them it and the reference have right."""
-    _known("method of the records", ("APM", reference), records["method"].unique())
     key = [*tables.CONDITION, "sample", "seed"]
     own, other = (records[records["method"] == name].sort_values(key) for name in ("APM", reference))
     if not own[key].reset_index(drop=True).equals(other[key].reset_index(drop=True)):
@@ -299,18 +284,15 @@ def published_steps(
     """Steps between rows of a published table, as `paired` has them: index (set, reference), reference accuracy, final, step.
 
     published: from `apm.data.published.wide`. columns: the sets. pairs: label -> (row of the student, row of the reference); those of
-    which the table has no student are left out. No interval: the paper gives none. Cells that either row lacks give no step. Raises
-    ValueError for unknown references or columns.
+    which the table has no student are left out. No interval: the paper gives none. Cells that either row lacks give no step.
     """
-    pairs = {label: pair for label, pair in pairs.items() if pair[0] in published.index}
-    _known("published row", [reference for _, reference in pairs.values()], published.index)
-    _known("published column", columns, published.columns)
+    cells = published[list(columns)]
     parts = {
-        label: pd.DataFrame({"reference accuracy": published.loc[reference], "final": published.loc[student]})
+        label: pd.DataFrame({"reference accuracy": cells.loc[reference], "final": cells.loc[student]}).dropna()
         for label, (student, reference) in pairs.items()
+        if student in published.index
     }
-    names = ["reference", "set"]
-    found = pd.concat({label: part.loc[list(columns)].dropna() for label, part in parts.items()}, names=names)
+    found = pd.concat(parts, names=["reference", "set"])
     # 96.1 - 96.1 of two printed numbers is nothing
     found["step"] = (found["final"] - found["reference accuracy"]).round(9)
     return found.map(lambda value: Number(value, kind="published")).swaplevel()
@@ -319,9 +301,8 @@ def published_steps(
 def steps(sets: pd.DataFrame, source: str, records: pd.DataFrame | None = None, *, by: str = "set") -> pd.DataFrame:
     """The answer of a benchmark: per reference the mean step over the sets, each with the same weight, and its verdict.
 
-    sets: from `paired` or `published_steps`. records: what `paired` had, with `by_origin`, for the interval of the mean: the copies
-    of an image count as that one. Index (source, reference); columns: sets, mean reference accuracy and final, step, in how many
-    sets it is higher, equal, lower, gained and lost images, verdict ("" without an interval).
+    sets: from `paired` or `published_steps`. records: those of `paired`, from `by_origin`, for the interval of the mean: the copies of
+    an image count as that one; without it there is no verdict. Index (source, reference).
     """
     lines = {}
     for heading, part in sets.groupby(level="reference", sort=False):
@@ -348,9 +329,9 @@ def beside(
 ) -> pd.DataFrame:
     """A published table with our rows under it, each of our sets in the column that it stands for.
 
-    published: from `apm.data.published.wide`, columns chosen. ours: from `apm.analysis.tables.accuracies`, columns our sets. counterparts:
-    our set -> published column. means: published column of an average -> the published columns that it is over; ours is over
-    those of them that have a counterpart. The first of our rows names our sets. Raises ValueError for unknown names.
+    published: from `apm.data.published.wide`. ours: from `apm.analysis.tables.accuracies`, columns our sets. counterparts: our set ->
+    published column. means: published column of an average -> the published columns that it is over; ours is over those of them that
+    have a counterpart. The first of our rows names our sets. Raises ValueError for unknown names.
     """
     _known("set of ours", counterparts, ours.columns)
     _known("published column", counterparts.values(), published.columns)
@@ -370,8 +351,7 @@ def beside(
 def methods_beside(compared: pd.DataFrame, published: pd.DataFrame, column: str = "Average") -> pd.DataFrame:
     """Steps from the single prompt, those of PUBLISHED_ROWS that the published table has beside ours.
 
-    compared: from `table`; methods that this profile does not run have empty cells. published: from `apm.data.published.wide`.
-    column: the published average. Index: method; columns: published row, published, published step, ours, our step, verdict.
+    compared: from `table`; methods that this profile does not run have empty cells. column: the published average.
     """
     rows = {name: row for name, row in PUBLISHED_ROWS.items() if row in published.index}
     ours, theirs = compared.reindex(list(rows)), published[column][list(rows.values())]
@@ -393,19 +373,15 @@ def methods_beside(compared: pd.DataFrame, published: pd.DataFrame, column: str 
 # ------------------------------------------------------------------------------------------------------- methods side by side
 
 
-def pass_milliseconds(teacher: Teacher, dataset: Dataset, *, images: int = 32, repeats: int = 3) -> float:
-    """Milliseconds that the teacher takes to encode one image here and now, preprocessing included; the best of some repeats.
+def pass_milliseconds(teacher: Teacher, dataset: Dataset) -> float:
+    """Milliseconds that the teacher takes to encode one image here and now, preprocessing included; the best of three repeats.
 
-    What methods that read the teacher's stored features did not spend again. Images that cannot be read are passed over; raises
-    ValueError where none can.
+    What methods that read the teacher's stored features did not spend again. Images that cannot be read are passed over.
     """
-    chosen = readable(dataset, on_error="record", most=images)
+    chosen = readable(dataset, on_error="record", most=32)
     pictures = [chosen.images[i] for i in range(len(chosen))]
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        teacher.encode(teacher.transform(pictures)).feature.cpu()  # a GPU answers before it is done
-        seconds.append(time.perf_counter() - start)
+    # .cpu(): a GPU answers before it is done
+    seconds = timeit.repeat(lambda: teacher.encode(teacher.transform(pictures)).feature.cpu(), number=1, repeat=3)
     return 1e3 * min(seconds) / len(pictures)
 
 
@@ -415,14 +391,11 @@ def table(rows: pd.DataFrame, *, by: str = "set", pass_milliseconds: float = 0.0
     rows: records of all methods, with `set` and origin as `by_origin` gives them, or another column `by` of what is averaged over,
     with the same weight each. pass_milliseconds: added where a method read stored features of the teacher.
 
-    Each method is compared with the references and the APM on the images that it saw itself. Index: method. Columns: state, n (images
-    of one order), failed, accuracy (percent), "teacher on the same images", "difference from HEADING" for each, and from "its target"
-    where the records have that row (points), lowest and highest order, ECE, that of the teacher there, image passes, prompts read,
-    student updates and ms (median) per image. Columns that are empty throughout are left out. Raises ValueError for records without a
-    reference, and for one that lacks an image.
+    Each method is compared with the references, with the APM, and with what its own target says where the records have that row, on
+    the images that it saw itself (points). n: images of one order; lowest, highest order: of online methods; ms: median per image.
+    Columns that are empty throughout are left out. Raises ValueError for a reference that lacks an image.
     """
     known, references = list(rows["method"].unique()), REFERENCES | {"APM": "APM"}
-    _known("method of the records", references.values(), known)
     targets = lineup.target_rows(known)
     needed = ("confidence", "state", "teacher_passes", "prompts_read", "saved_milliseconds")
     rows = rows.assign(
@@ -516,8 +489,9 @@ def cost_figure(compared: pd.DataFrame) -> Figure:
     cells = compared.set_index("state", append=True)
     figure = dots({label: cells[name].unstack("state", sort=False) for name, label in labels.items()})  # noqa: PD010
     gain, *costs = figure.axes
-    gain.axvline(0, color="0.3", linewidth=1.2, zorder=1)
     gain.set_xscale("symlog", linthresh=5, linscale=1.5)  # a few far ones would press all others together
+    low, high = gain.get_xlim()
+    gain.set_xticks(ticks := [tick for tick in (-80, -20, -5, 0, 5, 20, 80) if low <= tick <= high], map(str, ticks))
     for axes in costs:
         axes.set_xscale("log")
     return figure
@@ -534,17 +508,20 @@ def dots(panels: Mapping[str, pd.DataFrame]) -> Figure:
     figures.style()
     rows = list(dict.fromkeys(row for cells in panels.values() for row in cells.index))
     columns = list(dict.fromkeys(column for cells in panels.values() for column in cells))
-    height = (0.2 + 0.1 * len(columns)) * len(rows) + 1.5
+    height = (0.17 + 0.08 * len(columns)) * len(rows) + 1.5
     figure = plt.figure(figsize=(figures.WIDTH, height), layout="constrained")
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=[2, *[1] * (len(panels) - 1)])
     for axes, (label, cells) in zip(grid.flat, panels.items(), strict=True):
+        filled = ~cells.map(numbers.is_empty)
+        apart = 0.6 / len(columns) if (filled.sum(axis="columns") > 1).any() else 0.0  # marks of one row
         for i, (column, (colour, marker)) in enumerate(zip(columns, figures.series(len(columns)), strict=True)):
-            there = [(row, cell) for row, cell in cells[column].items() if not numbers.is_empty(cell)]
-            y = [rows.index(row) + 0.6 * ((i + 0.5) / len(columns) - 0.5) for row, _ in there]
-            x = np.array([float(cell) for _, cell in there])
-            error = np.abs(np.array([cell.bounds for _, cell in there]).reshape(-1, 2).T - x)
+            there = cells.loc[filled[column], column]
+            y = [rows.index(row) + apart * (i - (len(columns) - 1) / 2) for row in there.index]
+            x, ends = there.map(float).to_numpy(), np.array([cell.bounds for cell in there]).reshape(-1, 2).T
             fill = {"markerfacecolor": "none"} if column.startswith("any") else {}
-            axes.errorbar(x, y, xerr=error, color=colour, fmt=marker, capsize=2, label=column, **fill)
+            axes.errorbar(x, y, xerr=np.abs(ends - x), color=colour, fmt=marker, capsize=2, label=column, **fill)
+        if np.prod(axes.get_xlim()) < 0:
+            axes.axvline(0, color="0.3", linewidth=1.2, zorder=1)
         names = [numbers.SEPARATOR.join(row) if isinstance(row, tuple) else row for row in rows]
         axes.set(xlabel=label, ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)), yticklabels=names)
         axes.grid(visible=False, axis="y")

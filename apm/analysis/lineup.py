@@ -50,13 +50,15 @@ def own_rows(teacher: Teacher, config: TTTConfig, prompt: str) -> tuple[Any, Any
     return one_prompt, methods.ZeroShot(teacher), methods.APM(teacher, config)
 
 
-def at_published(teacher: Teacher, config: TTTConfig, samples: int | str = "all") -> list[Entry]:
-    """The row of a student trained with the published rate and K; none where that is the setting already. samples: as of a line.
+def as_published(config: TTTConfig) -> TTTConfig:
+    """The same student, trained with the published rate and number of iterations."""
+    return replace(config, **PUBLISHED)  # type: ignore[arg-type]
 
-    Raises ValueError for samples that a line may not have.
-    """
+
+def at_published(teacher: Teacher, config: TTTConfig, samples: int | str = "all") -> list[Entry]:
+    """The row of a student trained as published; none where that is the setting already. Raises ValueError for bad samples."""
     check_samples(samples)
-    method = methods.APM(teacher, replace(config, **PUBLISHED), name=AT_PUBLISHED)  # type: ignore[arg-type]
+    method = methods.APM(teacher, as_published(config), name=AT_PUBLISHED)
     return [] if method.config == config else [Entry(AT_PUBLISHED, ((method, None),), samples)]
 
 
