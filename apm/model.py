@@ -351,10 +351,8 @@ def shared_products(parameters: Parameters, percept: Percept, config: APMConfig)
         w_p = weight if percept.local is None else torch.cat([w_t, w_p], dim=-2)
     product = _linear(rows, w_p)  # (N, (1 +) h + w, hidden)
     column_part, row_part, col_part = product.split([rows.shape[1] - h - w, h, w], dim=1)
-    row_part = (
-        row_part + bias.unsqueeze(-2) if column_part.shape[1] == 0 else row_part + (column_part + bias.unsqueeze(-2))
-    )
-    return row_part, col_part
+    everywhere = bias.unsqueeze(-2) + column_part if column_part.shape[1] else bias.unsqueeze(-2)
+    return row_part + everywhere, col_part
 
 
 def activations(
