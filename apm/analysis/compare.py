@@ -149,7 +149,7 @@ def zero_shot(records: pd.DataFrame, sets: Sequence[Dataset]) -> pd.DataFrame:
     usual = published.wide(published.load("usual_accuracy"))["accuracy"]
     lines = {}
     for d in sets:
-        own = records[(records[list(tables.CONDITION)] == (d.name, d.corruption, d.severity)).all(axis="columns")]
+        own = records[(records[list(tables.CONDITION)] == [d.name, d.corruption, d.severity]).all(axis="columns")]
         found = stats.mean_accuracy(own, "teacher")
         if found is None:
             raise ValueError(f"{d.name}: no predictions of the teacher in these records")
