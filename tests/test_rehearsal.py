@@ -12,7 +12,7 @@ import yaml
 
 from apm import methods, model
 from apm import methods as baselines
-from apm.analysis import comparison
+from apm.analysis import lineup
 from apm.data import check, names, prompts, published
 from apm.experiments import ablations, field
 from apm.project import profiles, root
@@ -38,7 +38,7 @@ def test_every_value_of_every_profile_is_one_that_the_code_knows(profile: str, n
     if "training" in values and notebook != "07_field":
         config = methods.training_config(Named(), values.get("student"), values["training"])
         assert isinstance(config, TTTConfig)
-        entries = comparison.parse(values.get("baselines", []), Named(), config)
+        entries = lineup.parse(values.get("baselines", []), Named(), config)
         assert len(entries) == len(values.get("baselines", []))
     if notebook == "07_field":
         fields = {f.name for f in dataclasses.fields(field.FieldConfig)}

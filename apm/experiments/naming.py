@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from apm import teachers
-from apm.analysis import benchmark, stats, tables
+from apm.analysis import compare, stats, tables
 from apm.analysis.numbers import Number
 from apm.data.datasets import Dataset
 
@@ -125,12 +125,12 @@ def naming(
         readable = np.isfinite(features).all(axis=1)
         seen = stats.accuracy(probe(features[readable], dataset.labels[readable]))
         named, final = (stats.accuracy(stats.correct(own, rule)) for rule in ("teacher", "final"))  # type: ignore[arg-type]
-        chance = benchmark.chance(dataset)
+        chance = compare.chance(dataset)
         rows[dataset.name] = {
             "n": len(dataset),
             "chance": Number(chance),
             "teacher (zero-shot)": tables.percent(named),
-            "above chance": benchmark.above_chance(named.low, named.high, chance),
+            "above chance": compare.above_chance(named.low, named.high, chance),
             "random namings as good": Number(random_namings(*_answers(own), len(dataset.classnames)), kind="measure"),
             PROBE: tables.percent(seen),
             "APM, final": tables.percent(final),

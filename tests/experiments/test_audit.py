@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from apm.analysis import comparison, numbers, tables
+from apm.analysis import lineup, numbers, tables
 from apm.analysis.numbers import Number
 from apm.analysis.text import CONSTRUCTION, FAILS, HOLDS, NOT_RUN, UNTESTED
 from apm.data import published, published_sets
@@ -174,7 +174,7 @@ def test_few_seeds_make_an_interval_say_less() -> None:
 def test_rows_of_our_own_are_no_other_methods() -> None:
     claims = [one for one in audit.load() if one.rule == "all_below" and one.where == {"state": "episodic"}]
     views = "APM, views"
-    own = {*comparison.FIXED, views, comparison._target_row(views)}
+    own = {*lineup.FIXED, views, lineup.target_row(views)}
     assert len(claims) == 3
     assert all(set(one.leave_out) == own for one in claims)
 
