@@ -63,10 +63,9 @@ endif
 LOCKED := notebooks cluster dev
 
 .PHONY: lock
-lock: $(ENVIRONMENT) ## remake requirements.lock from pyproject.toml, then mirror its versions in environment.yml
+lock: $(ENVIRONMENT) ## remake requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command "make lock" --python-version 3.11 $(LOCKED:%=--extra %) --output-file requirements.lock pyproject.toml
-	$(PYTHON) -m apm.project.environment
 
 # --------------------------------------------------------------------------------------------------------- notebooks
 

@@ -23,6 +23,7 @@ Shapes in comments: N images, h x w grid, L = h * w locations (or fewer, for a s
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -134,12 +135,7 @@ def preset(name: str, **changes: object) -> APMConfig:
 
 
 def sinusoid(n: int, width: int, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
-    """Fixed 1-D code (n, width): sine and cosine interleaved, wavelengths from 2 pi to 10000 * 2 pi.
-
-    Raises ValueError for an odd width.
-    """
-    if width % 2:
-        raise ValueError(f"a sinusoidal code needs an even width, found {width}")
+    """Fixed 1-D code (n, width), width even: sine and cosine interleaved, wavelengths from 2 pi to 10000 * 2 pi."""
     frequency = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(10000.0) / width))
     angle = torch.arange(n, dtype=torch.float64)[:, None] * frequency  # (n, width / 2)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).reshape(n, width).to(dtype=dtype, device=device)
@@ -238,6 +234,38 @@ def _layer(parameters: Parameters, name: str, x: Tensor) -> Tensor:
     return _linear(x, parameters[f"{name}_weight"], parameters[f"{name}_bias"])
 
 
+# ------------------------------------------------------------------------------------------- drawn for one image alone
+
+
+def image_seed(seed: int, image: Tensor) -> int:
+    """Seed of one image's weights, a hash of run seed and pixels: independent of the other images and of their order."""
+    pixels = image.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
+    return int.from_bytes(hashlib.blake2b(pixels, digest_size=8, key=str(seed).encode()).digest(), "little") >> 1
+
+
+class CropFlip:
+    """Views of images (n, 3, H, W): random crops of 8 to 100 % of the area and 3/4 to 4/3 in aspect, enlarged to the full size,
+    mirrored every other time, as is usual in ImageNet training. Each image has its own stream of draws.
+    """
+
+    def __init__(self, images: Tensor, seed: int) -> None:
+        # the weights' draw has the image's seed itself
+        self.streams = [torch.Generator().manual_seed(image_seed(seed, image) ^ 0x5EED) for image in images]
+        self.images = images
+
+    def draw(self) -> Tensor:
+        """The next view of every image (n, 3, H, W)."""
+        draws = [torch.rand(5, generator=stream, dtype=torch.float32) for stream in self.streams]
+        area, aspect, x, y, mirror = torch.stack(draws).unbind(1)  # (n,)
+        area, aspect = 0.08 + 0.92 * area, torch.exp((2 * aspect - 1) * math.log(4 / 3))
+        width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+        zero, side = torch.zeros_like(x), 1 - 2 * (mirror < 0.5).float()
+        rows = [[side * width, zero, (2 * x - 1) * (1 - width)], [zero, height, (2 * y - 1) * (1 - height)]]
+        matrix = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=1).to(self.images)  # (n, 2, 3)
+        grid = F.affine_grid(matrix, list(self.images.shape), align_corners=False)
+        return F.grid_sample(self.images, grid, align_corners=False, padding_mode="border")
+
+
 # --------------------------------------------------------------------------------------------- image -> column -> grid
 
 
@@ -257,12 +285,6 @@ def patches(images: Tensor, config: APMConfig) -> Tensor:
     return blocks.reshape(n, h * w, 3 * p * p)
 
 
-def trigger_column(parameters: Parameters, image_patches: Tensor, config: APMConfig) -> Tensor:
-    """The trigger column T (N, kernels*h*w): one convolution filter per kernel with stride p, flattened (section 3.2)."""
-    response = _layer(parameters, "column", image_patches)  # (N, L, kernels)
-    return response.mT.reshape(image_patches.shape[0], config.column_width)
-
-
 @dataclass(frozen=True)
 class Percept:
     """What one image puts into the grid: all that the columns are unfolded from. Folded, it is a single column."""
@@ -272,14 +294,17 @@ class Percept:
 
 
 def perceive(parameters: Parameters, image_patches: Tensor, config: APMConfig, tokens: Tensor | None = None) -> Percept:
-    """Fold images, given as patches (N, L, 3*p*p), into their trigger column.
+    """Fold images, given as patches (N, L, 3*p*p), into their trigger column T.
 
     tokens: (N, L, token_width), the teacher's routed tokens, for column="tokens". Raises ValueError when they are missing
     or have another shape.
     """
     local = image_patches if config.local_patch else None
     if config.column == "conv":
-        return Percept(trigger_column(parameters, image_patches, config), local)
+        response = _layer(
+            parameters, "column", image_patches
+        )  # (N, L, kernels): one filter per kernel, stride p (section 3.2)
+        return Percept(response.mT.reshape(image_patches.shape[0], config.column_width), local)
     expected = (image_patches.shape[0], config.locations, config.column_width)
     if tokens is None or tuple(tokens.shape) != expected:
         found = None if tokens is None else tuple(tokens.shape)
@@ -326,33 +351,8 @@ def shared_products(parameters: Parameters, percept: Percept, config: APMConfig)
         w_p = weight if percept.local is None else torch.cat([w_t, w_p], dim=-2)
     product = _linear(rows, w_p)  # (N, (1 +) h + w, hidden)
     column_part, row_part, col_part = product.split([rows.shape[1] - h - w, h, w], dim=1)
-    row_part = (
-        row_part + bias.unsqueeze(-2) if column_part.shape[1] == 0 else row_part + (column_part + bias.unsqueeze(-2))
-    )
-    return row_part, col_part
-
-
-def _first_layer(
-    parameters: Parameters,
-    percept: Percept,
-    config: APMConfig,
-    locations: Tensor | None,
-    shared: tuple[Tensor, Tensor] | None,
-) -> Tensor:
-    """W1 q + b without making q: the shared products, added at each location, and W_I I or W_T T where they differ by place."""
-    row_part, col_part = shared_products(parameters, percept, config) if shared is None else shared
-    if locations is None:
-        z = (row_part[:, :, None] + col_part[:, None]).flatten(1, 2)  # (N, L, hidden)
-    else:
-        w = config.grid[1]
-        z = row_part[:, locations // w] + col_part[:, locations % w]
-    where = slice(None) if locations is None else locations
-    w_t, _, w_i = parameters["mlp0_weight"].split([config.column_width, config.positions, config.local_width], dim=-2)
-    if percept.column.dim() == 3:
-        z = z + _linear(percept.column[:, where], w_t)
-    if percept.local is not None:
-        z = z + _linear(percept.local[:, where], w_i)
-    return z
+    everywhere = bias.unsqueeze(-2) + column_part if column_part.shape[1] else bias.unsqueeze(-2)
+    return row_part + everywhere, col_part
 
 
 def activations(
@@ -366,8 +366,20 @@ def activations(
 
     shared: `shared_products`, where they exist already.
     """
+    # the first layer without making q: the shared products, and W_I I or W_T T where they differ from place to place
+    row_part, col_part = shared_products(parameters, percept, config) if shared is None else shared
+    if locations is None:
+        x = (row_part[:, :, None] + col_part[:, None]).flatten(1, 2)  # (N, L, hidden)
+    else:
+        x = row_part[:, locations // config.grid[1]] + col_part[:, locations % config.grid[1]]
+    where = slice(None) if locations is None else locations
+    w_t, _, w_i = parameters["mlp0_weight"].split([config.column_width, config.positions, config.local_width], dim=-2)
+    if percept.column.dim() == 3:
+        x = x + _linear(percept.column[:, where], w_t)
+    if percept.local is not None:
+        x = x + _linear(percept.local[:, where], w_i)
     # in place: the values before the ReLU are not needed again, and a pass over memory costs as much as a small product
-    x = _first_layer(parameters, percept, config, locations, shared).relu_()
+    x = x.relu_()
     for layer in range(1, len(config.hidden)):
         x = _layer(parameters, f"mlp{layer}", x).relu_()
     return x
@@ -516,7 +528,8 @@ class APM(nn.Module):
         layers, uniform in +-1/sqrt(fan_in), for training over a dataset."""
         super().__init__()
         self.config = config
-        weights = draw_parameters(config, generator, std=std or 1.0, dtype=dtype)
+        # drawn in float32: the same student in any precision
+        weights = {name: x.to(dtype) for name, x in draw_parameters(config, generator, std=std or 1.0).items()}
         if std is None:
             bound = 0.0
             for name, value in weights.items():

@@ -24,9 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apm import model
-from apm.crops import CropFlip, image_seed
 from apm.lockstep import Lockstep, caller_free, on_device, parts, side_by_side, stop_non_finite
-from apm.model import APMConfig
+from apm.model import APMConfig, CropFlip, image_seed
 from apm.typed import checked
 
 Look = Callable[[int, slice, Mapping[str, Tensor]], None]

@@ -21,6 +21,8 @@ from apm.runs import cluster
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
+OWN = PAGES[ROOT / "docs" / "your-own.md"]
 
 
 def committed(path: str) -> str:
@@ -63,19 +65,21 @@ def test_the_excerpt_of_the_bench_is_the_committed_measurement() -> None:
         assert cells == expected
 
 
-def test_every_linked_file_exists() -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_linked_file_exists(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", PAGES[page]):
+        assert (page.parent / target).exists(), target
 
 
-def test_every_make_target_it_names_exists() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_make_target_it_names_exists(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"(?:`|^|[A-Z]=\S+ )make ([a-z-]+)", README, flags=re.M):
+    for target in re.findall(r"(?:`|^|[A-Z]=\S+ )make ([a-z-]+)", PAGES[page], flags=re.M):
         assert re.search(rf"^{target}:", makefile, flags=re.M), target
 
 
 def test_the_example_runs_as_written() -> None:
-    _, example = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    _, example = re.findall(r"```python\n(.*?)```", OWN, flags=re.S)
     names: dict = {}
     exec(example, names)
     assert names["result"].losses.shape == (8, 51)
@@ -140,7 +144,9 @@ def test_the_slurm_example_gives_its_workers_what_make_has_and_ends_with_make(
 
 
 def test_the_commands_for_cifar10_are_targets_with_data_and_profile() -> None:
-    (block,) = re.findall(r"```sh\n(make data PROFILE=cifar10.*?)```", README, flags=re.S)
+    (block,) = re.findall(
+        r"```sh\n(make data PROFILE=cifar10.*?)```", PAGES[ROOT / "docs" / "larger-profiles.md"], flags=re.S
+    )
     commands = [line.split("#")[0].split() for line in block.splitlines()]
     assert [command[1] for command in commands] == ["data", "teacher", "reproduce"]
     assert {tuple(command[2:]) for command in commands} == {("PROFILE=cifar10", "DATA=data/sets")}
@@ -153,7 +159,7 @@ def test_the_yaml_example_is_accepted() -> None:
     from apm.experiments import ablations
     from apm.project import profiles
 
-    example, line, compared = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
+    example, line, compared = re.findall(r"```yaml\n(.*?)```", README + OWN, flags=re.S)
     values = yaml.safe_load(example)
     assert set(values) <= set(profiles.notebook_parameters(ROOT / "notebooks" / "02_corruptions.ipynb"))
 
@@ -175,7 +181,7 @@ def test_the_example_of_a_new_method_runs_as_written(monkeypatch: pytest.MonkeyP
     from apm.methods import views
 
     monkeypatch.setitem(baselines.REGISTRY, "mine", None)  # and so it is gone again after the test
-    example, *_ = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    example, *_ = re.findall(r"```python\n(.*?)```", OWN, flags=re.S)
     exec(example, {"__name__": "readme"})
     method = baselines.create("mine", Colour(), views=5)
     said = method.predict(noise(), np.arange(4), seed=0)
@@ -185,7 +191,6 @@ def test_the_example_of_a_new_method_runs_as_written(monkeypatch: pytest.MonkeyP
     assert "mine" in method.settings()["method"]
 
 
-def test_every_module_is_on_its_map() -> None:
+def test_every_entry_of_the_first_floor_is_on_its_map() -> None:
     words = set(re.findall(r"[a-z_]+", README.split("## How the pieces fit")[1].split("```")[1]))
-    modules = {p.stem for p in (ROOT / "apm").glob("*.py")} - {"__init__"}
-    assert modules <= words
+    assert {p.stem for p in (ROOT / "apm").iterdir() if not p.name.startswith("__")} <= words

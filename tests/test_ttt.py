@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apm import crops, lockstep, ttt
-from apm.model import APMConfig, draw_parameters, stack
+from apm import lockstep, ttt
+from apm.model import APMConfig, CropFlip, draw_parameters, stack
 from apm.ttt import TTTConfig, adapt, initial_parameters
 
 STUDENT = APMConfig(grid=(4, 4), patch=4, hidden=(32, 24, 16), width=16, heads=4, rgb_hidden=(8,))
@@ -333,7 +333,7 @@ def test_augmented_views_change_what_is_trained_on_but_not_what_is_predicted_fro
 
 def test_views_are_crops_of_their_image_and_mirrored_every_other_time() -> None:
     ramp = torch.linspace(0, 1, 32).expand(1, 3, 32, 32)  # grows from left to right
-    views = crops.CropFlip(ramp, 0)
+    views = CropFlip(ramp, 0)
     drawn = torch.cat([views.draw() for _ in range(200)])
     assert drawn.min() >= 0
     assert drawn.max() <= 1

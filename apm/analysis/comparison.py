@@ -15,7 +15,7 @@ prompts, unless a line says otherwise (`prompts: original`) or a method tunes it
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,6 +218,12 @@ def _target_row(name: str) -> str:
     return f"{name}: {TARGET}"
 
 
+def _targets(known: Iterable[Any]) -> dict[Any, str]:
+    """Of the methods that are there, those beside which the row of what their targets predict stands, with its name."""
+    known = list(known)
+    return {name: _target_row(str(name)) for name in known if _target_row(str(name)) in known}
+
+
 def _of_targets(own: pd.DataFrame) -> pd.DataFrame:
     """The records of what a method's targets predict by themselves."""
     return own.assign(
@@ -232,7 +238,7 @@ def _of_targets(own: pd.DataFrame) -> pd.DataFrame:
 def notes(rows: pd.DataFrame) -> list[str]:
     """Sentences that belong under a table of these records: NOTES, and what some of its rows cannot be read without."""
     found = list(NOTES)
-    if rows["method"].astype(str).str.endswith(f": {TARGET}").any():
+    if _targets(rows["method"].unique()):
         found.append(TARGET_NOTE)
     if "batch_statistics" in rows and (rows["batch_statistics"] > 0).any():
         found.append(STATISTICS_NOTE)
@@ -285,7 +291,7 @@ def table(
     for name in references.values():
         if name not in known:
             raise project.unknown("method of the records", name, known)
-    targets = {name: _target_row(str(name)) for name in known if _target_row(str(name)) in known}
+    targets = _targets(known)
     lines = {}
     for name in known:
         asked = dict(references) | ({ITS_TARGET: targets[name]} if name in targets else {})
@@ -428,8 +434,10 @@ def cost_figure(compared: pd.DataFrame, sets: str) -> tuple[Figure, str]:
     figure, axes = plt.subplots(1, 3, figsize=size, sharey=True, width_ratios=(2.2, 1, 1), layout="constrained")
     gain, costs = axes[0], axes[1:]
     labelled: set[str] = set()
+    targets = set(_targets(compared.index).values())
     for place, (name, line) in enumerate(compared.iterrows()):
-        kind = _kind(str(name), str(line["state"]))
+        student = not numbers.is_empty(line.get("student updates"))
+        kind = ITS_TARGET if name in targets else "APM" if student else _kind(str(name), str(line["state"]))
         colour, marker = _LOOKS[kind]
         look = {"color": colour, "marker": marker, "markersize": 7, "linestyle": "none"}
         step = Number(0.0) if numbers.is_empty(line[column]) else line[column]  # the reference itself
@@ -490,7 +498,7 @@ _LINEAR = 5.0  # percentage points, up to which a scale with far values is linea
 _LOOKS = {  # colours of seaborn's palette "colorblind", each with a marker of its own
     "zero-shot": ("#949494", "s"),
     "APM": ("#0173b2", "o"),
-    "its target": ("#56b4e9", "o"),
+    ITS_TARGET: ("#56b4e9", "o"),
     "episodic": ("#de8f05", "^"),
     "trained once": ("#cc78bc", "v"),
     "online": ("#029e73", "D"),
@@ -498,9 +506,5 @@ _LOOKS = {  # colours of seaborn's palette "colorblind", each with a marker of i
 
 
 def _kind(method: str, state: str) -> str:
-    """How a method is drawn: by what it is, the same in every notebook."""
-    if method in FIXED and not method.startswith("APM"):
-        return "zero-shot"
-    if method.endswith(f": {TARGET}"):
-        return "its target"
-    return state if not method.startswith("APM") else "APM"
+    """How a method without a student is drawn: by what it is, the same in every notebook."""
+    return "zero-shot" if method in FIXED else state

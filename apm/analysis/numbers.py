@@ -28,8 +28,8 @@ from apm import project
 
 VERSION = 1
 MANIFEST = "manifest.json"
-# "cost" is of the machine (seconds, memory), so another machine may have another; "word" is text, "verdict" that of a rule
-KINDS = ("accuracy", "difference", "measure", "count", "loss", "p", "cost", "published", "verdict", "word")
+# "exact" is counted or computed in closed form, the same on every machine, and "count" so and whole; "cost" is of the machine (seconds, memory), so another machine may have another; "word" is text, "verdict" that of a rule
+KINDS = ("accuracy", "difference", "measure", "exact", "count", "loss", "p", "cost", "published", "verdict", "word")
 COLUMNS = ("table", "row", "column", "value", "low", "high", "n", "df", "unit", "kind", "decimals", "text")
 FINE = ("ratio", "cosine")  # units of numbers about 1, shown with three significant digits
 SEPARATOR = " · "  # between the parts of a row's name
@@ -145,7 +145,7 @@ def is_small(column: pd.Series) -> bool:
     if any(isinstance(cell, Number) and cell.unit in FINE for cell in cells):
         return True
     return any(
-        0.0 < abs(float(cell)) < (1.0 if isinstance(cell, Number) and cell.kind == "measure" else 0.05)
+        0.0 < abs(float(cell)) < (1.0 if isinstance(cell, Number) and cell.kind in ("measure", "exact") else 0.05)
         for cell in cells
         if not (isinstance(cell, Number) and cell.kind in ("p", "count", "accuracy", "difference"))
     )

@@ -47,12 +47,14 @@ class Publisher:
 
         what: a table has its rows' names in the index (`set_index`), its cells are `numbers.Number`s, plain numbers or words.
         name: file name without suffix, beginning with the notebook's number. notes: below the table or figure.
-        kinds: of the cells that are plain numbers, one for all or by column; "cost" for what belongs to this machine.
+        kinds: of the cells that are plain numbers, one for all or by column; "cost" for what belongs to this machine,
+            "exact" for what every machine gets alike, such as operations and numbers of weights.
         bold: what stands out in a row of the flat table. upright: turn a table that is wider than a page, for reading only.
 
         Raises ValueError for a name that was published already or belongs to another notebook, an empty table, rows or columns
         that stand twice; OSError for a folder that cannot be written.
         """
+        import matplotlib.pyplot as plt
         from IPython.display import display
 
         if name.split("_")[0] != self.notebook.split("_")[0]:
@@ -77,4 +79,6 @@ class Publisher:
         if isinstance(what, pd.DataFrame):
             display(shown)
         else:
-            figures.display(what, caption, note)
+            if not isinstance(what, bytes):
+                plt.close(what)  # left open it would come after its cell's text
+            figures.display(next(iter(paths.values())), caption, note)

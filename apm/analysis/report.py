@@ -13,10 +13,9 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from PIL import Image
 
 from apm import project
-from apm.analysis import numbers, tables, verify
+from apm.analysis import figures, numbers, tables, verify
 from apm.analysis.numbers import NoSuchNumber, Number
 from apm.analysis.text import CONSTRUCTION, FAILS, HOLDS, NOT_RUN, UNTESTED
 from apm.project import profiles
@@ -105,9 +104,7 @@ def _part(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
         page = (folder / files[".html"]).read_text(encoding="utf-8")
         return entry | {"html": page, "long": entry["rows"] > LONG}
     file = files.get(".gif") or files[".png"]
-    with Image.open(folder / file) as image:  # as in a notebook, where a figure's inch has about 100 pixels of a page
-        width = round(image.width * 100 / float(image.info.get("dpi", (100.0, 100.0))[0]))
-    return entry | {"file": file, "width": width}
+    return entry | {"file": file, "width": figures.page_width(folder / file)}
 
 
 def times(folder: Path, notebooks: list[str]) -> pd.DataFrame:

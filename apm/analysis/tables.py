@@ -457,7 +457,10 @@ def _escape(text: Any) -> str:
 
 
 class Shown:
-    """A table as a notebook shows it: caption above, footer below, scrolling sideways when it is wider than the page."""
+    """A table as a notebook shows it: caption above, footer below, scrolling sideways when it is wider than the page.
+
+    As plain text it is its caption: a notebook keeps both, and the cells stand in the HTML and in the table's CSV.
+    """
 
     def __init__(self, html: str, text: str):
         self._html, self._text = html, text
@@ -490,65 +493,53 @@ def show(
         laid = _turned(laid)
         flat = laid.cells
     headings = list(laid.cells.columns)
-    shown = laid.cells.copy()
-    shown.columns = pd.RangeIndex(len(headings))  # two columns may have one heading
     wraps = len(headings) > WIDE  # an interval then stands below its estimate
-    right = [place for place in shown if laid.right[place]]
-    longest = {place: int(shown[place].str.len().max()) for place in shown}
-    breaking = [
-        {
-            "selector": f"td.col{place}",
-            "props": f"white-space: normal; min-width: {22 if longest[place] > 3 * LONG_TEXT else 13}em",
-        }
-        for place in shown
-        if longest[place] > LONG_TEXT
-    ]
-    aligned = [  # by class, which outweighs the rule for all cells
-        {
-            "selector": ", ".join(f"th.col{place}, td.col{place}" for place in right),
-            "props": "text-align: right; font-variant-numeric: tabular-nums",
-        }
-    ]
-    marked = [bold(row) if bold else False for _, row in flat.iterrows()]
-    strong = pd.DataFrame(
-        [[row is True or (row is not False and name in row) for name in headings] for row in map(_plain, marked)],
-        index=shown.index,
-        columns=shown.columns,
-    )
-    uuid = hashlib.sha256((caption + "\n".join(headings) + shown.to_csv()).encode()).hexdigest()[:8]
-    style = (
-        shown.style.hide(axis="index")
-        .format(lambda text: _html(text).replace(", ", ",\u00a0") if wraps and "[" in text else _html(text))
-        .format_index([_html(heading) for heading in headings].__getitem__, axis="columns")
-        .set_uuid(uuid)
-        .set_table_styles(
-            [
-                {"selector": "", "props": "border-collapse: collapse; font-size: 0.9em; margin: 0"},
-                {
-                    "selector": "th, td",
-                    "props": f"padding: 0.25em 0.5em; white-space: {'normal' if wraps else 'nowrap'}",
-                },
-                {
-                    "selector": "th",
-                    "props": "text-align: left; border-bottom: 1.5px solid; vertical-align: bottom; white-space: normal",
-                },
-                {"selector": "td", "props": "text-align: left; border-bottom: 1px solid rgba(128, 128, 128, 0.25)"},
-                *breaking,
-                *(aligned if right else []),
-            ]
+    cells = laid.cells.map(lambda text: _html(text).replace(", ", ",\u00a0") if wraps and "[" in text else _html(text))
+    cells.columns = pd.RangeIndex(len(headings))  # two columns may have one heading
+    marked = [_plain(bold(row)) if bold else False for _, row in flat.iterrows()]
+    strong = [[row is True or (row is not False and name in row) for name in headings] for row in marked]
+    cells = cells.where(~np.array(strong, dtype=bool), "<strong>" + cells + "</strong>")
+    longest = [int(laid.cells.iloc[:, place].str.len().max()) for place in cells]
+    # a rule per column, by place: a class or an id in each cell would be most of the page
+    rules = [
+        (
+            f"td:nth-child({place + 1})",
+            f"white-space: normal; min-width: {22 if characters > 3 * LONG_TEXT else 13}em",
         )
-        .apply(lambda _: strong.map(lambda cell: "font-weight: bold" if cell else ""), axis=None)
-    )
+        for place, characters in enumerate(longest)
+        if characters > LONG_TEXT
+    ]
+    if right := [f"{cell}:nth-child({place + 1})" for place in cells if laid.right[place] for cell in ("th", "td")]:
+        rules.append((", ".join(right), "text-align: right; font-variant-numeric: tabular-nums"))
+    name = "T_" + hashlib.sha256((caption + "\n".join(headings) + cells.to_csv()).encode()).hexdigest()[:8]
+    rules = [
+        ("", "border-collapse: collapse; font-size: 0.9em; margin: 0"),
+        ("th, td", f"padding: 0.25em 0.5em; white-space: {'normal' if wraps else 'nowrap'}"),
+        ("th", "text-align: left; border-bottom: 1.5px solid; vertical-align: bottom; white-space: normal"),
+        ("td", "text-align: left; border-bottom: 1px solid rgba(128, 128, 128, 0.25)"),
+        *rules,
+    ]
+    style = "\n".join(f"{_below(name, selector)} {{{props}}}" for selector, props in rules)
+    with pd.option_context("display.max_colwidth", None):  # else pandas cuts long cells
+        page = cells.set_axis([_html(heading) for heading in headings], axis=1).to_html(
+            index=False, escape=False, border=0, justify="left", table_id=name
+        )
+    page = "\n".join(line.strip() for line in page.splitlines())
     buffer = io.StringIO()
     buffer.write('<figure class="apm-table" style="margin: 1em 0; max-width: 100%">')
     buffer.write(f'<figcaption style="margin-bottom: 0.5em"><strong>{_html(caption)}</strong></figcaption>')
-    buffer.write(f'<div class="apm-scroll" style="overflow-x: auto">{style.to_html()}</div>')
+    buffer.write(f'<div class="apm-scroll" style="overflow-x: auto"><style>\n{style}\n</style>\n{page}</div>')
     if footer:
         buffer.write(
             f'<p style="font-size: 0.85em; opacity: 0.8; margin-top: 0.5em; max-width: 60em">{_html(footer)}</p>'
         )
     buffer.write("</figure>")
-    return Shown(buffer.getvalue(), _markdown(laid, caption, footer))
+    return Shown(buffer.getvalue(), f"{caption}: {len(flat)} rows")
+
+
+def _below(name: str, selectors: str) -> str:
+    """CSS selectors of what is in the element of that id; of the element itself for none."""
+    return ", ".join(f"#{name} {selector}".strip() for selector in selectors.split(", "))
 
 
 def _plain(marked: bool | np.bool_ | Collection[str]) -> bool | Collection[str]:

@@ -5,7 +5,8 @@
 
 A number is the same when it equals the expected one to the printed digits, "within" when it lies in the expected 95 % interval, else
 "outside". Losses and measures follow a training, which another processor rounds otherwise, and an interval over images, where they have
-one, does not know that: for them within is also as near as `NEAR`, relative. A p-value says again what the estimates of its row say: it is within when all of them are.
+one, does not know that: for them within is also as near as `NEAR`, relative. What is computed in closed form ("exact") is the same to the
+digits that are stored, or outside. A p-value says again what the estimates of its row say: it is within when all of them are.
 Costs of the machine (seconds, memory) are counted apart. A verdict that is another word has turned; other words have changed.
 """
 
@@ -83,8 +84,8 @@ def compare(wanted: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     kind = both["kind"].fillna(both["kind_found"])
     unit = 0.5 * 10.0 ** -both["decimals"].astype(float)
     gap = (both["value"] - both["value_found"]).abs()
-    # values as large as 1e9 are stored with seven significant digits
-    near = gap <= np.maximum(unit, 1e-6 * both["value"].abs()) + ROUNDING
+    # values are stored with seven significant digits, which is what an exact one is held to
+    near = gap <= np.maximum(unit.where(kind != "exact", 0.0), 1e-6 * both["value"].abs()) + ROUNDING
     has_interval = both["low"].notna()
     inside = (both["value_found"] >= both["low"]) & (both["value_found"] <= both["high"])
     inside |= gap <= kind.map(NEAR).astype(float).fillna(0.0) * both["value"].abs()

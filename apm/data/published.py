@@ -58,6 +58,14 @@ def load(name: str, where: Path | str | None = None) -> pd.DataFrame:
     return frame
 
 
+def number(text: str) -> float:
+    """The number that a published cell begins with: 241.7 of "241.7 (s+u)", 10 of "10 (s)"; NaN where it begins with none."""
+    try:
+        return float(text.split(maxsplit=1)[0])
+    except (IndexError, ValueError):
+        return float("nan")
+
+
 def wide(published: pd.DataFrame, table: str | None = None) -> pd.DataFrame:
     """Published values in the paper's layout: its rows and columns in their order, NaN where no number is known.
 

@@ -129,12 +129,12 @@ def chosen(claim: Claim, rows: pd.DataFrame) -> dict[str, Number]:
 
 
 def said(rows: pd.DataFrame, where: Sequence[str]) -> bool:
-    """Whether a cell [table, row, column, word] holds the word, or begins with it."""
+    """Whether a cell [table, row, column, word] holds the word."""
     if not where:
         return False
     table, row, column, word = where
     cell = rows[(rows["table"] == table) & (rows["row"] == row) & (rows["column"] == column)]
-    return bool(cell["text"].str.lower().str.startswith(word.lower()).any())
+    return bool((cell["text"] == word).any())
 
 
 def evaluate(claims: Sequence[Claim], rows: pd.DataFrame) -> pd.DataFrame:

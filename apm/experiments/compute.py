@@ -37,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from apm import lockstep, project, ttt
 from apm.analysis.numbers import Number
+from apm.data.published import number
 from apm.model import (
     APMConfig,
     OnlineFold,
@@ -694,7 +695,7 @@ def ratios(student: APMConfig, iterations: int, published: pd.DataFrame) -> pd.D
     fig2 = float(printed(published, "Fig 2", "APM", "GFLOPs total, 224x224 image")) / float(
         printed(published, "Fig 2", "CLIP ViT-B/16", "GFLOPs, 224x224 image")
     )
-    table4 = float(printed(published, "Table 4", "APM Peak Use", "GFlops_meas").split()[0]) / float(
+    table4 = number(printed(published, "Table 4", "APM Peak Use", "GFlops_meas")) / number(
         printed(published, "Table 4", "CLIP ViT-B/16", "GFlops_meas")
     )
     rows: dict[tuple[str, str], tuple[float, float | None, str]] = {
@@ -722,7 +723,7 @@ def ratios(student: APMConfig, iterations: int, published: pd.DataFrame) -> pd.D
         )
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=["ratio", "published", "beside"])
     frame.index = pd.MultiIndex.from_tuples(rows, names=["scope", "student"])
-    frame["ratio"] = [Number(value, unit="ratio", kind="measure") for value in frame["ratio"]]
+    frame["ratio"] = [Number(value, unit="ratio", kind="exact") for value in frame["ratio"]]
     frame["published"] = [Number(value, unit="ratio", kind="published") for value in frame["published"]]
     return frame
 

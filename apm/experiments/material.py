@@ -47,11 +47,10 @@ class Batch(NamedTuple):
     tokens: Tensor | None  # (n, h*w, D) the teacher's patch tokens, in the type in which they are kept
     colours: Tensor  # (n, h*w, 3) float32: mean colour of every patch, 0..1
 
-    def to(self, device: torch.device) -> Batch:
-        """The same on a device, tokens as float32."""
-        images, colours = (x.to(device, non_blocking=True) for x in (self.images, self.colours))
-        tokens = None if self.tokens is None else self.tokens.to(device, non_blocking=True).float()
-        return Batch(images, tokens, colours)
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Batch:
+        """The same on a device, all of one type."""
+        moved = (None if x is None else x.to(device, non_blocking=True).to(dtype) for x in self)
+        return Batch(*moved)  # type: ignore[arg-type]
 
 
 class Spread(NamedTuple):

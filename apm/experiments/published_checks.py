@@ -139,8 +139,7 @@ def published_arithmetic() -> pd.DataFrame:
 def _column(name: str, column: str) -> pd.Series:
     """The values of a published column by row: the numbers that the texts begin with, such as "241.7 (s+u)" or "10 (s)"."""
     frame = published.load(name)
-    texts = frame[frame["column"] == column].set_index("row")["text"]
-    return pd.to_numeric(texts.str.split().str[0], errors="coerce")
+    return frame[frame["column"] == column].set_index("row")["text"].map(published.number)
 
 
 def short(row: str) -> str:

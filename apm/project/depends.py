@@ -5,7 +5,7 @@ published numbers and the cards of shipped teachers where one of those reads the
 into a stamp when a run has ended well; a result is stale when the hash has changed or a file that the run left is gone.
 Contents count, not times: a touched file makes nothing stale, a removed one does.
 
-Standard library only, so that make can ask at every start:
+Light imports only, the standard library and PyYAML, so that make can ask at every start:
 
     python -m apm.project.depends mini      # make rules: which stamps are stale
 """
@@ -17,11 +17,13 @@ import functools
 import hashlib
 import json
 import os
-import re
 import sys
 from pathlib import Path
+from typing import Any
 
-from apm.project import data_dir, results_dir
+import yaml
+
+from apm.project import data_dir, located, results_dir
 from apm.project import root as project_root
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -116,10 +118,31 @@ def settings_files(root: Path, profile: str, notebook: Path) -> list[Path]:
 
 def weights(root: Path, profile: str, notebook: Path) -> list[Path]:
     """Local checkpoints that the YAML files of a notebook name, there or not: values of `pretrained` that are paths."""
-    text = "\n".join(file.read_text(encoding="utf-8") for file in settings_files(root, profile, notebook))
-    named = re.findall(r"""\bpretrained:[ ]*(?:"([^"\n]*)"|'([^'\n]*)'|([^\s,}#][^,}#\n]*))""", text)
-    files = (name.strip().partition("=")[2] or name.strip() for name in map("".join, named))  # FILE or TAG=FILE
+    named = [
+        name
+        for file in settings_files(root, profile, notebook)
+        for name in _pretrained(_parsed(file.read_text(encoding="utf-8")))
+    ]
+    files = [located(name).rpartition("=")[2] for name in named]  # FILE or TAG=FILE
     return sorted({root / name for name in files if "/" in name or Path(name).suffix in WEIGHTS})
+
+
+@functools.cache
+def _parsed(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None  # `apm.profiles` says what is wrong with it, before the notebook runs
+
+
+def _pretrained(values: Any) -> list[str]:
+    """Every text under a key `pretrained`, however deep."""
+    if isinstance(values, list):
+        return [name for value in values for name in _pretrained(value)]
+    if not isinstance(values, dict):
+        return []
+    own = values.get("pretrained")
+    return ([own] if isinstance(own, str) else []) + _pretrained(list(values.values()))
 
 
 def notebooks(root: Path, profile: str) -> list[Path]:

@@ -20,7 +20,7 @@ from apm.project import paths
 
 # The modules whose code determines a prediction. A method that lives elsewhere names its own in an attribute `modules`.
 RUN_MODULES = (
-    *("model", "crops", "lockstep", "ttt", "typed", "teachers.teacher", "methods.method"),
+    *("model", "lockstep", "ttt", "typed", "teachers.teacher", "methods.method"),
     *("data.corruptions", "data.prompts", "data.datasets", "data.published_sets", "data.derived_sets"),
 )
 # Mistakes in code, and what the machine lacks: no property of an image, so no method records one as an image's failure.

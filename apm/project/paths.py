@@ -40,6 +40,15 @@ def cache_dir() -> Path:
     return Path(os.environ["APM_CACHE"]).resolve() if os.environ.get("APM_CACHE") else root() / "data" / "cache"
 
 
+CACHE = f"data{os.sep}cache{os.sep}"  # of a path in a profile: `cache_dir`, wherever that is
+
+
+def located(named: str) -> str:
+    """What a profile calls its weights (a file, TAG=FILE or a tag), where a file in data/cache lies in the cache's folder."""
+    tag, equals, file = named.rpartition("=")
+    return f"{tag}{equals}{cache_dir() / file.removeprefix(CACHE)}" if file.startswith(CACHE) else named
+
+
 def data_dir() -> Path | None:
     """Folder of the datasets on disk: $DATA; None where it is not set."""
     return Path(os.environ["DATA"]).expanduser().resolve() if os.environ.get("DATA") else None

@@ -6,10 +6,10 @@ that is no terminal (a log), a plain line appears every 15 seconds. Under pytest
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable
 from typing import IO, Any
 
 from tqdm import tqdm
@@ -17,79 +17,54 @@ from tqdm import tqdm
 LOG_EVERY = 15.0  # seconds between lines where the stream is no terminal
 
 
-class Bar:
-    """Counts units of work. A context manager, an iterator over what it was given, or both; `update(n)` adds by hand."""
+class _Lines:
+    """A log as tqdm writes to it: each state of the bar on a line of its own; a reader that has gone stops nobody's work."""
 
-    def __init__(self, iterable: Iterable[Any] | None, total: int | None, desc: str, unit: str) -> None:
-        if total is None and isinstance(iterable, Sized):
-            total = len(iterable)
-        self._iterable, self._total, self._desc, self._unit = iterable, total, desc, unit
-        self._n, self._start = 0, time.monotonic()
-        self._said = self._start
-        self._stream, self._own = _stream()
-        self._bar: tqdm | None = None
-        if self._stream is not None and self._stream.isatty():
-            self._bar = tqdm(
-                total=total, desc=desc, unit=unit, file=self._stream, leave=False, dynamic_ncols=True, smoothing=0.1
-            )
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream = stream
 
-    def update(self, n: int = 1) -> None:
-        """n more units are done."""
-        self._n += n
-        if self._bar is not None:
-            self._bar.update(n)
-        elif self._stream is not None and time.monotonic() - self._said >= LOG_EVERY:
-            self._said = time.monotonic()
-            self._say()
+    def write(self, text: str) -> None:
+        if line := text.strip("\r\n "):
+            with contextlib.suppress(OSError):
+                print(line, file=self.stream, flush=True)
 
-    def _say(self) -> None:
-        line = tqdm.format_meter(
-            self._n, self._total or 0, time.monotonic() - self._start, prefix=self._desc, unit=self._unit, ncols=100
-        )
-        try:
-            print(line.strip(), file=self._stream, flush=True)
-        except OSError:  # the reader is gone: work goes on without telling
-            self._stream = None
-
-    def close(self) -> None:
-        """Take the bar off the terminal."""
-        if self._bar is not None:
-            self._bar.close()
-        if self._own and self._stream is not None:
-            self._stream.close()
-        self._stream = None
-
-    def __iter__(self) -> Iterator[Any]:
-        if self._iterable is None:
-            raise TypeError("this progress bar was given nothing to iterate over: pass an iterable, or use update()")
-        with self:
-            for item in self._iterable:
-                yield item
-                self.update()
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def flush(self) -> None:
+        """Every line is flushed as it is written."""
 
 
 def progress(
     iterable: Iterable[Any] | None = None, *, total: int | None = None, desc: str = "", unit: str = "image"
-) -> Bar:
+) -> tqdm:
     """A progress bar: `for x in progress(xs, desc=...)`, or `with progress(total=n, desc=...) as bar: bar.update(k)`."""
-    return Bar(iterable, total, desc, unit)
+    stream = _stream()
+    terminal = stream is not None and stream.isatty()
+    return tqdm(
+        iterable,
+        total=total,
+        desc=desc,
+        unit=unit,
+        disable=stream is None,
+        file=stream if terminal or stream is None else _Lines(stream),
+        leave=False,
+        dynamic_ncols=terminal,
+        ncols=None if terminal else 100,
+        mininterval=0.1 if terminal else LOG_EVERY,
+        maxinterval=LOG_EVERY,
+        miniters=0 if terminal else 1,
+        delay=0 if terminal else LOG_EVERY,
+        smoothing=0.1 if terminal else 0,
+    )
 
 
-def _stream() -> tuple[IO[str] | None, bool]:
-    """Where to report, and whether it is ours to close; None for nowhere."""
+def _stream() -> IO[str] | None:
+    """Where to report; None for nowhere. The terminal that $APM_PROGRESS names stays open as long as the bar that writes to it."""
     if "PYTEST_CURRENT_TEST" in os.environ:
-        return None, False
+        return None
     if path := os.environ.get("APM_PROGRESS"):
         try:
-            return open(path, "a", encoding="utf-8"), True  # noqa: PTH123 - kept open while the bar lives
+            return open(path, "a", encoding="utf-8")  # noqa: PTH123 - closed with the bar
         except OSError:
-            return None, False
+            return None
     if "ipykernel" in sys.modules and not sys.stderr.isatty():
-        return None, False  # a notebook run by hand: its cells say what they did
-    return sys.stderr, False
+        return None  # a notebook run by hand: its cells say what they did
+    return sys.stderr

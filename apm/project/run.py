@@ -29,8 +29,10 @@ def run(notebook: str, profile: str) -> Path:
     """
     import papermill as pm
 
-    parameters = profiles.load(profile, notebook)
     source = profiles.notebook_path(notebook)
+    defaults = profiles.notebook_parameters(source)
+    # what differs from the cell above it: a reader sees what the profile changes
+    parameters = {name: value for name, value in profiles.load(profile, notebook).items() if value != defaults[name]}
     folder = results_dir(profile) / "notebooks"
     partial, final = folder / f"{notebook}.partial.ipynb", folder / f"{notebook}.ipynb"
     atomic_write(partial, source.read_bytes())  # a folder that cannot be written is said now, not after the run

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apm.project import atomic_write, cache_dir, portable, profiles, root, sha256_file
+from apm.project import atomic_write, cache_dir, located, portable, profiles, root, sha256_file
 
 LARGEST = 10_000_000  # bytes of a shipped file
 
@@ -47,7 +47,7 @@ class Local:
 def of_profile(profile: str) -> Local:
     """The teacher of a profile with a teacher.yaml. Raises ValueError as `profiles.load_teacher`."""
     options, used = profiles.load_teacher(profile)
-    return Local(profile, options, root() / used)
+    return Local(profile, options, root() / located(used))
 
 
 NOTES = ("code", "torch", "open_clip")  # what older checkpoints do not say: no reason to train again

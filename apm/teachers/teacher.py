@@ -51,14 +51,15 @@ from apm.data import prompts
 from apm.data.datasets import Dataset, UnreadableImage
 from apm.data.datasets import load as load_dataset
 from apm.lockstep import caller_free
-from apm.project import atomic_path, cache_dir, sha256_file, sha256_of, unknown
+from apm.project import atomic_path, cache_dir, located, sha256_file, sha256_of, unknown
 from apm.project.identity import RUN_MODULES, code_of, code_version, libraries
 from apm.project.progress import progress
 from apm.typed import checked
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# fp64: rounded to float32 afterwards, features and tokens are the same on every kind of processor
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 CONFIGS = Path(__file__).parent / "model_configs"
 DENSE = 8  # pixels between the tokens of a convolutional tower
 Images = Sequence[np.ndarray] | np.ndarray
@@ -340,10 +341,10 @@ def load(
 
     name: "mini" (the weights in data/teachers), any open_clip model name, an open_clip "hf-hub:" or "local-dir:"
     name, or the path of a model configuration (.json). pretrained: an open_clip tag; a checkpoint file (.safetensors,
-    or .pt/.bin/.pth read with weights_only); or both as "TAG=FILE", a file with the weights of that tag, which says how they want
+    or .pt/.bin/.pth read with weights_only); or both as "TAG=FILE" (a file in data/cache lies in `apm.project.cache_dir`), a file with the weights of that tag, which says how they want
     their images (mean, std, resizing) and which activation they were trained with. A name "timm:MODEL" is an image tower of timm without a text tower, such as
     "timm:vit_large_patch14_reg4_dinov2.lvd142m", the teacher of dataset-scale training; pretrained is then a file, or None
-    for timm's own weights. "timm:MODEL@448" reads images of 448 px: timm fits the position codes of vision transformers. precision: "fp32", "bf16" or "fp16". feature_dtype: of the cached features, "float32" or
+    for timm's own weights. "timm:MODEL@448" reads images of 448 px: timm fits the position codes of vision transformers. precision: "fp32", "bf16", "fp16" or "fp64". feature_dtype: of the cached features, "float32" or
     "float16" (half the space; cosines change by about 1e-3). cache: folder for downloads (default: open_clip's). A checkpoint file
     with a card beside it, as those in data/teachers have, is held against the sha256 in it, and one that has the name of a card
     in data/teachers against the hash of its weights there.
@@ -353,6 +354,7 @@ def load(
     nor reachable; ModuleNotFoundError for a teacher whose tokenizer needs transformers (SigLIP) where that is not installed. Warns of a file without tag where the model's tags want their images in different ways, and of weights that are not
     those of the card of their name in data/teachers.
     """
+    pretrained = located(pretrained) if isinstance(pretrained, str) else pretrained
     teacher = _load(name, pretrained, device, precision, cache)
     if feature_dtype not in ("float32", "float16"):
         raise unknown("feature_dtype", feature_dtype, ("float32", "float16"))
@@ -503,7 +505,7 @@ def _create(
         model = open_clip.create_model(
             name,
             pretrained,
-            precision=precision,
+            precision="fp32" if precision == "fp64" else precision,  # open_clip knows no fp64
             device=device,
             cache_dir=where,
             require_pretrained=True,
@@ -525,7 +527,7 @@ def _create(
             f"teacher {label}: its tokenizer {config['text_cfg'].get('hf_tokenizer_name')} is not in {_hub_folder(cache)}, and the "
             "hub cannot be reached. Load it once where there is a network, and copy that folder here (HF_HOME says where)"
         ) from error
-    return Teacher(label, model, tokenizer, config, precision)
+    return Teacher(label, model.double() if precision == "fp64" else model, tokenizer, config, precision)
 
 
 def _check_tokenizer(label: str, config: dict[str, Any] | None) -> None:

@@ -409,6 +409,24 @@ def test_the_cost_figure_shows_every_method(every: pd.DataFrame) -> None:
         comparison.cost_figure(made[:1], "2 sets")
 
 
+def test_how_a_row_is_drawn_follows_from_what_it_is_not_from_its_name(every: pd.DataFrame) -> None:
+    target = rows_of("Mine: target, no student", MINE)
+    named = rows_of("APM in name only", MINE)
+    lonely = rows_of("Else: target, no student", MINE)  # of no method here: a method of that name
+    rows = pd.concat([every, target, named, lonely], ignore_index=True)
+    student = rows_of("Its own student", MINE)
+    student["path"] = [[0, 1]] * len(student)
+    made = comparison.table(pd.concat([rows, student], ignore_index=True), {"teacher": "zero-shot"})
+    figure, _ = comparison.cost_figure(made, "2 sets")
+    places = {text.get_text(): place for place, text in enumerate(figure.axes[0].get_yticklabels())}
+    colours = {line.get_ydata()[0]: line.get_color() for line in figure.axes[2].lines}
+    drawn = {name: colours[place] for name, place in places.items() if place in colours}
+    looks = {kind: colour for kind, (colour, _) in comparison._LOOKS.items()}
+    assert drawn["Mine: target, no student"] == looks["its target"]
+    assert drawn["APM in name only"] == drawn["Else: target, no student"] == looks["episodic"]
+    assert drawn["Its own student"] == looks["APM"]
+
+
 def test_a_method_looks_the_same_whatever_rows_are_beside_it(every: pd.DataFrame) -> None:
     rest = [rows_of(name, MINE, state=state) for name, state in (("TDA", "online"), ("Other", "episodic"))]
     looks = []

@@ -1,11 +1,15 @@
 """Figures: they show the numbers they are given, say n and intervals, and repeat byte for byte."""
 
+import base64
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 
 from apm.analysis import figures, stats, tables
 from apm.analysis.figures import (
@@ -242,6 +246,46 @@ def test_saved_figures_repeat_byte_for_byte_without_dates(data, tmp_path):
     assert contents[0] == contents[1]
     assert b"CreationDate" not in contents[0]["pdf"]
     assert b"Software" not in contents[0]["png"]
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_a_plot_gets_a_palette_that_cannot_be_seen_and_a_photograph_keeps_its_colours(data):
+    figure, _ = severity_curves(data[1])
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    plot = buffer.getvalue()
+    small = figures.lean(plot)
+    assert len(small) < len(plot) / 2
+    before, after = (np.asarray(Image.open(io.BytesIO(b)).convert("RGB")).astype(int) for b in (plot, small))
+    assert np.abs(before - after).max() <= figures.UNSEEN
+    rng = np.random.default_rng(0)
+    for photograph in (
+        rng.integers(0, 256, (200, 200, 3), dtype=np.uint8),  # more colours than are counted
+        rng.integers(0, 256, (40, 40, 3), dtype=np.uint8),  # few enough, but no palette is near them
+    ):
+        kept = Image.open(io.BytesIO(figures.lean(png(photograph))))
+        assert kept.mode == "RGB"
+        assert np.array_equal(np.asarray(kept), photograph)
+
+
+def test_a_figure_is_shown_as_the_file_that_was_saved(tmp_path, monkeypatch):
+    import IPython.display
+
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", shown.append)
+    figure, _ = image_strip([np.zeros((2, 2))], size=2.0)
+    path = save(figure, "a", tmp_path)["png"]
+    figures.display(path, "A caption")
+    picture, said = shown
+    bundle, about = picture._repr_png_()
+    assert base64.b64decode(bundle) == path.read_bytes()
+    assert about["width"] == figures.page_width(path) == round(Image.open(path).width / 1.5)
+    assert said.data.strip() == "A caption"
 
 
 def test_save_refuses_paths_and_unwritable_folders(data, tmp_path):

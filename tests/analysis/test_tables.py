@@ -370,20 +370,26 @@ def test_numbers_stand_right_by_a_rule_that_outweighs_the_one_for_all_cells():
         }
     )
     html = show(table, "T")._repr_html_()
-    rules = re.findall(r"#T_\w+\s+(\S+) \{[^{}]*text-align: right", html)  # of a class: outweighs "td" alone
-    assert set(rules) == {"th.col1", "td.col1", "th.col3", "td.col3"}
+    (rule,) = re.findall(r"(#T_[^{}]*) \{text-align: right", html)  # by place: outweighs "td" alone
+    places = {f"{cell}:nth-child({place})" for cell in ("th", "td") for place in (2, 4)}
+    assert {selector.split()[1] for selector in rule.split(", ")} == places
+
+
+def cells_of(shown):
+    rows = shown._repr_html_().split("<table")[1].split("<tr")[1:]
+    return [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in rows]
 
 
 def test_a_table_wider_than_a_page_is_turned_for_reading_only(tmp_path):
     wide_one = pd.DataFrame({f"set {i}": [Number(i, i - 1, i + 1, brief=i > 0), i / 2] for i in range(12)})
     wide_one.index = pd.MultiIndex.from_tuples([("APM", "final"), ("teacher", "")], names=["method", "rule"])
     shown = show(wide_one, "T", upright=True)
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in repr(shown).splitlines() if "|" in line]
+    lines = cells_of(shown)
     assert lines[0] == ["condition", "APM · final", "teacher"]
-    assert lines[2] == ["set 0", "0.0 [-1.0, 1.0]", "0.0"]
-    assert lines[3] == ["set 1", "1.0", "0.5"]
-    assert shown._repr_html_().count("text-align: right") == 4  # heading and cells of two columns
-    assert repr(show(wide_one.iloc[:, :9], "T", upright=True)) == repr(show(wide_one.iloc[:, :9], "T"))  # fits
+    assert lines[1] == ["set 0", "0.0 [-1.0, 1.0]", "0.0"]
+    assert lines[2] == ["set 1", "1.0", "0.5"]
+    fits = wide_one.iloc[:, :9]
+    assert show(fits, "T", upright=True)._repr_html_() == show(fits, "T")._repr_html_()
 
 
 def test_latex_is_escaped_and_uses_booktabs(tmp_path):
@@ -416,7 +422,18 @@ def test_shown_table_is_stable_escaped_and_scrolls(two):
     assert "n &gt; 1" in html
     assert "<fog>" not in html
     assert ANY in html
-    assert "60.0" in repr(show(table, "A", "B"))
+    assert "60.0" in html
+    assert repr(show(table, "A", "B")) == f"A: {len(table)} rows"  # a notebook keeps the cells once, as HTML
+
+
+def test_shown_cells_carry_nothing_but_their_text_and_are_never_cut():
+    long = "a sentence " * 30
+    html = show(pd.DataFrame({"claim": [long, ""], "n": [1, 2]}), "T")._repr_html_()
+    assert re.findall(r"<td.*?>", html) == ["<td>"] * 4
+    assert long.strip() in html
+    assert "td:nth-child(1) {white-space: normal" in html
+    twice = pd.DataFrame([[1, 2.5]]).set_axis(["a", "a"], axis=1)
+    assert cells_of(show(twice, "T")) == [["a", "a"], ["1", "2.5"]]
 
 
 def test_intervals_of_a_table_wider_than_a_page_break_below_their_estimates():
@@ -429,12 +446,12 @@ def test_intervals_of_a_table_wider_than_a_page_break_below_their_estimates():
 
 def test_bold_rows_stand_out():
     table = pd.DataFrame({"method": ["a", "b"], "final": [1.0, 2.0]})
-    assert "font-weight: bold" not in show(table, "T")._repr_html_()
-    assert "font-weight: bold" in show(table, "T", bold=lambda row: row["method"] == "b")._repr_html_()
+    assert "strong" not in show(table, "T")._repr_html_().split("<table")[1]
+    bold = show(table, "T", bold=lambda row: row["method"] == "b")
+    assert cells_of(bold) == [["method", "final"], ["a", "1.0"], ["<strong>b</strong>", "<strong>2.0</strong>"]]
 
 
 def test_single_cells_stand_out():
     table = pd.DataFrame({"claim": ["a", "b"], "verdict": ["holds", "fails"]})
-    html = show(table, "T", bold=lambda row: ("verdict",) if row["claim"] == "a" else False)._repr_html_()
-    (rule,) = re.findall(r"([^{}]*)\{[^{}]*font-weight: bold", html)
-    assert re.findall(r"row\d+_col\d+", rule) == ["row0_col1"]
+    shown = show(table, "T", bold=lambda row: ("verdict",) if row["claim"] == "a" else False)
+    assert cells_of(shown) == [["claim", "verdict"], ["a", "<strong>holds</strong>"], ["b", "fails"]]

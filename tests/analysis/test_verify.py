@@ -106,6 +106,24 @@ def test_a_number_of_a_training_may_differ_by_rounding(value: float, found: floa
     assert list(compared["status"]) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("value", "found", "expected"),
+    [
+        (423.607, 427.8, "outside"),  # operations in G: no machine counts others
+        (423.607, 423.61, "outside"),  # though both are printed as 423.6
+        (423.607, 423.6071, "same"),  # to the digits that are stored
+        (0.0784, 0.0786, "outside"),
+    ],
+)
+def test_an_exact_number_is_the_same_or_outside(value: float, found: float, expected: str) -> None:
+    def rows(cell: float, kind: str) -> pd.DataFrame:
+        return numbers.tidy(pd.DataFrame({"GFLOP": [cell]}, index=["APM"]), "04_x", kinds=kind)
+
+    assert list(verify.compare(rows(value, "exact"), rows(found, "exact"))["status"]) == [expected]
+    (measured,) = verify.compare(rows(value, "measure"), rows(found, "measure"))["status"]
+    assert measured in ("same", "within")
+
+
 @pytest.mark.parametrize(("final", "expected"), [(60.5, "within"), (62.0, "within"), (64.0, "outside")])
 def test_a_p_value_is_within_when_the_estimates_of_its_row_are(final: float, expected: str) -> None:
     wanted, found = (

@@ -24,6 +24,14 @@ EXPECTED = {  # rows and sha256 of each file: published numbers are not edited b
 }
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"), [("241.7 (s+u)", 241.7), ("0.4", 0.4), ("-1.5", -1.5), ("", None), ("about 3", None)]
+)
+def test_the_number_that_a_cell_begins_with(text, expected):
+    found = published.number(text)
+    assert found == expected or (expected is None and found != found)
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_files_are_unchanged_and_every_number_has_a_source(name):
     rows, digest = EXPECTED[name]

@@ -9,7 +9,7 @@ import yaml
 from apm.analysis import comparison, numbers, tables
 from apm.analysis.numbers import Number
 from apm.analysis.text import CONSTRUCTION, FAILS, HOLDS, NOT_RUN, UNTESTED
-from apm.data import published
+from apm.data import published, published_sets
 from apm.experiments import audit, published_checks
 from apm.experiments.audit import Claim
 
@@ -135,6 +135,20 @@ def test_a_verdict_comes_from_the_number_and_what_is_built_in_is_not_counted() -
     assert board["by construction"] == 1
     assert board["by construction: does not hold, or open"] == 1
     assert board["not tested here"] == 1
+
+
+def test_a_word_of_the_results_must_be_the_one_that_a_claim_names() -> None:
+    words = pd.DataFrame({"images": ["coco-value", "coco-val"]}, index=["a", "b"])
+    rows = numbers.tidy(words, "07_x")
+    assert audit.said(rows, ("07_x", "b", "images", "coco-val"))
+    assert not audit.said(rows, ("07_x", "a", "images", "coco-val"))  # another one that begins alike
+    assert not audit.said(rows, ("07_x", "c", "images", "coco-val"))
+    assert not audit.said(rows, ())
+
+
+def test_every_word_that_a_claim_names_is_one_that_results_can_say() -> None:
+    for named in (c.only for c in audit.load() if c.only):
+        assert named[3] in published_sets.SETS
 
 
 def test_holm_leaves_what_chance_explains() -> None:

@@ -105,20 +105,20 @@ def stop_after(epoch: int) -> field.Callback:
     return callback
 
 
-@pytest.mark.parametrize("stop", [1, 3, 5])
-def test_a_stopped_run_goes_on_to_bit_identical_weights(tmp_path: Path, stop: int) -> None:
-    data, path = problem(), tmp_path / "field.safetensors"
-    straight = field.train(data, CONFIG, seed=3)
+@pytest.mark.parametrize(("stop", "precision"), [(1, "float32"), (3, "float32"), (5, "float32"), (3, "float64")])
+def test_a_stopped_run_goes_on_to_bit_identical_weights(tmp_path: Path, stop: int, precision: str) -> None:
+    data, path, config = problem(), tmp_path / "field.safetensors", replace(CONFIG, precision=precision)
+    straight = field.train(data, config, seed=3)
     with pytest.raises(Killed):
-        field.train(data, CONFIG, seed=3, checkpoint=path, every=2, callback=stop_after(stop))
-    resumed = field.train(data, CONFIG, seed=3, checkpoint=path, every=2)
+        field.train(data, config, seed=3, checkpoint=path, every=2, callback=stop_after(stop))
+    resumed = field.train(data, config, seed=3, checkpoint=path, every=2)
     assert resumed.resumed == stop // 2 * 2 - (2 if stop % 2 == 0 else 0)
     assert same_weights(resumed, straight)
     np.testing.assert_array_equal(resumed.losses, straight.losses)
-    again = field.train(data, CONFIG, seed=3, checkpoint=path)
-    assert again.resumed == CONFIG.epochs
+    again = field.train(data, config, seed=3, checkpoint=path)
+    assert again.resumed == config.epochs
     assert same_weights(again, straight)
-    assert not same_weights(straight, field.train(data, CONFIG, seed=4))
+    assert not same_weights(straight, field.train(data, config, seed=4))
 
 
 def test_a_run_killed_by_the_system_goes_on(tmp_path: Path) -> None:
@@ -187,8 +187,9 @@ def test_the_name_of_a_checkpoint_changes_with_all_that_determines_it(tmp_path: 
         field.checkpoint_path(CONFIG, of | {"data": "b"}, 0, tmp_path),
         field.checkpoint_path(CONFIG, of | {"teacher": "u"}, 0, tmp_path),
         field.checkpoint_path(CONFIG, of, 1, tmp_path),
+        field.checkpoint_path(replace(CONFIG, precision="float64"), of, 0, tmp_path),
     ]
-    assert len({first, *others}) == 5
+    assert len({first, *others}) == 6
 
 
 def test_fields_trained_side_by_side_are_those_trained_alone(tmp_path: Path) -> None:
@@ -220,6 +221,7 @@ def test_bad_settings_and_data_are_clear_errors() -> None:
         ({"student": replace(STUDENT, rgb_head=False)}, "rgb_head=True"),
         ({"student": replace(STUDENT, column="tokens", token_width=8)}, "column='conv'"),
         ({"learning_rate": 0.0}, "must be positive"),
+        ({"precision": "float46"}, "unknown precision 'float46'.*float32, float64"),
     ):
         with pytest.raises(ValueError, match=message):
             replace(CONFIG, **changes)
@@ -250,6 +252,20 @@ def test_halves_are_disjoint_and_complete() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- looking
+
+
+def test_a_field_in_float64_is_looked_at_and_measured_as_any_other() -> None:
+    data = problem()
+    single, double = (field.train(data, replace(CONFIG, precision=name)) for name in ("float32", "float64"))
+    assert {p.dtype for p in double.model.parameters()} == {torch.float64}
+    assert {p.dtype for p in field.untrained(double.config).model.parameters()} == {torch.float64}
+    assert double.losses == pytest.approx(single.losses, rel=1e-3)  # from the same random weights
+    assert {x.dtype for x in field.look(double, data.batch([0, 1]).images)} == {torch.float32}
+    linear = field.ridge(field.column(double), data, "colours")
+    found = field.measure({"field": (double, double), "its column": (None, linear)}, data)
+    np.testing.assert_allclose(found["field"], field.measure({"field": (single, single)}, data)["field"], rtol=1e-3)
+    crossing = field.cross(double, data, np.array([[0, 1], [2, 3]]), data, linear=linear, steps=3)
+    assert crossing.difference < 1e-14  # of the identity, which float32 holds to 1e-7 only
 
 
 def test_a_look_is_one_pass_in_any_batches() -> None:

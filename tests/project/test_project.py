@@ -46,7 +46,7 @@ def test_no_project_folder_is_an_error_that_says_what_is_looked_for(
 ) -> None:
     monkeypatch.delenv("APM_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(project, "__file__", str(tmp_path / "apm" / "project.py"))
+    monkeypatch.setattr(project.paths, "__file__", str(tmp_path / "apm" / "project" / "paths.py"))
     with pytest.raises(FileNotFoundError, match=r"notebooks/ and profiles/.*APM_ROOT"):
         project.root()
 

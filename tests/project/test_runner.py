@@ -261,7 +261,9 @@ def test_published_numbers_count_also_where_another_module_reads_them(package: P
     (package / "data" / "published").mkdir(parents=True)
     (package / "data" / "published" / "table1.csv").write_text("")
     assert "table1.csv" not in names_of(package, "01_a")
-    (package / "apm" / "published.py").write_text("")
+    (package / "apm" / "data").mkdir()
+    for name in ("__init__", "published"):
+        (package / "apm" / "data" / f"{name}.py").write_text("")
     (package / "apm" / "middle.py").write_text("from apm.data import published")
     assert "table1.csv" in names_of(package, "01_a")
     assert "table1.csv" not in names_of(package, "02_b")
@@ -287,8 +289,23 @@ def test_checkpoints_are_found_wherever_a_profile_names_them(package: Path) -> N
 # ----------------------------------------------------------------------------------------------------- the true Makefile
 
 
+def test_weights_in_the_cache_are_looked_for_where_the_cache_is(
+    package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    book = package / "notebooks" / "01_a.ipynb"
+    (package / "profiles" / "mini" / "01_a.yaml").write_text("pretrained: data/cache/teachers/a.safetensors  # ours\n")
+    monkeypatch.setenv("APM_CACHE", str(tmp_path / "elsewhere"))
+    assert depends.weights(package, "mini", book) == [tmp_path / "elsewhere" / "teachers" / "a.safetensors"]
+    monkeypatch.delenv("APM_CACHE")
+    monkeypatch.setenv("APM_ROOT", str(package))
+    assert depends.weights(package, "mini", book) == [package / "data" / "cache" / "teachers" / "a.safetensors"]
+    (package / "profiles" / "mini" / "01_a.yaml").write_text("pretrained: [\n")
+    assert depends.weights(package, "mini", book) == []  # no YAML: the run says so
+
+
 def test_a_changed_teacher_makes_stale_what_uses_teachers_and_nothing_else(package: Path) -> None:
-    (package / "apm" / "teachers.py").write_text("z = 3")
+    (package / "apm" / "teachers").mkdir()
+    (package / "apm" / "teachers" / "__init__.py").write_text("z = 3")
     (package / "apm" / "other.py").write_text("from apm import teachers")
     card = package / "data" / "teachers" / "mini.yaml"
     card.parent.mkdir(parents=True)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from apm import teachers
 from apm.data import datasets
-from apm.project import sha256_file
+from apm.project import located, profiles, sha256_file
 from apm.teachers import local_teacher
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,9 +41,21 @@ def test_the_command_of_cifar10_is_one_that_the_trainer_reads(project: Path) -> 
     local = local_teacher.of_profile("cifar10")
     options = vars(teachers._parser().parse_args(local.command))
     common = yaml.safe_load((project / "profiles" / "cifar10" / "common.yaml").read_text())
-    assert local.used == project / common["pretrained"]
+    assert common["pretrained"] == "data/cache/teachers/apm-cifar10.safetensors"
+    assert local.used == local.trained  # data/cache is wherever the cache is
     assert options["out"] == project / "cache" / "teachers" / "apm-cifar10.safetensors"
     assert (options["data"], options["config"], options["epochs"]) == ("cifar10-train", common["teacher"], 8)
+
+
+@pytest.mark.filterwarnings("ignore:.*not the weights that the committed results")
+def test_a_teacher_trained_into_another_cache_is_the_one_that_the_profile_names(project: Path) -> None:
+    local = local_teacher.of_profile("cifar10")
+    named = profiles.load_teacher("cifar10")[1]
+    tiny(local.trained)
+    for name in (named, f"openai={named}"):
+        assert Path(located(name).rpartition("=")[2]).is_file()
+    teacher = teachers.load("apm-mini", pretrained=named)
+    assert teacher.hash == teachers.load("apm-mini", pretrained=local.trained).hash
 
 
 def test_it_trains_where_there_is_none_and_where_settings_or_images_differ_and_not_otherwise(

@@ -270,6 +270,22 @@ def test_low_precision_is_close_and_returns_float32(tiny, tiny_config, checkpoin
     assert low.text_features(("cat",), ("a {}",)).dtype == torch.float32
 
 
+def test_double_precision_is_rounded_once_at_the_end(tiny, tiny_config, checkpoint, some_digits):
+    double = teachers.load(str(tiny_config), pretrained=checkpoint, precision="fp64")
+    assert {value.dtype for value in double.model.parameters()} == {torch.float64}
+    images = tiny.transform(some_digits.images[:8])
+    found, single = (teacher.encode(images, tokens=True) for teacher in (double, tiny))
+    for own, other in ((found.feature, single.feature), (found.tokens, single.tokens)):
+        assert own.dtype == torch.float32
+        torch.testing.assert_close(own, other)
+    with torch.no_grad():
+        whole = double.model.encode_image(images.double())
+    assert torch.equal(found.feature, whole.float())
+    assert double.hash != tiny.hash
+    texts = (("cat",), ("a {}",))
+    torch.testing.assert_close(double.text_features(*texts), tiny.text_features(*texts))
+
+
 # ---- text
 
 
@@ -335,7 +351,7 @@ def test_names_that_do_not_exist_are_answered_with_those_that_do(tmp_path):
         teachers.load("ViT-B-32", pretrained=str(tmp_path / "nowhere.pt"))
     with pytest.raises(ValueError, match=r"needs weights: pass pretrained=TAG .*openai"):
         teachers.load("ViT-B-32")
-    with pytest.raises(ValueError, match="Known: fp32, bf16, fp16"):
+    with pytest.raises(ValueError, match="Known: fp32, bf16, fp16, fp64"):
         teachers.load("mini", precision="fp8")
     with pytest.raises(ValueError, match="apm-mini"):
         teachers.load("mini", pretrained="x.safetensors")
