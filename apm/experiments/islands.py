@@ -52,6 +52,12 @@ class Snapshots:
             tokens = None if self.tokens is None else self.tokens[part]
             self.grids[k][part] = feature_grids(parameters, self.images[part], self.student, tokens)
 
+    def maps(self, parameters: Parameters) -> tuple[np.ndarray, np.ndarray]:
+        """Grids (N, h, w, D) of students with these weights: of each image, and of the image before it (the last before the first)."""
+        rolled = None if self.tokens is None else self.tokens.roll(1, 0)
+        own = feature_grids(parameters, self.images, self.student, self.tokens)
+        return own, feature_grids(parameters, self.images.roll(1, 0), self.student, rolled)
+
     @property
     def last(self) -> np.ndarray:
         """The grids (N, h, w, D) of the last look."""
