@@ -175,20 +175,19 @@ def test_the_yaml_example_is_accepted() -> None:
 
 
 def test_the_example_of_a_new_method_runs_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_baselines import Colour, noise
+    from colours import Colour, noise, units
 
     from apm import methods as baselines
-    from apm.methods import views
 
     monkeypatch.setitem(baselines.REGISTRY, "mine", None)  # and so it is gone again after the test
     example, *_ = re.findall(r"```python\n(.*?)```", OWN, flags=re.S)
     exec(example, {"__name__": "readme"})
     method = baselines.create("mine", Colour(), views=5)
     said = method.predict(noise(), np.arange(4), seed=0)
-    seen = views.encode_views(Colour(), noise(), np.arange(4), 5, seed=0)
+    seen = units(Colour(), noise(), np.arange(4), 5)
     expected = (2.0 * seen @ torch.eye(2)).softmax(-1).mean(1).argmax(-1)
     assert said.prediction.tolist() == expected.tolist()
-    assert "mine" in method.settings()["method"]
+    assert method.settings()["method"] == "Mine"
 
 
 def test_every_entry_of_the_first_floor_is_on_its_map() -> None:

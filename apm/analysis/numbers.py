@@ -1,10 +1,9 @@
-"""Numbers: an estimate with its interval, the tidy rows that a results folder keeps, and the manifest of what is in it.
+"""Numbers: an estimate with its interval, and the tidy rows that a results folder keeps.
 
-A number has one home. Modules compute `Number`s and put them into tables as they are; `apm.analysis.publish` writes them down (value, low,
-high, n, unit, kind) before any of them becomes text. Report, audit, README and `apm.analysis.verify` read these rows; nobody reads a
-formatted cell, a caption or a footer back.
+A number has one home. Modules compute `Number`s and put them into tables as they are; `apm.analysis.publish` writes them down before any
+of them becomes text. Report, audit, README and `apm.analysis.verify` read these rows; nobody reads a formatted cell, a caption or a
+footer back.
 
-    results/<profile>/manifest.json            every table and figure: name, kind, caption, notes, notebook, order
     results/<profile>/numbers/<notebook>.csv   tidy: table, row, column, value, low, high, n, df, unit, kind, decimals, text
     results/<profile>/numbers/machine.json     the machine that made them
 """
@@ -12,12 +11,12 @@ formatted cell, a caption or a footer back.
 from __future__ import annotations
 
 import io
-import json
 import math
 import numbers
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import total_ordering
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,22 @@ import numpy as np
 import pandas as pd
 
 from apm import project
+from apm.project import manifest
 
-VERSION = 1
-MANIFEST = "manifest.json"
-# "exact" is counted or computed in closed form, the same on every machine, and "count" so and whole; "cost" is of the machine (seconds, memory), so another machine may have another; "word" is text, "verdict" that of a rule
+# "exact": counted or computed in closed form, the same on every machine; "count": so and whole; "cost": of the machine (seconds, memory);
+# "word": text, "verdict" that of a rule
 KINDS = ("accuracy", "difference", "measure", "exact", "count", "loss", "p", "cost", "published", "verdict", "word")
 COLUMNS = ("table", "row", "column", "value", "low", "high", "n", "df", "unit", "kind", "decimals", "text")
 FINE = ("ratio", "cosine")  # units of numbers about 1, shown with three significant digits
 SEPARATOR = " · "  # between the parts of a row's name
 
 
+@total_ordering
 @dataclass(frozen=True)
 class Number:
     """An estimate, its 95 % interval where it has one, and the number of images behind it.
 
-    brief: shown without its interval. Raises ValueError for an unknown kind and for an interval that is not one.
+    brief: shown without its interval. Numbers are ordered by value. Raises ValueError for an unknown kind and for an interval that is not one.
     """
 
     value: float
@@ -59,6 +59,9 @@ class Number:
 
     def __float__(self) -> float:
         return float(self.value)
+
+    def __lt__(self, other: Any) -> bool:
+        return self.value < float(other)
 
     def __str__(self) -> str:
         return text(self)
@@ -89,9 +92,8 @@ def verdict(difference: Number) -> str:
 
 def is_empty(cell: Any) -> bool:
     """Whether a cell holds nothing: None, NA, NaN, "" or a Number without value."""
-    if cell is None or cell is pd.NA or (isinstance(cell, str) and not cell):
-        return True
-    return isinstance(cell, (float, np.floating, Number)) and math.isnan(float(cell))
+    value = cell.value if isinstance(cell, Number) else cell
+    return value == "" if isinstance(value, str) else pd.api.types.is_scalar(value) and bool(pd.isna(value))
 
 
 def decimals(value: float, *, small: bool = False) -> int:
@@ -110,7 +112,7 @@ def text(cell: Any, *, small: bool = False) -> str:
         return ""
     if isinstance(cell, Number):
         if cell.kind == "p":
-            return p_value(cell.value)
+            return "< 0.001" if cell.value < 0.001 else f"{cell.value:.3f}"
         if cell.kind == "count":
             return f"{cell.value:.0f}"
         if cell.brief or math.isnan(cell.low):
@@ -126,11 +128,6 @@ def text(cell: Any, *, small: bool = False) -> str:
     if isinstance(cell, numbers.Real):
         return _digits(float(cell), small)
     return str(cell)
-
-
-def p_value(p: float) -> str:
-    """ "0.031", "< 0.001", or "" for an empty one."""
-    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _digits(value: float, small: bool, places: int | None = None) -> str:
@@ -163,54 +160,41 @@ def tidy(frame: pd.DataFrame, table: str, *, kinds: Mapping[str, str] | str = "m
 
     Raises ValueError for a name that stands twice, in the index or in the headings, and for an unknown kind.
     """
-    rows = [_joined(name) for name in frame.index]
-    columns = [_joined(name) for name in frame.columns]
+    rows, columns = [_joined(name) for name in frame.index], [_joined(name) for name in frame.columns]
     for what, names in (("row", rows), ("column", columns)):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
+        if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(
                 f"table {table}: {what} {twice[0]!r} stands there more than once: name what tells them apart"
             )
     cells = []
     for place, column in enumerate(columns):
-        values = frame.iloc[:, place]
         kind = kinds if isinstance(kinds, str) else kinds.get(column, "measure")
         kind = "verdict" if column == "verdict" and kind == "measure" else kind
         if kind not in KINDS:
             raise project.unknown(f"kind of column {column!r} of table {table}", kind, KINDS)
+        values = frame.iloc[:, place]
         small = is_small(values)
         for row, cell in zip(rows, values, strict=True):
             if not is_empty(cell):
-                cells.append((table, row, column, *_tidy_cell(cell, kind, small)))
-    return pd.DataFrame(cells, columns=list(COLUMNS))
+                cells.append({"table": table, "row": row, "column": column, **_tidy_cell(cell, kind, small)})
+    return pd.DataFrame(cells, columns=list(COLUMNS)).astype({"n": "Int64"})
 
 
 def _joined(name: Any) -> str:
     return SEPARATOR.join(str(part) for part in name if str(part)) if isinstance(name, tuple) else str(name)
 
 
-def _tidy_cell(cell: Any, kind: str, small: bool) -> tuple[Any, ...]:
-    """value, low, high, n, df, unit, kind, decimals, text."""
-    none = (math.nan, math.nan, math.nan, pd.NA, math.nan, "")
+def _tidy_cell(cell: Any, kind: str, small: bool) -> dict[str, Any]:
     if isinstance(cell, (str, bool, np.bool_)):
-        return (*none, kind if kind in ("verdict", "cost") else "word", 0, text(cell))
-    if isinstance(cell, Number):
-        places = 3 if cell.kind == "p" else 0 if cell.kind == "count" else decimals(cell.value, small=small)
-        n = pd.NA if cell.n is None else cell.n
-        return (
-            cell.value,
-            cell.low,
-            cell.high,
-            n,
-            math.nan if cell.df is None else cell.df,
-            cell.unit,
-            cell.kind,
-            places,
-            "",
-        )
-    places = 0 if isinstance(cell, numbers.Integral) else decimals(float(cell), small=small)
-    kind = "count" if kind == "measure" and isinstance(cell, numbers.Integral) else kind
-    return (float(cell), math.nan, math.nan, pd.NA, math.nan, "", kind, places, "")
+        kind = kind if kind in ("verdict", "cost") else "word"
+        return {"unit": "", "kind": kind, "decimals": 0, "text": text(cell)}
+    plain, whole = not isinstance(cell, Number), isinstance(cell, numbers.Integral)
+    if plain:
+        cell = Number(float(cell), unit="", kind="count" if kind == "measure" and whole else kind)
+    fixed = {"p": 3, "count": 0} if not plain else {}
+    places = 0 if whole else fixed.get(cell.kind, decimals(cell.value, small=small))
+    values = {name: getattr(cell, name) for name in ("value", "low", "high", "n", "df", "unit", "kind")}
+    return {**values, "decimals": places, "text": ""}
 
 
 def numbers_of(folder: Path, notebook: str) -> Path:
@@ -226,18 +210,18 @@ def write(rows: pd.DataFrame, path: Path | str, head: str = "") -> Path:
 
 def parse(text: str, source: str) -> pd.DataFrame:
     """Tidy rows of a CSV's text (without a head). Raises ValueError, naming the source, for what is no such file."""
-    types: dict[str, Any] = dict.fromkeys(("table", "row", "column", "unit", "kind", "text"), str)
-    types |= dict.fromkeys(("value", "low", "high", "df"), float) | {"n": "Int64", "decimals": "Int64"}
+    types: dict[str, Any] = dict.fromkeys(("value", "low", "high", "df"), float) | dict.fromkeys(
+        ("n", "decimals"), "Int64"
+    )
+    empty = {name: [""] for name in types}
     try:
-        rows = pd.read_csv(io.StringIO(text), dtype=types, keep_default_na=False, na_values={c: [""] for c in ("value", "low", "high", "n", "df", "decimals")})  # fmt: skip
-    except (ValueError, pd.errors.ParserError) as error:
-        raise ValueError(
-            f"{source}: expected rows of numbers ({', '.join(COLUMNS)}), found another file: {error}"
-        ) from error
-    if list(rows.columns) != list(COLUMNS):
-        raise ValueError(
-            f"{source}: expected the columns {', '.join(COLUMNS)}, found {', '.join(map(str, rows.columns))}"
+        rows = pd.read_csv(
+            io.StringIO(text), dtype=dict.fromkeys(COLUMNS, str) | types, keep_default_na=False, na_values=empty
         )
+        if list(rows.columns) != list(COLUMNS):
+            raise ValueError(f"found the columns {', '.join(map(str, rows.columns))}")
+    except (ValueError, pd.errors.ParserError) as error:
+        raise ValueError(f"{source}: expected rows of numbers ({', '.join(COLUMNS)}): {error}") from error
     if unknown := sorted(set(rows["kind"]) - set(KINDS)):
         raise ValueError(f"{source}: {project.unknown('kind of number', unknown[0], KINDS)}")
     return rows
@@ -249,7 +233,7 @@ def read(folder: Path | str, notebook: str | None = None) -> pd.DataFrame:
     Raises FileNotFoundError for a folder without manifest or numbers; ValueError for a notebook that it does not list.
     """
     folder = Path(folder)
-    made = manifest(folder)["notebooks"]
+    made = manifest.read(folder)["notebooks"]
     if notebook is not None and notebook not in made:
         raise project.unknown("notebook of this results folder", notebook, sorted(made))
     wanted = made if notebook is None else [notebook]
@@ -279,19 +263,8 @@ def find(rows: pd.DataFrame, table: str, row: str, column: str) -> Number:
         raise ValueError(
             f"table {table}, {row}, {column}: expected a number, found the {cell['kind']} {cell['text']!r}"
         )
-    n = None if cell["n"] is pd.NA else int(cell["n"])
-    return Number(
-        cell["value"],
-        cell["low"],
-        cell["high"],
-        n,
-        cell["unit"],
-        cell["kind"],
-        df=None if math.isnan(cell["df"]) else float(cell["df"]),
-    )
-
-
-# -------------------------------------------------------------------------------------------------------------- manifest
+    n, df = None if pd.isna(cell["n"]) else int(cell["n"]), None if math.isnan(cell["df"]) else float(cell["df"])
+    return Number(cell["value"], cell["low"], cell["high"], n, cell["unit"], cell["kind"], df=df)
 
 
 def machine() -> dict[str, str]:
@@ -305,43 +278,3 @@ def machine() -> dict[str, str]:
     )
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {"cpu": model, "capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__, **gpu}
-
-
-def manifest(folder: Path | str) -> dict[str, Any]:
-    """What a results folder holds: {"version", "notebooks": {name: {"complete", "entries": [{name, kind, caption, notes, files}]}}}.
-
-    Raises FileNotFoundError where there is none; ValueError for one that is damaged or of another version.
-    """
-    path = Path(folder) / MANIFEST
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        version = found["version"]
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} does not exist: run the notebooks first, `make reproduce`") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read: remove it and run `make reproduce` again") from error
-    if version != VERSION:
-        raise ValueError(f"{path} is of version {version}, this package writes {VERSION}: run `make reproduce` again")
-    return found
-
-
-def note(folder: Path | str, notebook: str, entries: list[dict[str, Any]], *, complete: bool) -> None:
-    """Write what a notebook has made so far into the manifest; notebooks that run at the same time wait for each other.
-
-    A manifest that cannot be read is made anew, with a warning on stderr.
-    """
-    folder = Path(folder)
-    with project.locked(folder / f".{MANIFEST}.lock"):
-        try:
-            found = manifest(folder)
-        except (FileNotFoundError, ValueError):
-            found = {"version": VERSION, "notebooks": {}}
-        had = found["notebooks"].get(notebook, {"entries": []})
-        now = {file for entry in entries for file in entry["files"]}
-        left = {file for entry in had["entries"] for file in entry["files"]} | set(had.get("earlier", ()))
-        # what an earlier run made and this one has not, yet; forgotten when the run has ended and they are removed
-        earlier = {"earlier": sorted(left - now)} if left - now and not complete else {}
-        found["notebooks"][notebook] = {"complete": complete, "entries": entries, **earlier}
-        found["notebooks"] = dict(sorted(found["notebooks"].items()))
-        body = json.dumps(found, indent=1, ensure_ascii=False, sort_keys=False)
-        project.atomic_write(folder / MANIFEST, body + "\n")

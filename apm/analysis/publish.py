@@ -11,6 +11,7 @@ import pandas as pd
 
 from apm import project
 from apm.analysis import figures, numbers, tables
+from apm.project import manifest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,23 +63,21 @@ class Publisher:
         if name in {entry["name"] for entry in self.entries}:
             raise ValueError(f"{name!r} was published already: give each table and figure a name of its own")
         note = notes if isinstance(notes, str) else " ".join(part for part in notes if part)
+        entry: dict[str, Any] = {"name": name, "kind": "figure", "caption": caption, "notes": note}
         if isinstance(what, pd.DataFrame):
             shown = tables.show(what, caption, note, bold=bold, upright=upright)
-            kind, paths = (
-                "table",
-                tables.save(what, name, self.folder / "tables", caption, note, page=shown._repr_html_()),
-            )
+            paths = tables.save(what, name, self.folder / "tables", caption, note, page=shown._repr_html_())
             self.rows.append(numbers.tidy(what, name, kinds=kinds))
             numbers.write(pd.concat(self.rows, ignore_index=True), numbers.numbers_of(self.folder, self.notebook))
+            entry |= {"kind": "table", "rows": len(what)}
         else:
-            kind, paths = "figure", figures.save(what, name, self.folder / "figures")
-        files = [path.relative_to(self.folder).as_posix() for path in paths.values()]
-        entry = {"name": name, "kind": kind, "caption": caption, "notes": note, "files": files}
-        self.entries.append(entry | ({"rows": len(what)} if isinstance(what, pd.DataFrame) else {}))
-        numbers.note(self.folder, self.notebook, self.entries, complete=False)
+            paths = figures.save(what, name, self.folder / "figures")
+        entry["files"] = [path.relative_to(self.folder).as_posix() for path in paths.values()]
+        self.entries.append(entry)
+        manifest.note(self.folder, self.notebook, self.entries, complete=False)
         if isinstance(what, pd.DataFrame):
             display(shown)
-        else:
-            if not isinstance(what, bytes):
-                plt.close(what)  # left open it would come after its cell's text
-            figures.display(next(iter(paths.values())), caption, note)
+            return
+        if not isinstance(what, bytes):
+            plt.close(what)  # left open it would come after its cell's text
+        figures.display(next(iter(paths.values())), caption, note)

@@ -18,7 +18,7 @@ from apm import project
 from apm.analysis import figures, numbers, tables, verify
 from apm.analysis.numbers import NoSuchNumber, Number
 from apm.analysis.text import CONSTRUCTION, FAILS, HOLDS, NOT_RUN, UNTESTED
-from apm.project import profiles
+from apm.project import manifest, profiles
 from apm.runs import records
 
 LONG = 25  # rows from which a table is folded away
@@ -114,40 +114,39 @@ def times(folder: Path, notebooks: list[str]) -> pd.DataFrame:
     """
     path = folder / "records" / "times.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    table = pd.DataFrame.from_dict({name: known[name] for name in notebooks if name in known}, orient="index")
-    if table.empty:
-        return table
+    rows = {name: known[name] for name in notebooks if name in known}
+    if not rows:
+        return pd.DataFrame()
+    table = pd.DataFrame(rows).T[["longest", "last"]].add_suffix(" run (s)").rename_axis("notebook")
     table.loc["together"] = table.sum()
-    return table[["longest", "last"]].add_suffix(" run (s)").round().astype(int).rename_axis("notebook")
+    return table.round().astype(int)
 
 
 def current_shards(folder: Path) -> pd.DataFrame:
     """`records.provenance_table` without the shards of code that has changed since. Raises FileNotFoundError for no records."""
-    current = {
-        meta["key"][:16]
-        for meta in map(records._metadata, records._shard_files(folder))
-        if meta["code"] == records._current_code(meta)
-    }
     shards = records.provenance_table(folder)
-    return shards[shards["shard"].isin(current)].reset_index(drop=True)
+    return shards[shards["current"]].reset_index(drop=True)
 
 
 def provenance(shards: pd.DataFrame) -> str:
     """Where records come from, what all share in one sentence. shards: of `current_shards`."""
     same = {"commit": "commit", "machine": "machine", "device": "device", "python": "Python"}
     same |= {"torch": "torch", "open_clip_torch": "open_clip"}
-    facts = [
-        f"{label} {', '.join(sorted({str(value)[:12] if name == 'commit' else str(value) for value in shards[name]}))}"
-        for name, label in same.items()
-        if name in shards
-    ]
+    shown = shards.assign(commit=shards["commit"].astype(str).str[:12]) if "commit" in shards else shards
+    facts = [f"{label} {', '.join(sorted(set(shown[name].map(str))))}" for name, label in same.items() if name in shown]
     return f"{len(shards)} record shards, {int(shards['n'].sum())} predictions: {'; '.join(facts)}."
 
 
 def _by_method(shards: pd.DataFrame) -> pd.DataFrame:
+    if shards.empty:
+        return shards
     shards = shards.assign(condition=shards["corruption"].astype(str) + shards["severity"].astype(str))
     groups = shards.groupby(["dataset", "method", "seed"], sort=True, dropna=False)
     return groups.agg(conditions=("condition", "nunique"), predictions=("n", "sum"), shards=("shard", "size"))
+
+
+def _shown(frame: pd.DataFrame, caption: str) -> str:
+    return tables.show(frame, caption).html if len(frame) else ""
 
 
 def write(profile: str) -> Path:
@@ -159,12 +158,11 @@ def write(profile: str) -> Path:
 
     known, folder = index(), project.results_dir(profile)
     wanted = profiles.runs(profile)
-    made = {name: part["entries"] for name, part in numbers.manifest(folder)["notebooks"].items() if name in wanted}
+    made = {name: part["entries"] for name, part in manifest.read(folder)["notebooks"].items() if name in wanted}
     rows = numbers.read(folder)
-    short, audited = in_short(rows), claims(rows)
     titles = {name: about["title"] for name, about in known["notebooks"].items()}
     sections = [
-        {"notebook": name, **known["notebooks"].get(name, {"title": name, "question": ""})}
+        {"notebook": name, "title": name, "question": "", **known["notebooks"].get(name, {})}
         | {"parts": [_part(folder, entry) for entry in entries]}
         for name, entries in made.items()
         if entries
@@ -175,34 +173,32 @@ def write(profile: str) -> Path:
         shards = current_shards(folder / "records")
     except FileNotFoundError:
         shards = pd.DataFrame()
-    shown = [
-        tables.show(frame, caption)._repr_html_() if len(frame) else ""
-        for frame, caption in (
-            (short, f"Student and teacher, profile {profile}"),
-            (
-                audited.assign(verdict=[f"{SYMBOLS.get(v, '')} {v}".strip() for v in audited["verdict"]]),
-                f"Claims of the paper, profile {profile}; rule, figure and source stand in section 08",
-            ),
-            (times(folder, wanted), f"How long the notebooks took, profile {profile}"),
-            (_by_method(shards) if len(shards) else shards, "Records by dataset, method and seed"),
-        )
-    ]
+    audited = claims(rows)
+    audited["verdict"] = [f"{SYMBOLS.get(v, '')} {v}".strip() for v in audited["verdict"]]
     parameters = profiles.load(profile, sections[0]["notebook"])
     weights = parameters.get("pretrained")
     about = [
         f"profile {profile}",
         f"teacher {parameters.get('teacher')}" + (f", {Path(weights).name}" if weights else ""),
+        *(f"images: {remark}" for remark in sorted(set(shards.get("remark", ())) - {""})),
     ]
-    if len(shards):
-        about += [f"images: {remark}" for remark in sorted(set(shards["remark"]) - {""})]
     links = [("summary", "In short"), *((s["notebook"], s["title"]) for s in sections)]
     links += [("paper", "Paper to notebook"), ("times", "Time"), ("provenance", "Provenance")]
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
+    template = jinja2.Environment(autoescape=True, **options).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    page = template.render(
+        profile=profile,
+        lead=lead(rows, _verified(profile, folder)),
+        about=about,
+        links=links,
+        sections=sections,
+        made=set(made),
+        titles=titles,
+        paper=[{"notebook": "", **row} for row in known["paper"]],
+        short=_shown(in_short(rows), f"Student and teacher, profile {profile}"),
+        claims=_shown(audited, f"Claims of the paper, profile {profile}; rule, figure and source stand in section 08"),
+        times=_shown(times(folder, wanted), f"How long the notebooks took, profile {profile}"),
+        records=_shown(_by_method(shards), "Records by dataset, method and seed"),
+        provenance=provenance(shards) if len(shards) else "no records of the present code here",
     )
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        profile=profile, lead=lead(rows, _verified(profile, folder)), about=about, links=links, sections=sections, made=set(made),
-        titles=titles, paper=[{"notebook": "", **row} for row in known["paper"]], short=shown[0], claims=shown[1], times=shown[2],
-        records=shown[3], provenance=provenance(shards) if len(shards) else "no records of the present code here",
-    )  # fmt: skip
     return project.atomic_write(folder / "report.html", page + "\n")

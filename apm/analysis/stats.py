@@ -71,23 +71,16 @@ def paths(records: pd.DataFrame) -> np.ndarray:
 
     Raises ValueError when rows have no path or paths of different lengths.
     """
-    column = records["path"]
-    lengths = {len(path) if path is not None and not np.isscalar(path) else 0 for path in column}
-    if 0 in lengths:
-        # an image that could not even be read has no path; it is wrong after every update
-        known = lengths - {0}
-        empty = [path is None or np.isscalar(path) for path in column]
-        if len(known) != 1 or not (records["prediction"].to_numpy()[empty] == -1).all():
-            methods = ", ".join(sorted(records["method"].astype(str)[np.array(empty)].unique()))
-            raise ValueError(f"no predictions per iteration for {methods}: this needs a method with iterations")
-        (length,) = known
-        missing = np.full(length, -1, dtype=np.int16)
-        return np.stack([missing if absent else path for path, absent in zip(column, empty, strict=True)])
+    column, absent = records["path"], records["path"].isna().to_numpy()
+    lengths = sorted({len(path) for path in column[~absent]})
+    # an image that could not even be read has no path; it is wrong after every update
+    if not lengths or (records["prediction"].to_numpy()[absent] != -1).any():
+        methods = ", ".join(sorted(set(records["method"][absent].astype(str))))
+        raise ValueError(f"no predictions per iteration for {methods}: this needs a method with iterations")
     if len(lengths) > 1:
-        raise ValueError(
-            f"expected paths of one length, found K + 1 in {sorted(lengths)}: do not mix numbers of iterations"
-        )
-    return np.stack(column.to_numpy())
+        raise ValueError(f"expected paths of one length, found K + 1 in {lengths}: do not mix numbers of iterations")
+    missing = np.full(lengths[0], -1, dtype=np.int16)
+    return np.stack([missing if gone else path for path, gone in zip(column, absent, strict=True)])
 
 
 def has_path(records: pd.DataFrame) -> bool:
@@ -151,103 +144,83 @@ def mean(
     strata: (n,) such as the dataset: image 3 of one is not image 3 of another. Their variances add.
     seeds: (n,) of the training run. With several, the interval is about other seeds too; with one, or None, about images only.
 
-    Raises ValueError for fewer than `minimum` images in a stratum or in a condition, values that are NaN or infinite, or arrays of
-    different lengths.
+    Raises ValueError for fewer than `minimum` images in a stratum or in a condition, and for values that are NaN or infinite.
     """
     values = np.asarray(values)
-    if values.dtype == bool:
-        kind = "share"
-    elif np.issubdtype(values.dtype, np.integer) and (np.abs(values) <= 1).all():
-        kind = "difference"
-    else:
-        kind = "number"
-    groups = {"samples": samples, "conditions": conditions, "strata": strata, "seeds": seeds}
-    return _interval(_spread(values, groups, minimum), kind)
-
-
-def median(values: np.ndarray) -> _Estimate:
-    """Median of independent values (n,), in their unit, with the interval between two of them that holds it in at least 95 %.
-
-    The ends are order statistics (sign test; Conover 1999, section 3.2), so any distribution will do; NaN for fewer than six values,
-    which have no such two. Raises ValueError for none, and for values that are NaN.
-    """
-    values = np.sort(np.asarray(values, dtype=np.float64))
-    n = len(values)
-    if n == 0 or np.isnan(values).any():
-        raise ValueError(
-            f"a median needs values that are numbers, found {n}, {int(np.isnan(values).sum())} of them NaN"
-        )
-    outside = int(binom.ppf(0.5 - 0.5 * CONFIDENCE, n, 0.5))  # values below the lower end, and it
-    low, high = (float(values[outside - 1]), float(values[n - outside])) if outside else (np.nan, np.nan)
-    return _Estimate(float(np.median(values)), low, high, n)
-
-
-class _Spread(NamedTuple):
-    """A mean of conditions' means, and how its parts vary: what every interval is made of. As fractions, not in percent."""
-
-    value: float
-    independent: bool  # every image has one row
-    images: int
-    seeds: int
-    weight: np.ndarray  # (strata,) share of a stratum in the mean
-    mean: np.ndarray  # (strata,)
-    size: np.ndarray  # (strata,) images
-    variance: np.ndarray  # (strata,) of a stratum's part of the mean, over images
-    over_seeds: float  # variance of the mean over seeds; 0 with one seed
-    heaviest: float  # largest weight of one image
-    block: float  # share of its rows in which an image that differs from 0 differs, between 0 and 1; 1 where none does
-
-
-def _spread(values: np.ndarray, groups: dict[str, np.ndarray | None], minimum: int) -> _Spread:
-    """Linearised (sandwich) variances of a mean of conditions' means, over images and over seeds."""
-    values = np.asarray(values, dtype=np.float64)
-    n = len(values)
-    if not np.isfinite(values).all():
-        bad = np.flatnonzero(~np.isfinite(values))
-        raise ValueError(
-            f"{len(bad)} of {n} values are NaN or infinite, the first at {bad[0]}: a mean needs finite ones"
-        )
-    codes = {}
-    for name, array in groups.items():
-        if array is None:
-            codes[name] = np.arange(n) if name == "samples" else np.zeros(n, dtype=np.int64)
-            continue
-        if len(array) != n:
-            raise ValueError(f"expected {n} {name}, one per value, found {len(array)}")
-        codes[name] = pd.factorize(np.asarray(array))[0]
+    is_share = values.dtype == bool
+    is_difference = np.issubdtype(values.dtype, np.integer) and (np.abs(values) <= 1).all()
+    values, n = np.asarray(values, dtype=np.float64), len(values)
     _enough(n, minimum)
+    if bad := n - np.isfinite(values).sum():
+        raise ValueError(f"{bad} of {n} values are NaN or infinite: a mean needs finite ones")
+    groups = {"samples": samples, "conditions": conditions, "strata": strata, "seeds": seeds}
+    codes = {
+        name: pd.factorize(np.zeros(n) if array is None else np.asarray(array))[0] for name, array in groups.items()
+    }
     stratum = codes["strata"]
-    image, images = _pairs(stratum, codes["samples"])
+    image, images = _pairs(stratum, np.arange(n) if samples is None else codes["samples"])
     group, members = _pairs(stratum, codes["conditions"])
     stratum_of = np.zeros(len(images), dtype=np.int64)
     stratum_of[image] = stratum
-    size = np.bincount(stratum_of)
+    size = np.bincount(stratum_of, minlength=1)
     _enough(int(size.min()), minimum)
     for rare in np.flatnonzero(members < minimum):
         found = len(np.unique(image[group == rare]))
         raise ValueError(
             f"a condition has {found} images, too few for a mean over conditions: give each at least {minimum}"
         )
+
+    # linearised (sandwich) variances of the mean of the conditions' means, as fractions
     share = 1.0 / (len(members) * members[group])  # weight of each row: conditions weigh the same
     means = np.bincount(group, values) / members
+    value = float(means.mean())
     part = share * (values - means[group])
-    weight = np.bincount(stratum, share)
-    over_images = np.bincount(image, part)
+    by_stratum: np.ndarray = np.bincount(stratum_of, np.bincount(image, part) ** 2)
+    df = np.inf
+    if not (is_share or is_difference) or n > len(images):  # Welch and Satterthwaite: strata of different sizes
+        degrees = np.maximum(size - 1, 1)
+        by_stratum = by_stratum * size / degrees
+        total = float(by_stratum.sum())
+        df = total**2 / float((by_stratum**2 / degrees).sum()) if total > 0 else float(degrees.sum())
+    variance, centre = float(by_stratum.sum()), value
+    if is_difference:
+        # Bonett and Price: one image (here one block of rows) that gained and one that lost, each with the weight of the heaviest
+        weights = np.bincount(image, share)
+        one = float(weights.max()) * _block(values, share, image, weights)
+        shrink = 1.0 / (1.0 + 2.0 * one)
+        variance = shrink**2 * (variance + 2.0 * one**2 * (1.0 + shrink * value**2))
+        centre = shrink * value
     by_seed = np.bincount(codes["seeds"], part)
-    heavy = np.bincount(image, share)
-    return _Spread(
-        value=float(means.mean()),
-        independent=n == len(images),
-        images=len(images),
-        seeds=len(by_seed),
-        weight=weight,
-        mean=np.bincount(stratum, share * values) / weight,
-        size=size,
-        variance=np.bincount(stratum_of, over_images**2),
-        over_seeds=float((by_seed**2).sum() * len(by_seed) / (len(by_seed) - 1)) if len(by_seed) > 1 else 0.0,
-        heaviest=float(heavy.max()),
-        block=_block(values, share, image, heavy),
-    )
+    over_seeds = float((by_seed**2).sum() * len(by_seed) / (len(by_seed) - 1)) if len(by_seed) > 1 else 0.0
+    if over_seeds > 0:
+        df = (variance + over_seeds) ** 2 / (variance**2 / df + over_seeds**2 / (len(by_seed) - 1))
+    q = float(student.ppf(0.5 + 0.5 * CONFIDENCE, df))
+
+    if is_share:
+        weight = np.bincount(stratum, share)
+        rate = np.bincount(stratum, share * values) / weight
+        below, above = (
+            np.sqrt(((weight * (rate - end)) ** 2).sum() + q**2 * over_seeds)
+            for end in _wilson(rate, by_stratum / weight**2, size, q)
+        )
+        low, high = np.clip([value - below, value + above], 0.0, 1.0)
+    else:
+        half = q * np.sqrt(variance + over_seeds)
+        low, high = centre - half, centre + half
+        if is_difference:
+            low, high = np.clip([low, high], -1.0, 1.0)
+    interval = Interval(100.0 * value, 100.0 * float(low), 100.0 * float(high), len(images))
+    interval.df, interval.seeds = float(df), len(by_seed)
+    return interval
+
+
+def _wilson(p: np.ndarray, variance: np.ndarray, size: np.ndarray, q: float) -> tuple[np.ndarray, np.ndarray]:
+    """Score interval (strata,), (strata,) of each stratum's share, for as many images as its variance is worth."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        n = np.where(variance > 0, p * (1 - p) / variance, size)
+    centre = (p + q**2 / (2 * n)) / (1 + q**2 / n)
+    half = q / (1 + q**2 / n) * np.sqrt(p * (1 - p) / n + q**2 / (4 * n**2))
+    return centre - half, centre + half
 
 
 def _block(values: np.ndarray, share: np.ndarray, image: np.ndarray, heavy: np.ndarray) -> float:
@@ -272,48 +245,21 @@ def _pairs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return number, np.bincount(number, minlength=len(pairs))
 
 
-def _interval(found: _Spread, kind: str) -> Interval:
-    """The interval of a mean of a kind of values (`mean`), in percent."""
-    value, df = found.value, np.inf
-    if kind == "number" or not found.independent:  # Welch and Satterthwaite: strata of different sizes
-        degrees = np.maximum(found.size - 1, 1)
-        found = found._replace(variance=found.variance * found.size / degrees)
-        over_images = float(found.variance.sum())
-        df = over_images**2 / float((found.variance**2 / degrees).sum()) if over_images > 0 else float(degrees.sum())
-    variance, centre = float(found.variance.sum()), value
-    if kind == "difference":
-        # Bonett and Price: one image (here one block of rows) that gained and one that lost, each with the weight of the heaviest
-        one = found.heaviest * found.block
-        shrink = 1.0 / (1.0 + 2.0 * one)
-        variance = shrink**2 * (variance + 2.0 * one**2 * (1.0 + shrink * value**2))
-        centre = shrink * value
-    seeds = found.over_seeds
-    if seeds > 0:
-        df = (variance + seeds) ** 2 / (variance**2 / df + seeds**2 / (found.seeds - 1))
-    q = float(student.ppf(0.5 + 0.5 * CONFIDENCE, df))
-    if kind == "share":
-        ends = _scores(found, q)
-        below, above = (np.sqrt(((found.weight * (found.mean - end)) ** 2).sum() + q**2 * seeds) for end in ends)
-        low, high = np.clip([value - below, value + above], 0.0, 1.0)
-    else:
-        half = q * np.sqrt(variance + seeds)
-        low, high = centre - half, centre + half
-        if kind == "difference":
-            low, high = np.clip([low, high], -1.0, 1.0)
-    interval = Interval(100.0 * value, 100.0 * float(low), 100.0 * float(high), found.images)
-    interval.df, interval.seeds = float(df), found.seeds
-    return interval
+def median(values: np.ndarray) -> _Estimate:
+    """Median of independent values (n,), in their unit, with the interval between two of them that holds it in at least 95 %.
 
-
-def _scores(found: _Spread, q: float) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's score interval (strata,), (strata,) of each stratum's share, for as many images as its variance is worth."""
-    p = found.mean
-    own = found.variance / found.weight**2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        n = np.where(own > 0, p * (1 - p) / own, found.size)
-    centre = (p + q**2 / (2 * n)) / (1 + q**2 / n)
-    half = q / (1 + q**2 / n) * np.sqrt(p * (1 - p) / n + q**2 / (4 * n**2))
-    return centre - half, centre + half
+    The ends are order statistics (sign test; Conover 1999, section 3.2), so any distribution will do; NaN for fewer than six values,
+    which have no such two. Raises ValueError for none, and for values that are NaN.
+    """
+    values = np.sort(np.asarray(values, dtype=np.float64))
+    n = len(values)
+    if n == 0 or np.isnan(values).any():
+        raise ValueError(
+            f"a median needs values that are numbers, found {n}, {int(np.isnan(values).sum())} of them NaN"
+        )
+    outside = int(binom.ppf(0.5 - 0.5 * CONFIDENCE, n, 0.5))  # values below the lower end, and it
+    low, high = (float(values[outside - 1]), float(values[n - outside])) if outside else (np.nan, np.nan)
+    return _Estimate(float(np.median(values)), low, high, n)
 
 
 def paired_difference(
@@ -326,17 +272,14 @@ def paired_difference(
 
     right, reference: (n,) bool; samples and options as in `mean`. Raises ValueError as it does.
     """
-    right, reference = _same_shape(right, reference)
     return mean(right.astype(np.int8) - reference.astype(np.int8), samples, **options)  # type: ignore[arg-type]
 
 
 def mcnemar(right: np.ndarray, reference: np.ndarray) -> float:
     """Exact two-sided p-value of McNemar's test: of the images that only one of two got right, is either favoured?
 
-    right, reference: (n,) bool on the same independent images. 1 when there is no such image. Raises ValueError for arrays of
-    different shapes.
+    right, reference: (n,) bool on the same independent images. 1 when there is no such image.
     """
-    right, reference = (np.asarray(a, dtype=bool) for a in _same_shape(right, reference))
     gained, lost = int((right & ~reference).sum()), int((~right & reference).sum())
     return 1.0 if gained + lost == 0 else float(binomtest(gained, gained + lost, 0.5).pvalue)
 
@@ -363,12 +306,10 @@ def p_value(estimate: Interval, null: float = 0.0) -> float:
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Holm's adjusted p-values (m,) of m tests made together: those below 0.05 hold with 5 % risk of any false one (Holm 1979).
 
-    NaN, a test that was not made, stays NaN and is not counted. Raises ValueError for values outside 0..1.
+    NaN, a test that was not made, stays NaN and is not counted.
     """
     p = np.asarray(p_values, dtype=np.float64)
     made = np.flatnonzero(~np.isnan(p))
-    if not ((p[made] >= 0) & (p[made] <= 1)).all():
-        raise ValueError(f"p-values must lie in 0..1, found {p[made].min():g} to {p[made].max():g}")
     order = made[np.argsort(p[made], kind="stable")]
     adjusted = np.full(p.shape, np.nan)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
@@ -378,23 +319,11 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
     """Expected calibration error in percent: mean distance of confidence and accuracy over equally wide bins (Guo et al. 2017).
 
-    confidence: (n,) in 0..1 of the predicted class. Raises ValueError outside that range or for different shapes.
+    confidence: (n,) in 0..1 of the predicted class. right: (n,) bool.
     """
-    confidence, right = _same_shape(confidence, right)
-    if not ((confidence >= 0) & (confidence <= 1)).all():
-        raise ValueError(f"confidences must lie in 0..1, found {np.nanmin(confidence):g} to {np.nanmax(confidence):g}")
     bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # bins (0, 1/15], (1/15, 2/15], ...
     gap = np.bincount(bin_of, right.astype(float) - confidence, minlength=bins)
     return 100.0 * float(np.abs(gap).sum() / len(right))
-
-
-def _same_shape(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    a, b = np.asarray(a), np.asarray(b)
-    if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f"expected two arrays over the same images, found shapes {a.shape} and {b.shape}")
-    if len(a) == 0:
-        raise ValueError("expected at least one image, found none")
-    return a, b
 
 
 def _enough(n: int, minimum: int) -> None:

@@ -17,14 +17,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from apm import project
 from apm.analysis import numbers
-from apm.project import depends
+from apm.project import depends, manifest
 
 KEY = ["table", "row", "column"]
 STATUS = ("same", "within", "outside", "missing", "new", "turned", "changed", "cost")
@@ -35,20 +35,16 @@ ROUNDING = 1e-12  # below it, a loss in float32 is rounding alone
 HEAD = "# expected numbers "
 
 
-class Expected(NamedTuple):
-    """The numbers that a profile should give, and the machine that gave them."""
-
-    rows: pd.DataFrame
-    machine: dict[str, str]
-
-
 def path_of(profile: str) -> Path:
     """The file of a profile's expected numbers."""
     return project.root() / "data" / "expected" / f"{profile}.csv"
 
 
-def expected(profile: str) -> Expected:
-    """Raises FileNotFoundError where a profile has none; ValueError for a file of another profile or version, or one cut off."""
+def expected(profile: str) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The numbers that a profile should give, and the machine that gave them.
+
+    Raises FileNotFoundError where a profile has none; ValueError for a file of another profile or version, or one cut off.
+    """
     path = path_of(profile)
     if not path.is_file():
         raise FileNotFoundError(
@@ -57,22 +53,21 @@ def expected(profile: str) -> Expected:
     first, _, body = path.read_text(encoding="utf-8").partition("\n")
     try:
         head = json.loads(first.removeprefix(HEAD))
-        version, whose, count, machine = head["version"], head["profile"], head["rows"], head["machine"]
+        found, count, machine = (head["version"], head["profile"]), head["rows"], head["machine"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected a first line {HEAD!r} and what it holds, found {first[:60]!r}") from error
-    if version != numbers.VERSION:
+    if found != (manifest.VERSION, profile):
         raise ValueError(
-            f"{path} is of version {version}, this package reads {numbers.VERSION}: `make accept` writes it anew"
+            f"{path} holds numbers of version {found[0]} and profile {found[1]}, not of {manifest.VERSION} and {profile}: restore it from "
+            "the repository, or write it anew with `make accept`"
         )
-    if whose != profile:
+    whole = body[: body.rfind("\n") + 1]  # else its last row is half there
+    rows = numbers.parse(whole, str(path))
+    if len(rows) != count or whole != body:
         raise ValueError(
-            f"{path} holds the numbers of profile {whose}, not of {profile}: restore it from the repository"
+            f"{path} is cut off: expected {count} numbers, found {len(rows)}; restore it from the repository"
         )
-    rows = numbers.parse(body, str(path)) if body.endswith("\n") else None  # else its last row is half there
-    if rows is None or len(rows) != count:
-        found = body.count("\n") - 1 if rows is None else len(rows)
-        raise ValueError(f"{path} is cut off: expected {count} numbers, found {found}; restore it from the repository")
-    return Expected(rows, machine)
+    return rows, machine
 
 
 def compare(wanted: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
@@ -105,28 +100,21 @@ def compare(wanted: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
         ["cost", "missing", "new", "same", "within", "same", "turned", "changed"],
         "outside",
     )
-    estimates = both[["table", "row"]].assign(met=np.isin(status, ("same", "within")))[has_interval]
-    met = both[["table", "row"]].merge(
-        estimates.groupby(["table", "row"])["met"].all(), on=["table", "row"], how="left"
-    )["met"]
-    status[(kind == "p") & (status == "outside") & met.eq(True)] = "within"
+    row = [both["table"], both["row"]]
+    met = pd.Series(np.isin(status, ("same", "within"))).where(has_interval).groupby(row).transform("min")
+    status[(kind == "p") & (status == "outside") & (met == 1)] = "within"
     half = ((both["high"] - both["low"]) / 2).where(lambda h: h > 0, unit)
-    return pd.DataFrame(
-        {
-            **{name: both[name] for name in KEY},
-            "kind": kind,
-            "expected": both["value"].map("{:.6g}".format).where(both["value"].notna(), both["text"]),
-            "found": both["value_found"].map("{:.6g}".format).where(both["value_found"].notna(), both["text_found"]),
-            "status": status,
-            "distance": (gap / half).where(is_number, np.inf),
-        }
-    )
+    shown = {
+        heading: both[f"value{end}"].map("{:.6g}".format).where(both[f"value{end}"].notna(), both[f"text{end}"])
+        for heading, end in (("expected", ""), ("found", "_found"))
+    }
+    distance = (gap / half).where(is_number, np.inf)
+    return both[KEY].assign(kind=kind, **shown, status=status, distance=distance)
 
 
 def summary(compared: pd.DataFrame) -> str:
     """ "7,728 numbers: 7,728 same, 0 within their interval, 0 outside, 0 missing; 40 costs of the machine apart"."""
-    n = compared["status"].value_counts()
-    count = {status: int(n.get(status, 0)) for status in STATUS}
+    count = compared["status"].value_counts().reindex(STATUS, fill_value=0)
     judged = len(compared) - count["cost"] - count["new"]
     line = (
         f"{judged:,} numbers and words: {count['same']:,} same, {count['within']:,} within the expected interval, "
@@ -137,14 +125,11 @@ def summary(compared: pd.DataFrame) -> str:
 
 def worst(compared: pd.DataFrame) -> pd.DataFrame:
     """The rows that fail or have changed, the farthest first; at most `WORST`."""
-    chosen = compared[compared["status"].isin((*FAILING, "changed", "within"))]
-    order = {status: i for i, status in enumerate(("turned", "outside", "missing", "changed", "within"))}
-    rank = chosen["status"].map(order)
+    order = ("turned", "outside", "missing", "changed", "within")
+    chosen = compared[compared["status"].isin(order)]
+    rank = chosen["status"].map(order.index)
     return (
-        chosen.assign(rank=rank)
-        .sort_values(["rank", "distance"], ascending=[True, False])
-        .drop(columns="rank")
-        .head(WORST)
+        chosen.assign(rank=rank).sort_values(["rank", "distance"], ascending=[True, False]).drop(columns="rank")[:WORST]
     )
 
 
@@ -153,12 +138,13 @@ def judge(
 ) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:
     """(comparison, machine of the expected numbers, machine of these).
 
-    made: judge only the tables that are there, and the audit only where all are. Raises as `expected` and `numbers.read`; ValueError for a half-made folder.
+    made: judge only the tables that are there, and the audit only where all are.
+
+    Raises as `expected` and `numbers.read`; ValueError for a half-made folder.
     """
-    wanted = expected(profile)
     folder = project.results_dir(profile) if folder is None else folder
+    rows, machine = expected(profile)
     found = numbers.read(folder)
-    rows = wanted.rows
     if made:
         there = set(found["table"])
         if set(rows["table"]) - there:  # what reads the results of others is another where some are not there
@@ -167,12 +153,12 @@ def judge(
         rows = rows[rows["table"].isin(there)]
     else:
         _whole(profile, folder)
-    return compare(rows, found), wanted.machine, _found_on(folder)
+    return compare(rows, found), machine, _found_on(folder)
 
 
 def _whole(profile: str, folder: Path) -> None:
     """Raises ValueError where a notebook of a results folder did not run to its end."""
-    if half := [name for name, part in numbers.manifest(folder)["notebooks"].items() if not part["complete"]]:
+    if half := [name for name, part in manifest.read(folder)["notebooks"].items() if not part["complete"]]:
         raise ValueError(
             f"{folder}: {', '.join(half)} did not run to its end: `make reproduce PROFILE={profile}` goes on with it"
         )
@@ -188,7 +174,7 @@ def accept(profile: str) -> Path:
     folder = project.results_dir(profile)
     _whole(profile, folder)
     rows = numbers.read(folder)
-    head = {"version": numbers.VERSION, "profile": profile, "rows": len(rows), "machine": _found_on(folder)}
+    head = {"version": manifest.VERSION, "profile": profile, "rows": len(rows), "machine": _found_on(folder)}
     return numbers.write(rows, path_of(profile), HEAD + json.dumps(head, sort_keys=True))
 
 

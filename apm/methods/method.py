@@ -1,24 +1,26 @@
-"""Ways to classify a test image with a frozen CLIP teacher, behind one small interface.
+"""What a method is: its options, what determines its predictions, and what it says about images.
 
-A method sees images, the teacher and the class names. It never sees a label: `apm.runs.records` joins labels to predictions
-when both exist.
+A method sees images, the teacher and the class names. It never sees a label: `apm.runs` joins labels to predictions when both
+exist. `Method` is the base of all; `WithPrompts`, `WithOriginalPrompts` and `WithViews` add the options that many have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Protocol
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
-from open_clip.transform import PreprocessCfg
+from torch import Tensor
 
-from apm import model, teachers, ttt
+from apm.data import prompts
 from apm.data.datasets import Dataset, UnreadableImage
-from apm.project import unknown
+from apm.methods.views import VIEWS, Encoded, encoded
+from apm.project import plain, unknown
+from apm.project.identity import RUN_MODULES
 from apm.teachers import Teacher
-from apm.ttt import TTTConfig
 from apm.typed import checked
 
 
@@ -27,9 +29,7 @@ class Predictions:
     """What a method says about n images. Arrays have n rows."""
 
     prediction: np.ndarray  # (n,) int64 class index; -1 where the method failed
-    path: np.ndarray | None = (
-        None  # (n, K + 1) int16 prediction after k = 0..K updates; None for methods without iterations
-    )
+    path: np.ndarray | None = None  # (n, K + 1) int16 after k = 0..K updates; None for methods without iterations
     first_loss: np.ndarray | None = None  # (n,) loss before the first update
     last_loss: np.ndarray | None = None  # (n,) loss after the last one
     minimum_loss_prediction: np.ndarray | None = None  # (n,) prediction at the iteration of lowest loss: label-free
@@ -39,135 +39,162 @@ class Predictions:
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-class Method(Protocol):
-    """One row of a benchmark table.
+def outcome(
+    probabilities: Tensor,
+    *,
+    teacher_passes: float,
+    prediction: Tensor | None = None,
+    status: Sequence[str] | None = None,
+    **extra: np.ndarray,
+) -> Predictions:
+    """Predictions from class probabilities (n, C) at the teacher's temperature.
 
-    A method may also have `prepare(dataset)`, called once before its images are (stored features, learned context vectors); an
-    attribute `online`, true when it carries state from image to image; `data_identity(dataset)`, which names other data that it
-    reads (a training split), as plain JSON-able data; and `prompts_used(dataset)`, which prompts it has there, in words, where these
-    may be others than the dataset's own.
+    prediction: (n,) where it is not the most probable class. status: what went wrong with an image; "ok" for the others.
+    A row with a value that is not finite is a failure of that image. Extra columns: confidence (the probability of the
+    predicted class, NaN for failures), teacher_passes (forward passes of the image tower per image, whether or not another
+    method's were reused), and those in `extra`, (n,) each.
     """
+    finite = probabilities.isfinite().all(dim=-1).tolist()
+    said = list(status or ["ok"] * len(finite))
+    said = ["non-finite class scores" if s == "ok" and not f else s for s, f in zip(said, finite, strict=True)]
+    good = torch.tensor([s == "ok" for s in said], dtype=torch.bool)
+    probabilities = probabilities.detach().float().cpu().nan_to_num(0.0)
+    chosen = probabilities.argmax(dim=-1) if prediction is None else prediction.cpu().long()
+    confidence = probabilities.gather(1, chosen.clamp(min=0)[:, None])[:, 0]
+    columns = {
+        "confidence": torch.where(good, confidence, torch.nan).numpy().astype(np.float32),
+        "teacher_passes": np.full(len(said), teacher_passes, dtype=np.float32),
+    }
+    return Predictions(torch.where(good, chosen, -1).numpy(), status=said, extra={**columns, **extra})
 
-    name: str
 
-    def settings(self) -> dict[str, Any]:
-        """Everything that determines the predictions besides the data and the seed, as plain JSON-able data."""
-        ...
-
-    def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
-        """Classify the images at `positions` (n,) of the dataset. Must not read dataset.labels."""
-        ...
-
-
-@checked
 @dataclass
-class ZeroShot:
-    """CLIP zero-shot: the class whose mean prompt feature has the largest cosine similarity to the image feature.
+class Method:
+    """One row of a benchmark table. Its fields are its options.
 
-    templates: prompts with one "{}" each; None: the dataset's own. One template is the paper's row "CLIP", several are its
-    row "Ensemble" (Table 1).
+    online: whether state is carried from image to image. modules: the code that determines its predictions: its own file and
+    what all share, so that a new or changed method leaves the records of the others alone.
     """
 
     teacher: Teacher
-    name: str = "zero-shot"
-    templates: tuple[str, ...] | None = None
+    _: KW_ONLY
+    name: str = ""
+    online: ClassVar[bool] = False
+    modules: ClassVar[tuple[str, ...]] = RUN_MODULES
+
+    def __init_subclass__(cls) -> None:
+        cls.modules = (*RUN_MODULES, "methods.views", cls.__module__.removeprefix("apm."))
 
     def settings(self) -> dict[str, Any]:
-        """Teacher and prompts."""
-        return {
-            "method": "zero-shot",
-            "teacher": self.teacher.hash,
-            "templates": self.templates and list(self.templates),
-        }
+        """Everything but data and seed that determines the predictions, as plain JSON-able data: the class and its fields, the
+        teacher by its hash, without the name that the method goes by in tables."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+        return plain({"method": type(self).__name__, **values, "teacher": self.teacher.hash})
 
     def prepare(self, dataset: Dataset) -> None:
-        """Encode dataset and prompts, before many processes ask for them."""
-        teachers.features(self.teacher, dataset)
-        self.teacher.text_features(dataset.classnames, self.templates or dataset.templates)
+        """Called once before the images are asked for: what can be stored (features, learned context vectors) is made here."""
 
-    def scores(self, dataset: Dataset, positions: np.ndarray) -> torch.Tensor:
-        """(n, C) cosine similarities of the images at `positions` to every class."""
-        features = teachers.features_at(self.teacher, dataset, positions)
-        text = self.teacher.text_features(dataset.classnames, self.templates or dataset.templates)
-        return ttt.cosine_scores(features, text.to(features))
+    def data_identity(self, dataset: Dataset) -> Any:
+        """What other data is read, a training split for example, as plain JSON-able data: it stands in the keys of records."""
+        return None
+
+    def prompts_used(self, dataset: Dataset) -> str:
+        """Which prompts a row on this set has, in words."""
+        raise NotImplementedError
 
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
-        """Deterministic: the seed has no effect."""
-        scores = self.scores(dataset, positions)
-        prediction = scores.argmax(dim=-1)
-        return Predictions(prediction=prediction.numpy(), extra=confidence(self.teacher, scores, prediction))
+        """Classify the images at `positions` (n,) of the dataset, whose labels are hidden."""
+        raise NotImplementedError
 
 
-@checked
-@dataclass
-class APM:
-    """Test-time training of an asynchronous perception machine towards the teacher's feature of each image (`apm.ttt`).
+@dataclass(kw_only=True)
+class WithPrompts(Method):
+    """templates: prompts with one "{}" each; None: the dataset's own."""
 
-    The prediction is the one after `config.iterations` updates, a number fixed beforehand. picture: how an image is brought to the
-    student's size: see `student_pictures`.
-    """
-
-    teacher: Teacher
-    config: TTTConfig
-    name: str = "APM"
     templates: tuple[str, ...] | None = None
-    picture: str = "teacher"
+
+    def prompts_for(self, dataset: Dataset) -> Sequence[str]:
+        """The prompts on this set."""
+        return self.templates or dataset.templates
+
+    def prompts_used(self, dataset: Dataset) -> str:
+        return prompts.describe(self.prompts_for(dataset))
+
+    def text(self, dataset: Dataset) -> Tensor:
+        """(C, D) float32 unit-length class features on the teacher's device."""
+        return self.teacher.text_features(dataset.classnames, self.prompts_for(dataset)).to(self.teacher.device)
+
+
+PROMPTS = ("profile", "original")
+
+
+@dataclass(kw_only=True)
+class WithOriginalPrompts(WithPrompts):
+    """prompts: "profile": `templates`, else the set's own; "original": those of the authors' release (`released`), by default
+    "a photo of a {}." on every set. Raises ValueError for another value, and for templates beside "original"."""
+
+    prompts: str = "profile"
 
     def __post_init__(self) -> None:
-        if self.picture not in PICTURES:
-            raise unknown("picture", self.picture, PICTURES)
+        if self.prompts not in PROMPTS:
+            raise unknown("prompts", self.prompts, PROMPTS)
+        if self.prompts == "original" and self.templates is not None:
+            raise ValueError("prompts: original are those of the release, templates: others: remove one of the two")
 
-    def settings(self) -> dict[str, Any]:
-        """Teacher, prompts and every setting of the student and its training that can change a number."""
-        config = asdict(self.config)
-        del config["lockstep"]  # how many images train side by side changes speed and memory only
-        return {
-            "method": "apm",
-            "teacher": self.teacher.hash,
-            "templates": self.templates and list(self.templates),
-            "config": config,
-            "picture": self.picture,
-            "device": self.teacher.device.type,  # whose generator draws the random weights
-        }
+    def released(self, dataset: Dataset) -> Sequence[str]:
+        """The prompts of the release on this set."""
+        return prompts.SINGLE
 
-    def prepare(self, dataset: Dataset) -> None:
-        """Encode dataset and prompts, before many processes ask for them."""
-        teachers.features(self.teacher, dataset)
-        self.teacher.text_features(dataset.classnames, self.templates or dataset.templates)
+    def prompts_for(self, dataset: Dataset) -> Sequence[str]:
+        return self.released(dataset) if self.prompts == "original" else super().prompts_for(dataset)
 
-    @property
-    def online(self) -> bool:
-        """Whether state is carried from image to image: by the released protocol's optimiser, not by the corrected one."""
-        return self.config.carried
 
-    def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
-        """One new student per image; random weights from the seed and the image's pixels.
+@dataclass(kw_only=True)
+class WithViews(Method):
+    """views: 64, the image and 63 crops. augmix: every crop through AugMix's chains. flip: False where the mirror image is
+    another class or none (`apm.methods.views.views`)."""
 
-        Where state is carried from image to image, an image that cannot be read is left out and gets a failed row.
-        """
-        if self.online:
-            whole, reasons = readable(dataset, positions)
-            if len(whole) < len(positions):
-                return _with_failures(self.predict(dataset, whole, seed) if len(whole) else None, positions, reasons)
-        result = adapt_dataset(
-            self.teacher, dataset, positions, self.config, templates=self.templates, seed=seed, picture=self.picture
-        )
-        assert result.scores is not None
-        path = result.predictions().cpu().numpy()
-        losses = result.losses.cpu().numpy()
-        failed = np.array([status != "ok" for status in result.status])
-        # nothing finite at all: argmin would raise, and the prediction is -1 anyway
-        lowest = np.where(np.isfinite(losses), losses, np.inf).argmin(axis=1)
-        at_lowest = np.take_along_axis(path, lowest[:, None], axis=1)[:, 0]
-        return Predictions(
-            prediction=path[:, -1].astype(np.int64),
-            path=path.astype(np.int16),
-            first_loss=losses[:, 0].astype(np.float64),
-            last_loss=losses[:, -1].astype(np.float64),
-            minimum_loss_prediction=np.where(failed, -1, at_lowest).astype(np.int64),
-            status=result.status,
-            extra=confidence(self.teacher, result.scores[:, -1], torch.as_tensor(path[:, -1])),
-        )
+    views: int = VIEWS
+    augmix: bool = False
+    flip: bool = True
+
+    def seen(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Encoded:
+        """The teacher's features of the images' views, and the time that another method's views saved."""
+        return encoded(self.teacher, dataset, positions, self.views, seed=seed, augmix=self.augmix, flip=self.flip)
+
+
+REGISTRY: dict[str, Callable[..., Any]] = {}  # name -> class
+Class = TypeVar("Class", bound=type)
+
+
+def register(name: str) -> Callable[[Class], Class]:
+    """Decorator of a `Method` dataclass: makes `create(name, ...)` build it, and holds its values to its fields' types.
+
+    Raises ValueError for a name that another class has.
+    """
+
+    def add(made: Class) -> Class:
+        other = REGISTRY.get(name)
+        if other is not None and (other.__module__, other.__qualname__) != (made.__module__, made.__qualname__):
+            raise ValueError(f"the name {name!r} is taken by {other.__module__}.{other.__qualname__}")
+        REGISTRY[name] = checked(made)
+        return made
+
+    return add
+
+
+def create(name: str, teacher: Any, /, **options: Any) -> Any:
+    """The method of that name. options: fields of its class, such as `views=32`, or `name="ZERO, 32 views"` for its row in tables.
+
+    Raises ValueError for an unknown name or option, with the known ones, and for a value of another type than its field says.
+    """
+    if name not in REGISTRY:
+        raise unknown("baseline", name, sorted(REGISTRY))
+    known = [f.name for f in dataclasses.fields(REGISTRY[name]) if f.name != "teacher"]  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of baseline {name!r}", option, known)
+    return REGISTRY[name](teacher, **options)
 
 
 def readable(dataset: Dataset, positions: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
@@ -179,117 +206,3 @@ def readable(dataset: Dataset, positions: np.ndarray) -> tuple[np.ndarray, dict[
         except UnreadableImage as error:
             reasons[int(position)] = f"error: {type(error).__name__}: {error}"
     return np.array([p for p in positions if int(p) not in reasons], dtype=int), reasons
-
-
-def _with_failures(found: Predictions | None, positions: np.ndarray, reasons: Mapping[int, str]) -> Predictions:
-    """Predictions for the positions without a reason, in their order, with failed rows for the others."""
-    n, good = len(positions), np.array([int(p) not in reasons for p in positions])
-    whole = Predictions(np.full(n, -1, dtype=np.int64), status=[reasons.get(int(p), "") for p in positions])
-    assert whole.status is not None
-    if found is None:
-        return whole
-
-    def spread(values: np.ndarray | None, fill: float) -> np.ndarray | None:
-        if values is None:
-            return None
-        result = np.full((n, *values.shape[1:]), fill, dtype=values.dtype)
-        result[good] = values
-        return result
-
-    for name, fill in (("prediction", -1), ("path", -1), ("minimum_loss_prediction", -1), ("first_loss", np.nan), ("last_loss", np.nan)):  # fmt: skip
-        setattr(whole, name, spread(getattr(found, name), fill))
-    for place, status in zip(np.flatnonzero(good), found.status or ["ok"] * int(good.sum()), strict=True):
-        whole.status[place] = status
-    whole.extra = {name: np.asarray(spread(values, np.nan)) for name, values in found.extra.items()}
-    return whole
-
-
-def confidence(teacher: Teacher, scores: torch.Tensor, prediction: torch.Tensor) -> dict[str, np.ndarray]:
-    """The extra columns confidence and teacher_passes of methods that ask the teacher once per image.
-
-    scores: (n, C) cosine similarities. prediction: (n,); -1 for failures, whose confidence is NaN.
-    """
-    probabilities = teacher.probabilities(scores).cpu()
-    chosen = prediction.cpu().long()
-    of_chosen = probabilities.gather(1, chosen.clamp(min=0)[:, None])[:, 0]
-    return {
-        "confidence": torch.where(chosen >= 0, of_chosen, torch.nan).numpy().astype(np.float32),
-        "teacher_passes": np.ones(len(chosen), dtype=np.float32),
-    }
-
-
-def training_config(
-    teacher: Teacher, student: Mapping[str, Any] | None = None, training: Mapping[str, Any] | None = None
-) -> TTTConfig:
-    """The settings of test-time training from a profile's plain values.
-
-    student: fields of `apm.model.APMConfig` over those of its `preset` (default "mini"); its width, and that of routed tokens, is
-    the teacher's unless given. training: fields of `apm.ttt.TTTConfig`. Raises ValueError for an unknown field, with the
-    list of known ones, and for a value of another type than its field's.
-    """
-    chosen = {"width": teacher.width, **(student or {})}
-    if chosen.get("column") == "tokens":
-        chosen.setdefault("token_width", teacher.width)
-    base = model.preset(str(chosen.pop("preset", "mini")))
-    training = dict(training or {})
-    for kind, values, cls in (
-        ("field of the student", chosen, model.APMConfig),
-        ("field of the training", training, TTTConfig),
-    ):
-        known = [f.name for f in fields(cls) if f.name != "student"]
-        for name in values:
-            if name not in known:
-                raise unknown(kind, name, known)
-    return TTTConfig(student=replace(base, **chosen), **training)
-
-
-PICTURES = ("teacher", "squash")
-
-
-def student_pictures(teacher: Teacher, images: teachers.Images, size: int, picture: str = "teacher") -> torch.Tensor:
-    """uint8 RGB images (H, W, 3) -> float32 (N, 3, size, size) for the student, normalised by ImageNet's mean and deviation.
-
-    picture: "teacher": resized and cropped as the teacher's own, so that both see the same part of the image (most: shorter side,
-    bicubic, centre crop); "squash": the whole image, whatever its sides, to the square, bilinear, as the released code does (its
-    teacher has its own picture still). Square images differ by the interpolation alone, those of the student's size not at all.
-    """
-    if picture == "squash":
-        squash = {"resize_mode": "squash", "interpolation": "bilinear"}
-        config = PreprocessCfg(size=size, mean=teachers.IMAGENET_MEAN, std=teachers.IMAGENET_STD, **squash)
-        return teachers.preprocess(images, config)
-    return teachers.student_images(images, size, resize_mode=teacher.preprocess_config.resize_mode)
-
-
-def adapt_dataset(
-    teacher: Teacher,
-    dataset: Dataset,
-    positions: np.ndarray,
-    config: TTTConfig,
-    *,
-    templates: tuple[str, ...] | None = None,
-    seed: int = 0,
-    picture: str = "teacher",
-    **options: Any,
-) -> ttt.TTTResult:
-    """`apm.ttt.adapt` on images of a dataset: student images, the teacher's cached features as targets, class scores; with
-    the teacher's patch tokens and the patches' colours where a loss or the column needs them.
-
-    picture: as of `student_pictures`. options go to `adapt`. Raises ValueError when the student's width is not the teacher's.
-    """
-    student = config.student
-    if student.width != teacher.width:
-        raise ValueError(
-            f"the student's width {student.width} must be the width {teacher.width} of teacher {teacher.name}: set width in the profile"
-        )
-    h, w = student.image_size
-    if h != w:
-        raise ValueError(f"datasets are read at square sizes, found a student of {h} x {w} px: use a square grid")
-    pictures = teachers.pictures(dataset, positions)
-    images = student_pictures(teacher, pictures, h, picture).to(teacher.device)
-    if config.loss_grid or student.column == "tokens":
-        options["tokens"] = teachers.token_grid(teacher, pictures, student.grid)
-    if config.loss_rgb:
-        options["colours"] = teachers.patch_colours(images, student.patch)
-    targets = teachers.features_at(teacher, dataset, positions).to(teacher.device)
-    text = teacher.text_features(dataset.classnames, templates or dataset.templates)
-    return ttt.adapt(images, targets, config, text_features=text, seed=seed, **options)

@@ -15,7 +15,6 @@ every set (--ctx_init in main.py).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,12 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apm.data.datasets import Dataset
-from apm.data.prompts import describe
-from apm.methods.common import check_prompts, classifier, modules, outcome, settings, single_or_own
-from apm.methods.method import Predictions
-from apm.methods.registry import register
-from apm.methods.views import VIEWS, encoded
-from apm.teachers import Teacher
+from apm.methods.method import Predictions, WithOriginalPrompts, WithViews, outcome, register
 
 LAMBDA_Q = 4.0  # weight of the affinity term: --lambda_q in main.py
 LAMBDA_Y = 0.2  # weight of the entropy that keeps y spread: --lambda_y in main.py
@@ -83,54 +77,32 @@ def seek(
 
 @register("mta")
 @dataclass
-class MTA:
+class MTA(WithViews, WithOriginalPrompts):
     """MTA. Episodic: every image by itself, nothing trained.
 
     views: 64, the image and 63 crops (--batch-size in main.py). augmix: off, as main.py has it for MTA on every set.
-    lambda_q, lambda_y: 4 and 0.2 (main.py). flip: False where the mirror image is another class or none.
-    prompts: "profile": `templates`, else the set's own; "original": the single prompt of the release.
-    confidence: softmax over the mode's scores at the teacher's temperature.
+    lambda_q, lambda_y: 4 and 0.2 (main.py). confidence: softmax over the mode's scores at the teacher's temperature.
     """
 
-    teacher: Teacher
     name: str = "MTA"
-    views: int = VIEWS
     lambda_q: float = LAMBDA_Q
     lambda_y: float = LAMBDA_Y
-    augmix: bool = False
-    flip: bool = True
-    templates: tuple[str, ...] | None = None
-    prompts: str = "profile"
-    online: ClassVar[bool] = False
-    modules: ClassVar[tuple[str, ...]] = modules("mta")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.views < 2:
             raise ValueError(
                 f"MTA needs at least 2 views, the distances between which set its bandwidth, found {self.views}"
             )
         if self.lambda_y <= 0:
             raise ValueError(f"lambda_y must be positive, found {self.lambda_y}")
-        check_prompts(self.prompts, self.templates)
-
-    def prompts_used(self, dataset: Dataset) -> str:
-        """Which prompts a row on this set has, in words."""
-        return describe(single_or_own(self, dataset))
-
-    def settings(self) -> dict[str, Any]:
-        """Teacher, prompts, views and weights."""
-        return settings(self, "mta")
 
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """One class per image; the views are drawn from the seed and the image's pixels."""
-        text, scale = classifier(self.teacher, dataset, single_or_own(self, dataset)), self.teacher.logit_scale
-        seen = encoded(self.teacher, dataset, positions, self.views, seed=seed, augmix=self.augmix, flip=self.flip)
+        text, scale = self.text(dataset), self.teacher.logit_scale
+        features, saved = self.seen(dataset, positions, seed)
         rows = []
-        for features in F.normalize(seen.features, dim=-1):
-            mode, _ = seek(features, scale * features @ text.T, lambda_q=self.lambda_q, lambda_y=self.lambda_y)
+        for one in F.normalize(features, dim=-1):
+            mode, _ = seek(one, scale * one @ text.T, lambda_q=self.lambda_q, lambda_y=self.lambda_y)
             rows.append(scale * mode @ text.T)
-        return outcome(
-            torch.stack(rows).softmax(dim=-1),
-            teacher_passes=self.views,
-            saved_milliseconds=seen.saved_milliseconds,
-        )
+        return outcome(torch.stack(rows).softmax(dim=-1), teacher_passes=self.views, saved_milliseconds=saved)

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import open_clip
@@ -33,11 +33,9 @@ from torch import Tensor, nn
 from apm.data import datasets, prompts
 from apm.data.datasets import Dataset
 from apm.lockstep import caller_free
-from apm.methods.common import modules, outcome, settings
-from apm.methods.method import Predictions
-from apm.methods.registry import create, register
-from apm.methods.views import VIEWS, confident, encoded, kept
-from apm.project import atomic_path, cache_dir, data_dir, plain, sha256_of
+from apm.methods.method import Method, Predictions, WithViews, create, outcome, register
+from apm.methods.views import confident, encoded, kept
+from apm.project import atomic_path, cache_dir, data_dir, sha256_of
 from apm.project.identity import code_version
 from apm.project.progress import progress
 from apm.teachers import Teacher, features_at
@@ -171,8 +169,7 @@ def learn(
     return vectors.detach()
 
 
-@dataclass(frozen=True)
-class Learned:
+class Learned(NamedTuple):
     """Context vectors, and the images they come from."""
 
     vectors: Tensor  # (M, width) on the CPU, so that it can be sent to other processes
@@ -181,24 +178,15 @@ class Learned:
     fingerprint: str
 
 
-def _origin(dataset: Dataset) -> str:
-    """The set whose images these are: a corrupted set keeps its name, a changed or renamed one says its origin."""
-    return dataset.origin or dataset.name
-
-
 @functools.lru_cache(maxsize=4)
 def _load(name: str, root: Path, partial: str | None) -> Dataset:
+    """A set, read once per process: every method, every tested set and every shard asks for it."""
     return datasets.load(name, root=root)
-
-
-def _training_set(name: str) -> Dataset:
-    """The set of that name, read once per process: every method, every tested set and every shard asks for it."""
-    return _load(name, data_dir(), os.environ.get("PARTIAL"))
 
 
 @register("coop")
 @dataclass
-class CoOp:
+class CoOp(Method):
     """CoOp: context vectors learned from labelled training images, then used as they are. Nothing is adapted at test time.
 
     train: name of the labelled set (`apm.data.datasets.load`) whose classes it learns from; the vectors are then used with the class
@@ -214,7 +202,6 @@ class CoOp:
     loaded by itself, and must hold other images than the tested set, changed or not.
     """
 
-    teacher: Teacher
     name: str = "CoOp"
     train: str | None = None
     shots: int = 16
@@ -223,8 +210,6 @@ class CoOp:
     context: str | int = CONTEXT
     flip: bool = True
     draw: int = 0
-    online: ClassVar[bool] = False
-    modules: ClassVar[tuple[str, ...]] = modules("prompt_tuning")
 
     def __post_init__(self) -> None:
         if self.shots < 1 or self.epochs < 1 or self.rate <= 0:
@@ -234,13 +219,8 @@ class CoOp:
         self._learned: dict[str, Learned] = {}  # by the name of the split; travels to workers with the method
 
     def prompts_used(self, dataset: Dataset) -> str:
-        """Which prompts a row has, in words."""
         start = "random vectors" if isinstance(self.context, int) else f'"{self.context} {{}}."'
         return f"one, learned from {start}"
-
-    def settings(self) -> dict[str, Any]:
-        """Teacher, training split and optimiser."""
-        return settings(self, "coop")
 
     def data_identity(self, dataset: Dataset) -> str:
         """Fingerprint of the training split: with other training images, records are others. Raises as `training_split`."""
@@ -248,15 +228,14 @@ class CoOp:
 
     def training_split(self, dataset: Dataset) -> Dataset:
         """The labelled set. Raises ValueError where the tested set has none, or holds the same images."""
-        split = _training_set(self._split_name(dataset))
-        _other_images(dataset, self._split_name(dataset), _origin(split), split.fingerprint)
+        name = self._split_name(dataset)
+        split = _load(name, data_dir(), os.environ.get("PARTIAL"))
+        _other_images(dataset, name, split.origin or split.name, split.fingerprint)
         return split
 
     def _split_name(self, dataset: Dataset) -> str:
-        if self.train is not None:
-            return self.train
-        name = f"{dataset.name.removesuffix('-test')}-train"
-        if name not in datasets.names():
+        name = self.train or f"{dataset.name.removesuffix('-test')}-train"
+        if self.train is None and name not in datasets.names():
             raise ValueError(
                 f"CoOp learns from labelled training images, and dataset {dataset.name} has no training split ({name} is not "
                 "known): name one by train: in its line of `baselines`"
@@ -272,13 +251,12 @@ class CoOp:
     def vectors(self, dataset: Dataset) -> Tensor:
         """(M, width) learned context vectors, learned once and kept here and in the cache. Raises as `training_split`."""
         name = self._split_name(dataset)
-        known = self._learned.get(name)
-        if known is None:
+        if name not in self._learned:
             split = self.training_split(dataset)
-            known = Learned(self._learn(split), name, _origin(split), split.fingerprint)
-            self._learned[name] = known
-        _other_images(dataset, known.split, known.origin, known.fingerprint)
-        return known.vectors.to(self.teacher.device)
+            self._learned[name] = Learned(self._learn(split), name, split.origin or split.name, split.fingerprint)
+        vectors, *known = self._learned[name]
+        _other_images(dataset, *known)
+        return vectors.to(self.teacher.device)
 
     def _learn(self, split: Dataset) -> Tensor:
         """The vectors on the CPU: from the file in the cache, which is made where there is none."""
@@ -292,9 +270,8 @@ class CoOp:
             if isinstance(self.context, int):
                 drawn = torch.randn(start.shape, generator=torch.Generator().manual_seed(self.draw))
                 start = CONTEXT_STD * drawn.to(start.device)
-            crops = encoded(
-                teacher, split, chosen, self.epochs + 1, seed=self.draw, flip=self.flip, bicubic=True
-            ).features[:, 1:]
+            n, drawn_by = self.epochs + 1, {"seed": self.draw, "flip": self.flip, "bicubic": True}
+            crops = encoded(teacher, split, chosen, n, **drawn_by).features[:, 1:]  # type: ignore[arg-type]
             units = F.normalize(crops, dim=-1).transpose(0, 1)  # (epochs, n, D)
             labels = torch.as_tensor(split.labels[chosen]).to(teacher.device)
             learned = learn(
@@ -319,7 +296,7 @@ class CoOp:
 
 def _other_images(tested: Dataset, name: str, origin: str, fingerprint: str) -> None:
     """Raise ValueError where a training split of that name holds images of the tested set, as they are, changed or renamed."""
-    if origin == _origin(tested) or fingerprint == tested.fingerprint:
+    if origin == (tested.origin or tested.name) or fingerprint == tested.fingerprint:
         made = "" if name == tested.name else f"; {name} and {tested.name} are both made from the images of {origin}"
         raise ValueError(
             f"CoOp would be trained on the images that it is tested on ({name}{made}): name another train:"
@@ -357,29 +334,24 @@ def tune(
 
 @register("tpt")
 @dataclass
-class TPT:
+class TPT(WithViews):
     """TPT. Episodic: context vectors and optimiser start anew for every image.
 
     views: 64 (`--batch-size`). share: 0.1 (`--selection_p`). steps: 1 (`--tta_steps`). rate: 5e-3, AdamW (`--lr`).
     context: "a photo of a" (`--ctx_init` in the scripts). augmix: True as on TPT's fine-grained sets; on ImageNet's shifted
-        versions its code turns AugMix off. flip: False where the mirror image is another class or none.
+        versions its code turns AugMix off.
     coop: options of `CoOp`, whose vectors the step then starts from (TPT + CoOp); None: the words.
     confidence: softmax over the tuned prompt's scores of the image itself. Extra column prompts_read: how often the text tower
         reads a prompt for an image, the backward pass of every step not counted.
     """
 
-    teacher: Teacher
     name: str = "TPT"
-    views: int = VIEWS
+    augmix: bool = True
     share: float = 0.1
     steps: int = 1
     rate: float = 5e-3
     context: str = CONTEXT
-    augmix: bool = True
-    flip: bool = True
     coop: Mapping[str, Any] | None = None
-    online: ClassVar[bool] = False
-    modules: ClassVar[tuple[str, ...]] = modules("prompt_tuning")
 
     def __post_init__(self) -> None:
         kept(self.views, self.share)
@@ -390,12 +362,10 @@ class TPT:
         self._coop: CoOp | None = None if self.coop is None else create("coop", self.teacher, **options)
 
     def prompts_used(self, dataset: Dataset) -> str:
-        """Which prompts a row has, in words."""
         return "one, tuned from " + (f'"{self.context} {{}}."' if self._coop is None else "CoOp's")
 
     def settings(self) -> dict[str, Any]:
-        """Teacher, views, optimiser, and CoOp's settings where it starts from them."""
-        return {**settings(self, "tpt"), "coop": None if self._coop is None else plain(self._coop.settings())}
+        return {**super().settings(), "coop": None if self._coop is None else self._coop.settings()}
 
     def data_identity(self, dataset: Dataset) -> str | None:
         """Fingerprint of CoOp's training split where the step starts from its vectors, else None."""
@@ -413,9 +383,9 @@ class TPT:
         teacher, scale = self.teacher, self.teacher.logit_scale
         own = Prompts(teacher, dataset.classnames, self.context)
         start = own.start if self._coop is None else self._coop.vectors(dataset)
-        seen = encoded(teacher, dataset, positions, self.views, seed=seed, augmix=self.augmix, flip=self.flip)
+        features, saved = self.seen(dataset, positions, seed)
         rows = []
-        for views in F.normalize(seen.features, dim=-1):
+        for views in F.normalize(features, dim=-1):
             if not bool(views.isfinite().all()):  # a step from there would say nothing
                 rows.append(torch.full((len(dataset.classnames),), torch.nan, device=views.device))
                 continue
@@ -426,5 +396,5 @@ class TPT:
             torch.stack(rows).softmax(dim=-1),
             teacher_passes=self.views,
             prompts_read=np.full(len(positions), (self.steps + 1) * len(dataset.classnames), dtype=np.float32),
-            saved_milliseconds=seen.saved_milliseconds,
+            saved_milliseconds=saved,
         )

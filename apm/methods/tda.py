@@ -30,14 +30,11 @@ from torch import Tensor
 from apm import teachers
 from apm.data import published
 from apm.data.datasets import Dataset
-from apm.data.prompts import describe, templates
-from apm.methods.common import check_prompts, classifier, failure, modules, outcome, settings
-from apm.methods.method import Predictions
-from apm.methods.registry import register
-from apm.methods.views import confident, encoded, kept
+from apm.data.prompts import templates
+from apm.methods.method import Predictions, WithOriginalPrompts, WithViews, outcome, register
+from apm.methods.views import confident, kept
 from apm.project import sha256_of
 from apm.project.identity import STOPS
-from apm.teachers import Teacher
 
 IMAGENET = "imagenet"  # whose constants serve sets that the release has no file for
 
@@ -71,7 +68,7 @@ class Cache:
 
 @register("tda")
 @dataclass
-class TDA:
+class TDA(WithViews, WithOriginalPrompts):
     """TDA. Online: the caches are carried from image to image, so a prediction depends on the images before it.
 
     order_seed: None: images come in the order of the positions; a number: in a random order drawn from it. The released code
@@ -80,8 +77,7 @@ class TDA:
         probability between 0.03 and 1.0: the same in all files of configs/.
     alpha, beta: None: the authors' for the set at hand (EuroSAT: 4.0 and 8.0), and where they have no file for it, or the value is
         not known, those of their ImageNet, 2.0 and 5.0. Corrupted images have the constants of the clean set.
-    prompts: "profile": `templates`, else the set's own; "original": the release's for the set, which are also the set's own where
-        the release does not have it.
+    prompts: "original": the release's for the set, which are also the set's own where the release does not have it.
     views: 1, the image alone, as for ImageNet and the fine-grained sets there. For ImageNet-A, -V2, -R and -Sketch the
         released loader has 64 views with AugMix (views=64, augmix=True): mean feature, scores and probabilities over the
         `share` of 0.1 of lowest entropy (`get_clip_logits` in utils.py).
@@ -92,7 +88,6 @@ class TDA:
     lose what they hold of all images before it. When every image fails, the first error is raised.
     """
 
-    teacher: Teacher
     name: str = "TDA"
     views: int = 1
     share: float = 0.1
@@ -105,25 +100,16 @@ class TDA:
     entropy_between: tuple[float, float] = (0.2, 0.5)
     probability_between: tuple[float, float] = (0.03, 1.0)
     order_seed: int | None = None
-    augmix: bool = False
-    flip: bool = True
-    templates: tuple[str, ...] | None = None
-    prompts: str = "profile"
     online: ClassVar[bool] = True
-    modules: ClassVar[tuple[str, ...]] = modules("tda")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.views != 1:
             kept(self.views, self.share)
         if min(self.positive_shots, self.negative_shots) < 1:
             raise ValueError(
                 f"caches hold at least one image per class, found {self.positive_shots} and {self.negative_shots} shots"
             )
-        check_prompts(self.prompts, self.templates)
-
-    def settings(self) -> dict[str, Any]:
-        """Teacher, prompts, constants, and the order of the images."""
-        return settings(self, "tda")
 
     def constants(self, dataset: Dataset) -> tuple[float, float]:
         """alpha and beta of the positive cache on this set. Raises FileNotFoundError where both are to come from data/published and
@@ -136,18 +122,14 @@ class TDA:
             float(known["beta"]) if self.beta is None else self.beta,
         )
 
-    def _prompts(self, dataset: Dataset) -> Sequence[str]:
-        if self.prompts == "original" and "prompts" in (known := configuration(dataset.name)):
-            return templates(known["prompts"])
-        return self.templates or dataset.templates
-
-    def prompts_used(self, dataset: Dataset) -> str:
-        """Which prompts a row on this set has, in words."""
-        return describe(self._prompts(dataset))
+    def released(self, dataset: Dataset) -> Sequence[str]:
+        """The prompts of the release on this set."""
+        known = configuration(dataset.name)
+        return templates(known["prompts"]) if "prompts" in known else dataset.templates
 
     def data_identity(self, dataset: Dataset) -> dict[str, Any]:
         """What is read from data/published for this set: records of other values are others."""
-        return {"constants": list(self.constants(dataset)), "prompts": sha256_of(list(self._prompts(dataset)))}
+        return {"constants": list(self.constants(dataset)), "prompts": sha256_of(list(self.prompts_for(dataset)))}
 
     def prepare(self, dataset: Dataset) -> None:
         """With one view: encode the dataset into the cache, before many processes ask for it."""
@@ -160,7 +142,7 @@ class TDA:
 
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """Both caches start empty. The seed draws the views, so it has no effect with one."""
-        text, scale = classifier(self.teacher, dataset, self._prompts(dataset)), self.teacher.logit_scale
+        text, scale = self.text(dataset), self.teacher.logit_scale
         alpha, beta = self.constants(dataset)
         classes, width = text.shape
         if classes < 2:
@@ -182,7 +164,8 @@ class TDA:
             except STOPS:
                 raise
             except Exception as error:  # before the caches are touched
-                status[row], first = failure(error), first or error
+                reason = " ".join(f"error: {type(error).__name__}: {error}".split())
+                status[row], first = reason[:300], first or error
                 continue
             if not bool(logits.isfinite().all()):
                 status[row] = "non-finite feature"
@@ -206,9 +189,8 @@ class TDA:
         """(n, D) features of one image's views, and the milliseconds that another method's views saved. stored: (N, D) features
         of the images themselves, where one view is all."""
         if stored is None:
-            here = np.array([position])
-            seen = encoded(self.teacher, dataset, here, self.views, seed=seed, augmix=self.augmix, flip=self.flip)
-            return seen.features[0], float(seen.saved_milliseconds[0])
+            features, saved = self.seen(dataset, np.array([position]), seed)
+            return features[0], float(saved[0])
         own = torch.as_tensor(np.array(stored[position : position + 1])).float()
         if not bool(own.isfinite().all()):
             dataset.images[position]  # an image that cannot be read says so

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,10 +18,8 @@ from torch import Tensor, nn
 
 from apm.data.datasets import Dataset
 from apm.lockstep import caller_free
-from apm.methods.common import classifier, modules, outcome, settings
-from apm.methods.method import Predictions
-from apm.methods.registry import register
-from apm.methods.views import VIEWS, entropy, view_pixels
+from apm.methods.method import Predictions, WithPrompts, WithViews, outcome, register
+from apm.methods.views import entropy, view_pixels
 from apm.project import unknown
 from apm.teachers import Teacher
 
@@ -108,7 +105,7 @@ def adapt(
 
 @register("tent")
 @dataclass
-class Tent:
+class Tent(WithViews, WithPrompts):
     """TENT on the teacher's image tower. Episodic: parameters are reset after every image; the shared teacher is never touched.
 
     views: 64; one image gives no batch, so its views take the batch's place (TEST.BATCH_SIZE 200 images in cfgs/tent.yaml).
@@ -128,24 +125,17 @@ class Tent:
         `forward_and_adapt` in tent.py, which returns the scores of the very pass whose entropy it then lowers. There the step serves
         the next batch. Here parameters are reset after every image, so with one step these are the scores of no step at all: the
         teacher's own, or with BatchNorm those of `steps: 0`.
-    flip: False where the mirror image is another class or none. confidence: softmax over the scores after adaptation.
+    confidence: softmax over the scores after adaptation.
     Extra columns teacher_backward_passes: backward passes of the image tower per image; batch_statistics: 1 where features were
         normalised by the statistics of an image's views, else 0.
     """
 
-    teacher: Teacher
     name: str = "TENT"
-    views: int = VIEWS
     steps: int = 1
     learning_rate: float = 1e-3
     statistics: str = "batch"
     layers: str = "all"
     scores: str = "after"
-    augmix: bool = False
-    flip: bool = True
-    templates: tuple[str, ...] | None = None
-    online: ClassVar[bool] = False
-    modules: ClassVar[tuple[str, ...]] = modules("tent")
 
     def __post_init__(self) -> None:
         if self.views < 1 or self.steps < 0 or self.learning_rate <= 0:
@@ -153,23 +143,16 @@ class Tent:
                 "views must be at least 1, steps at least 0 and learning_rate positive, found "
                 f"{self.views}, {self.steps} and {self.learning_rate}"
             )
-        if self.statistics not in STATISTICS:
-            raise unknown("statistics", self.statistics, STATISTICS)
-        if self.layers not in LAYERS:
-            raise unknown("layers", self.layers, tuple(LAYERS))
-        if self.scores not in SCORES:
-            raise unknown("scores", self.scores, SCORES)
+        for option, known in (("statistics", STATISTICS), ("layers", LAYERS), ("scores", SCORES)):
+            if (chosen := getattr(self, option)) not in known:
+                raise unknown(option, chosen, known)
         if self.steps == 0 and self.statistics == "running":
             raise ValueError("TENT without a step and with the statistics of training changes nothing: it is zero-shot")
-
-    def settings(self) -> dict[str, Any]:
-        """Teacher, prompts, views and optimiser."""
-        return settings(self, "tent")
 
     @caller_free()
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """One class per image; raises ValueError for a tower without normalisation layers."""
-        text, scale = classifier(self.teacher, dataset, self.templates), self.teacher.logit_scale
+        text, scale = self.text(dataset), self.teacher.logit_scale
         tower = Tower(self.teacher, self.statistics, self.layers)
         rows, passes = [], 0
         for position in positions:

@@ -13,12 +13,10 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -52,7 +50,7 @@ def views(
     """n views of an image (H, W, 3) uint8: the image itself, and n - 1 random crops (size, size, 3) uint8 of it.
 
     A crop covers 8 to 100 % of the image, is between 3/4 and 4/3 as wide as high, is resized bilinearly to `size` (default:
-    the image's shorter side; `encode_views` takes the teacher's) and mirrored with probability 1/2.
+    the image's shorter side; `encoded` takes the teacher's) and mirrored with probability 1/2.
     augmix: put every crop through AugMix's chains, as TPT does on its ten fine-grained sets and not on ImageNet's variants.
         Its pixels are rounded to 8 bits here; TPT mixes the normalised images, which is the same but for that rounding.
     flip: as published. Where the mirror image is another class or none, such as digits, pass False; the crops stay the same.
@@ -126,54 +124,25 @@ def _level(rng: np.random.Generator, limit: float) -> float:
     return float(rng.uniform(0.1, SEVERITY)) * limit / 10
 
 
-def _sign(rng: np.random.Generator) -> int:
-    return -1 if rng.random() > 0.5 else 1
+def _signed(rng: np.random.Generator, limit: float) -> float:
+    return _level(rng, limit) * (-1 if rng.random() > 0.5 else 1)
 
 
 def _affine(view: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
     return view.transform(view.size, Image.Transform.AFFINE, coefficients, resample=Image.Resampling.BILINEAR)
 
 
-def _autocontrast(view: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return ImageOps.autocontrast(view)
-
-
-def _equalize(view: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return ImageOps.equalize(view)
-
-
-def _posterize(view: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return ImageOps.posterize(view, 4 - int(_level(rng, 4)))
-
-
-def _rotate(view: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return view.rotate(int(_level(rng, 30)) * _sign(rng), resample=Image.Resampling.BILINEAR)
-
-
-def _solarize(view: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return ImageOps.solarize(view, 256 - int(_level(rng, 256)))
-
-
-def _shear_x(view: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return _affine(view, (1, _level(rng, 0.3) * _sign(rng), 0, 0, 1, 0))
-
-
-def _shear_y(view: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return _affine(view, (1, 0, 0, _level(rng, 0.3) * _sign(rng), 1, 0))
-
-
-def _translate_x(view: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return _affine(view, (1, 0, int(_level(rng, view.width / 3)) * _sign(rng), 0, 1, 0))
-
-
-def _translate_y(view: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return _affine(view, (1, 0, 0, 0, 1, int(_level(rng, view.width / 3)) * _sign(rng)))
-
-
 # `augmentations` in TPT's data/augmix_ops.py: AugMix's operations without those that ImageNet-C tests
 OPERATIONS: tuple[Callable[[Image.Image, np.random.Generator], Image.Image], ...] = (
-    *(_autocontrast, _equalize, _posterize, _rotate, _solarize),
-    *(_shear_x, _shear_y, _translate_x, _translate_y),
+    lambda view, rng: ImageOps.autocontrast(view),
+    lambda view, rng: ImageOps.equalize(view),
+    lambda view, rng: ImageOps.posterize(view, 4 - int(_level(rng, 4))),
+    lambda view, rng: view.rotate(int(_signed(rng, 30)), resample=Image.Resampling.BILINEAR),
+    lambda view, rng: ImageOps.solarize(view, 256 - int(_level(rng, 256))),
+    lambda view, rng: _affine(view, (1, _signed(rng, 0.3), 0, 0, 1, 0)),  # shear along x
+    lambda view, rng: _affine(view, (1, 0, 0, _signed(rng, 0.3), 1, 0)),  # and y
+    lambda view, rng: _affine(view, (1, 0, int(_signed(rng, view.width / 3)), 0, 1, 0)),  # shift along x
+    lambda view, rng: _affine(view, (1, 0, 0, 0, 1, int(_signed(rng, view.width / 3)))),  # and y
 )
 
 
@@ -197,29 +166,11 @@ def view_pixels(
     return torch.cat([whole, teacher.transform(pictures[1:])]) if n > 1 else whole
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """The teacher's features of n views of N images."""
 
     features: Tensor  # (N, n, D) float32 on the teacher's device, not normalised
     saved_milliseconds: np.ndarray  # (N,) float32: what drawing and encoding took when another call did it, else 0
-
-
-def encode_views(
-    teacher: Teacher,
-    dataset: Dataset,
-    positions: np.ndarray | Sequence[int],
-    n: int,
-    *,
-    seed: int,
-    augmix: bool = False,
-    flip: bool = True,
-) -> Tensor:
-    """(N, n, D) float32, unit length: the teacher's features of n views of the images at N positions; view 0 is the image.
-
-    On the teacher's device. Raises as `views`; unreadable images raise `apm.data.datasets.UnreadableImage`.
-    """
-    return F.normalize(encoded(teacher, dataset, positions, n, seed=seed, augmix=augmix, flip=flip).features, dim=-1)
 
 
 def encoded(
@@ -233,7 +184,7 @@ def encoded(
     flip: bool = True,
     bicubic: bool = False,
 ) -> Encoded:
-    """As `encode_views`, not normalised, and with the time that sharing saved.
+    """The teacher's features of n views of the images at N positions; view 0 is the image. Raises as `views` and the dataset do.
 
     Every image's views are one batch, so rounding does not depend on the other images. Features stay in memory, up to
     CACHE_BYTES per process, for the next method that asks for the same (teacher, images, seed, n): methods that share views
@@ -247,55 +198,50 @@ def encoded(
             *(dataset.fingerprint, dataset.corruption, dataset.severity, int(dataset.indices[position])),
             *(int(seed), n, augmix, flip, bicubic),
         )
-        kept = _CACHE.get(key)
-        if kept is None:
+        found = _KEPT.get(key)
+        if found is None:
             start = time.perf_counter()
             image = dataset.images[int(position)]
             pixels = view_pixels(teacher, image, n, seed=seed, augmix=augmix, flip=flip, bicubic=bicubic)
             features = teacher.encode(pixels).feature.cpu()
-            _CACHE.put(key, features, 1e3 * (time.perf_counter() - start))
+            _KEPT.put(key, features, 1e3 * (time.perf_counter() - start))
         else:
-            features, saved[row] = kept
+            features, saved[row] = found
         rows.append(features)
     stacked = torch.stack(rows) if rows else torch.empty(0, n, teacher.width)
     return Encoded(stacked.to(teacher.device), saved)
 
 
-class _Cache:
+class _Kept:
     """Features (n, D) by key and the milliseconds they took; the least recently used go first."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0
-        self._kept: OrderedDict[tuple[Any, ...], tuple[Tensor, float]] = OrderedDict()
-        self._lock = threading.Lock()  # shards may be computed by several threads of one process
+        self.entries: OrderedDict[tuple[Any, ...], tuple[Tensor, float]] = OrderedDict()
+        self.lock = threading.Lock()  # shards may be computed by several threads of one process
 
     def get(self, key: tuple[Any, ...]) -> tuple[Tensor, float] | None:
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-            return self._kept.get(key)
+        with self.lock:
+            if key in self.entries:
+                self.entries.move_to_end(key)
+            return self.entries.get(key)
 
     def put(self, key: tuple[Any, ...], features: Tensor, milliseconds: float) -> None:
-        with self._lock:
-            if key not in self._kept:
-                self._kept[key] = (features, milliseconds)
+        with self.lock:
+            if key not in self.entries:
+                self.entries[key] = (features, milliseconds)
                 self.used += features.nbytes
             while self.used > self.limit:
-                _, (dropped, _) = self._kept.popitem(last=False)
-                self.used -= dropped.nbytes
-
-    def clear(self) -> None:
-        with self._lock:
-            self._kept.clear()
-            self.used = 0
+                self.used -= self.entries.popitem(last=False)[1][0].nbytes
 
 
-_CACHE = _Cache(CACHE_BYTES)
+_KEPT = _Kept(CACHE_BYTES)
 
 
 def forget() -> None:
     """Empty the features kept in memory, to measure a method's own time."""
-    _CACHE.clear()
+    global _KEPT
+    _KEPT = _Kept(CACHE_BYTES)
 
 
 # ------------------------------------------------------------------------------------------------------ which are sure

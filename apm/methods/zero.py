@@ -14,7 +14,6 @@ Prompts: "a photo of a {}." on every set (CTX in scripts/zero.sh); its flag --te
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,12 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apm.data.datasets import Dataset
-from apm.data.prompts import describe
-from apm.methods.common import check_prompts, classifier, modules, outcome, settings, single_or_own
-from apm.methods.method import Predictions
-from apm.methods.registry import register
-from apm.methods.views import VIEWS, confident, encoded, entropy, kept
-from apm.teachers import Teacher
+from apm.methods.method import Predictions, WithOriginalPrompts, WithViews, outcome, register
+from apm.methods.views import confident, entropy, kept
 
 HALF = 2.0**-10  # torch.finfo(torch.float16).eps: what the release divides cosines by for "zero" temperature
 
@@ -65,48 +60,29 @@ def vote(logits: Tensor, share: float, *, cosines: Tensor | None = None) -> int:
 
 @register("zero")
 @dataclass
-class Zero:
+class Zero(WithViews, WithOriginalPrompts):
     """ZERO. Episodic: every image by itself, nothing trained.
 
     views: 64, `num_views` (ttas/zero.py; 63 crops with mirroring and no AugMix: `MultiViewCropAndFlip` in data/augs.py).
     share: gamma = 0.3 (ttas/zero.py, "updated from the previous value of 0.1"; "e.g., 0.3" in the pseudo-code).
     soft_vote: False, votes at temperature zero as in the paper; True, as the release votes under autocast: cosines in float16 over
         2^-10 (`vote`). The views are selected in float32 either way.
-    prompts: "profile": `templates`, else the set's own; "original": the single prompt of the release.
-    flip: False where the mirror image is another class or none (`apm.methods.views.views`).
     confidence: the mean probability of the predicted class over the kept views, at the teacher's temperature; the vote's
         own share says nothing about calibration.
     """
 
-    teacher: Teacher
     name: str = "ZERO"
-    views: int = VIEWS
     share: float = 0.3
     soft_vote: bool = False
-    augmix: bool = False
-    flip: bool = True
-    templates: tuple[str, ...] | None = None
-    prompts: str = "profile"
-    online: ClassVar[bool] = False
-    modules: ClassVar[tuple[str, ...]] = modules("zero")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         kept(self.views, self.share)
-        check_prompts(self.prompts, self.templates)
-
-    def prompts_used(self, dataset: Dataset) -> str:
-        """Which prompts a row on this set has, in words."""
-        return describe(single_or_own(self, dataset))
-
-    def settings(self) -> dict[str, Any]:
-        """Teacher, prompts, views and share."""
-        return settings(self, "zero")
 
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """One class per image; the views are drawn from the seed and the image's pixels."""
-        text = classifier(self.teacher, dataset, single_or_own(self, dataset))
-        seen = encoded(self.teacher, dataset, positions, self.views, seed=seed, augmix=self.augmix, flip=self.flip)
-        cosines = F.normalize(seen.features, dim=-1) @ text.T  # (N, n, C)
+        features, saved = self.seen(dataset, positions, seed)
+        cosines = F.normalize(features, dim=-1) @ self.text(dataset).T  # (N, n, C)
         logits = self.teacher.logit_scale * cosines
         votes = [
             vote(one, self.share, cosines=half if self.soft_vote else None)
@@ -117,5 +93,5 @@ class Zero:
             torch.where(logits.isfinite().all(dim=1), means, torch.nan),
             prediction=torch.tensor(votes),
             teacher_passes=self.views,
-            saved_milliseconds=seen.saved_milliseconds,
+            saved_milliseconds=saved,
         )

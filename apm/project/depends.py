@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from apm.project import data_dir, located, results_dir
+from apm.project import data_dir, located, manifest, results_dir
 from apm.project import root as project_root
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -159,14 +159,12 @@ def reads_results(notebook: str) -> bool:
 
 def outputs(results: Path, notebook: str) -> list[Path]:
     """The files in a results folder that its manifest says a notebook made: numbers, tables, figures; the report its page."""
-    try:
-        made = json.loads((results / "manifest.json").read_text(encoding="utf-8"))["notebooks"][notebook]
-        files = [*(file for entry in made["entries"] for file in entry["files"]), *made.get("earlier", ())]
-    except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: the next run makes it anew
-        files = []
     numbers = results / "numbers" / f"{notebook}.csv"
     page = results / "report.html" if notebook.startswith("99_") else numbers
-    return [*(path for path in dict.fromkeys((numbers, page)) if path.is_file()), *(results / file for file in files)]
+    return [
+        *(path for path in dict.fromkeys((numbers, page)) if path.is_file()),
+        *(results / file for file in manifest.files(results, notebook)),
+    ]
 
 
 def state(root: Path, profile: str, notebook: Path) -> str:

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from apm.project import atomic_write, depends, locked, portable, profiles, results_dir, root
+from apm.project import atomic_write, depends, locked, manifest, portable, profiles, results_dir, root
 
 
 def run(notebook: str, profile: str) -> Path:
@@ -168,13 +168,11 @@ def _completed(results: Path, name: str, before: list[Path]) -> list[Path]:
 
     Only files that the manifest named are removed: others in the folder are somebody's own. Returns what the run published.
     """
-    from apm.analysis import numbers
-
-    if not (results / numbers.MANIFEST).is_file():
+    if not (results / manifest.NAME).is_file():
         return depends.outputs(results, name)
-    entries = numbers.manifest(results)["notebooks"].get(name, {"entries": []})["entries"]
+    entries = manifest.read(results)["notebooks"].get(name, {"entries": []})["entries"]
     earlier = {*before, *depends.outputs(results, name)}
-    numbers.note(results, name, entries, complete=True)
+    manifest.note(results, name, entries, complete=True)
     made = depends.outputs(results, name)
     for path in sorted(earlier - set(made)):
         if path.is_file() and path.resolve().is_relative_to(results.resolve()):

@@ -18,16 +18,19 @@ import atexit
 import functools
 import logging
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apm.project.identity import code_version
+from apm.runs import shards
+from apm.runs.shards import Shard
+
 if TYPE_CHECKING:
     from distributed import Client
-
-    from apm.runs.records import Shard
 
 PATIENCE = "20s"  # how long to wait for a scheduler's answer
 ATTEMPTS = 5  # how often a shard is given out again when its worker died
@@ -128,7 +131,7 @@ def certificates(folder: Path) -> dict[str, str]:
 
 
 def compute(
-    client: Client, shards: Sequence[Shard], method: Any, dataset: Any, teacher_method: Any, on_error: str
+    client: Client, missing: Sequence[Shard], method: Any, dataset: Any, teacher_method: Any, on_error: str
 ) -> Iterator[tuple[Shard, Any]]:
     """Compute shards on the workers, in any order: yields (shard, None) for one that was written, (shard, table) for one in
     which every image failed, which is not written.
@@ -141,7 +144,7 @@ def compute(
     job = (method, dataset, teacher_method, on_error, torch.get_num_threads())
     # as a task, not scattered: when the worker that holds it dies, the scheduler can make it again
     shared = client.submit(_keep, job, pure=False)
-    waiting = {client.submit(_work, shared, shard, pure=False): (shard, 1) for shard in shards}
+    waiting = {client.submit(_work, shared, shard, pure=False): (shard, 1) for shard in missing}
     finished = as_completed(waiting)
     for future in finished:
         shard, attempt = waiting.pop(future)
@@ -168,22 +171,14 @@ def _keep(job: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _work(job: tuple[Any, ...], shard: Shard) -> Any:
     """On a worker: one shard, from the method to its file."""
-    import platform
-
     import torch
 
-    from apm.runs import records
-
     method, dataset, teacher_method, on_error, threads = job
-    own = records.code_version(tuple(shard.settings["modules"]))
+    own = code_version(tuple(shard.settings["modules"]))
     if own != shard.settings["code"]:
         raise RuntimeError(
             f"the worker on {platform.node()} runs other code ({own[:12]}) than the run ({shard.settings['code'][:12]}): "
             "restart the workers from the same checkout"
         )
     torch.set_num_threads(threads)  # as where the run was started: rounding must not tell who computed a shard
-    table = records.compute(shard, method, dataset, teacher_method, on_error=on_error)
-    if records.every_image_failed(table):
-        return table
-    records.write(shard, table, method)
-    return None
+    return shards.make(shard, method, dataset, teacher_method, on_error=on_error)

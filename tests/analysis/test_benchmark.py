@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from test_baselines import Colour, noise
+from colours import Colour, noise
 
 from apm import methods
 from apm.analysis import benchmark, numbers, stats, tables

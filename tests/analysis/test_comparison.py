@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_baselines import Colour, noise, nothing_kept  # noqa: F401
+from colours import Colour, noise, nothing_kept  # noqa: F401
 
 from apm import methods, project
 from apm.analysis import benchmark, comparison, numbers, stats
@@ -169,7 +169,7 @@ def test_the_caller_says_what_an_image_with_an_error_does(tmp_path, monkeypatch:
             raise RuntimeError("no")
         return original(teacher, data, positions, *arguments, **options)
 
-    monkeypatch.setattr("apm.methods.zero.encoded", failing)
+    monkeypatch.setattr("apm.methods.method.encoded", failing)
     entries = comparison.parse([{"method": "zero", "views": 10}], Colour(), CONFIG)
     rows = comparison.run(entries, [noise(12)], folder=tmp_path)
     assert rows.loc[rows["prediction"] < 0, "sample"].tolist() == [4]

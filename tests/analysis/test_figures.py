@@ -3,37 +3,27 @@
 import base64
 import io
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import seaborn as sns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from apm.analysis import figures, stats, tables
-from apm.analysis.figures import (
-    accuracy_bars,
-    accuracy_over_iterations,
-    grid_rgb,
-    image_strip,
-    loss_curve,
-    save,
-    severity_curves,
-)
+from apm.analysis.figures import grid_rgb
 from apm.analysis.numbers import Number
 from apm.experiments.naming import PROBE
 
-matplotlib = pytest.importorskip("matplotlib")
-matplotlib.use("Agg")
 ANY = "any (upper bound, uses labels)"
 
 
 @pytest.fixture(autouse=True)
 def _close():
     yield
-    import matplotlib.pyplot as plt
-
     plt.close("all")
 
 
@@ -76,65 +66,56 @@ def labels(figure):
     return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
-def test_bars_have_the_heights_of_the_table(data):
-    figure, caption = accuracy_bars(data[1], chance=25.0)
-    axes = figure.axes[0]
-    heights = [
-        [bar.get_height() for bar in group]
-        for group in axes.containers
-        if len(group) == 5 and hasattr(group[0], "get_height")
+def marks(axes):
+    """Values and ends of the intervals of each errorbar."""
+    return [
+        (list(container[0].get_xdata()), [(s[0][0], s[1][0]) for s in container[2][0].get_segments()])
+        for container in axes.containers
     ]
-    for rule, shown in zip(("teacher", "final", "any"), heights, strict=True):
-        assert shown == list(data[1][rule])
-    assert [t.get_text() for t in axes.get_xticklabels()][:2] == ["digits-test", "fog 1"]
-    assert axes.get_ylabel() == "top-1 accuracy (%)"
+
+
+def test_bars_show_the_numbers_of_the_table(data):
+    figure, caption = figures.accuracy_bars(data[1], chance=25.0)
+    axes = figure.axes[0]
+    for rule, (values, ends) in zip(("teacher", "final", "any"), marks(axes), strict=True):
+        assert values == [cell.value for cell in data[1][rule]]
+        np.testing.assert_allclose(ends, [cell.bounds for cell in data[1][rule]])
+    assert [t.get_text() for t in axes.get_yticklabels()][:2] == ["digits-test", "fog 1"]
+    assert axes.containers[2][0].get_markerfacecolor() == "none"  # any: an upper bound
     assert labels(figure) == ["teacher (zero-shot)", "final", ANY, "chance (25.0 %)"]
-    assert "n = 40 images" in caption
-    assert "95 % intervals" in caption
-    assert "upper bound that uses the labels" in caption
+    for said in ("n = 40 images", "95 % intervals", "upper bound that uses the labels"):
+        assert said in caption
 
 
 def test_chance_is_one_line_or_a_mark_per_condition_where_it_differs(data):
-    figure, _ = accuracy_bars(data[1], chance=[25.0] * 5)
+    figure, _ = figures.accuracy_bars(data[1], chance=[25.0] * 5)
     assert labels(figure)[-1] == "chance (25.0 %)"
     chances = [25.0, 50.0, 10.0, 25.0, 25.0]
-    figure, _ = accuracy_bars(data[1], chance=chances)
+    figure, _ = figures.accuracy_bars(data[1], chance=chances)
     assert labels(figure)[-1] == "chance (10.0 to 50.0 %)"
-    marks = next(c for c in figure.axes[0].collections if str(c.get_label()).startswith("chance"))
-    segments = marks.get_segments()
-    assert [segment[0][1] for segment in segments] == chances
-    assert [segment.mean(axis=0)[0] for segment in segments] == pytest.approx(range(5))
-    with pytest.raises(ValueError, match="one for each of 5 conditions, found 2"):
-        accuracy_bars(data[1], chance=[25.0, 50.0])
+    found = next(c for c in figure.axes[0].collections if str(c.get_label()).startswith("chance"))
+    assert [segment[0][0] for segment in found.get_segments()] == chances
 
 
-def test_any_is_drawn_open_and_only_when_there_is_one(data):
-    frame, _ = data
-    plain = tables.summary(frame.assign(path=None))
-    figure, caption = accuracy_bars(plain)
+def test_any_is_drawn_only_when_there_is_one(data):
+    figure, caption = figures.accuracy_bars(tables.summary(data[0].assign(path=None)))
     assert labels(figure) == ["teacher (zero-shot)", "final"]
     assert "upper bound" not in caption
-    figure, _ = accuracy_bars(data[1], rules=("any",))
-    assert figure.axes[0].patches[0].get_facecolor()[3] == 0.0
 
 
-def test_bars_of_several_methods_need_a_choice(data):
-    both = pd.concat([data[1], data[1].assign(method="B")])
-    with pytest.raises(ValueError, match=r"found APM, B: pass method="):
-        accuracy_bars(both)
-    with pytest.raises(ValueError, match="unknown method 'C'"):
-        accuracy_bars(both, method="C")
-    with pytest.raises(ValueError, match="unknown counting rule 'best'"):
-        accuracy_bars(both, method="B", rules=("best",))
-    accuracy_bars(both, method="B")
+def test_figures_of_one_method_refuse_several(data):
+    both = [pd.concat([frame, frame.assign(method="B")]) for frame in data]
+    for draw, frame in ((figures.accuracy_bars, both[1]), (figures.accuracy_over_iterations, both[0])):
+        with pytest.raises(ValueError, match="one method, found APM, B"):
+            draw(frame)
 
 
 def test_severity_curves_start_at_the_clean_images(data):
-    figure, caption = severity_curves(data[1])
+    figure, caption = figures.severity_curves(data[1])
     panels = [axes for axes in figure.axes if axes.get_title()]
     assert [axes.get_title() for axes in panels] == ["fog", "snow"]
     line = next(line for line in panels[1].lines if line.get_label() == "final")
-    rows = data[1].set_index(["corruption", "severity"])["final"]
+    rows = data[1].set_index(["corruption", "severity"])["final"].map(float)
     assert list(line.get_xdata()) == [0, 1, 5]
     assert list(line.get_ydata()) == [rows["none", 0], rows["snow", 1], rows["snow", 5]]
     assert figure.get_supxlabel() == "severity (0: clean)"
@@ -142,16 +123,15 @@ def test_severity_curves_start_at_the_clean_images(data):
 
 
 def test_severity_curves_need_one_dataset_with_corruptions(data):
-    clean = data[1][data[1]["severity"] == 0]
     with pytest.raises(ValueError, match="clean rows only"):
-        severity_curves(clean)
+        figures.severity_curves(data[1][data[1]["severity"] == 0])
     with pytest.raises(ValueError, match="one dataset, found digits-test, other"):
-        severity_curves(pd.concat([data[1], data[1].assign(dataset="other")]))
+        figures.severity_curves(pd.concat([data[1], data[1].assign(dataset="other")]))
 
 
 def test_accuracy_over_iterations_ends_at_final_and_any(data):
     frame, _ = data
-    figure, caption = accuracy_over_iterations(frame, chance=25.0)
+    figure, caption = figures.accuracy_over_iterations(frame, chance=25.0)
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     final, ever, teacher = (stats.mean_accuracy(frame, rule).value for rule in ("final", "any", "teacher"))
     assert lines["final, had K been k"].get_ydata()[-1] == pytest.approx(final)
@@ -160,26 +140,73 @@ def test_accuracy_over_iterations_ends_at_final_and_any(data):
     assert list(lines[ANY].get_xdata()) == [1, 2, 3, 4, 5, 6]  # random weights do not count
     assert (np.diff(lines[ANY].get_ydata()) >= 0).all()
     assert "mean of 5 conditions; n = 40 images" in caption
-    with pytest.raises(ValueError, match="one method, found APM, B"):
-        accuracy_over_iterations(pd.concat([frame, frame.assign(method="B")]))
     with pytest.raises(ValueError, match="needs a method with iterations"):
-        accuracy_over_iterations(frame.assign(path=None))
+        figures.accuracy_over_iterations(frame.assign(path=None))
 
 
 def test_loss_curve_is_the_median_on_a_log_axis():
     losses = np.array([[1e-3, 1e-4, 1e-5], [3e-3, 3e-4, 3e-5], [2e-3, 2e-4, 2e-5], [1e-3, np.nan, np.nan]])
-    figure, caption = loss_curve(losses, target=1e-4)
+    figure, caption = figures.loss_curve(losses)
     axes = figure.axes[0]
     assert axes.get_yscale() == "log"
-    assert list(axes.lines[0].get_ydata()) == [2e-3, 2e-4, 2e-5]
-    assert "n = 3 images" in caption
-    assert "100-fold" in caption
-    assert "1 images with a non-finite loss are left out" in caption
-    assert "n = 1 image;" in loss_curve(losses[:1])[1]
-    with pytest.raises(ValueError, match=r"shape \(N, K \+ 1\).*found \(3,\)"):
-        loss_curve(losses[0])
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [2e-3, 2e-4, 2e-5])
+    for said in ("n = 3 images", "100-fold", "1 images with a non-finite loss are left out"):
+        assert said in caption
+    assert "n = 1 image;" in figures.loss_curve(losses[:1])[1]
     with pytest.raises(ValueError, match="none of 1 images"):
-        loss_curve(losses[3:])
+        figures.loss_curve(losses[3:])
+
+
+def test_steps_show_every_difference_with_our_intervals():
+    key = ["set", "reference"]
+    values = {"published": [1.5, -2.0], "ours": [0.5, 0.0, -1.0]}
+    frames = {
+        name: pd.DataFrame(
+            {"set": list("zyx")[: len(own)], "reference": "teacher", "n": [20, 30, 30][: len(own)]}
+            | {"step": [Number(v, v - 1, v + 2) if name == "ours" else Number(v) for v in own]}
+        ).set_index(key)
+        for name, own in values.items()
+    }
+    figure, caption = figures.steps(frames["published"], frames["ours"])
+    left, right = figure.axes
+    assert [t.get_text() for t in left.get_yticklabels()] == ["z", "y"]
+    assert marks(left)[0][0] == [1.5, -2.0]
+    assert marks(right) == [([0.5, 0.0, -1.0], [(-0.5, 2.5), (-1.0, 2.0), (-2.0, 1.0)])]
+    assert left.get_xlim() == right.get_xlim()
+    assert "n = 20 to 30 images per set" in caption
+
+
+def test_seen_and_named_shows_probe_teacher_student_and_chance():
+    table = pd.DataFrame({"n": [40, 40], "chance": [Number(50.0), Number(10.0)]}, index=["parity", "digits"])
+    for key, values in ((PROBE, [96, 98]), ("teacher (zero-shot)", [31, 97]), ("APM, final", [30, 97])):
+        table[key] = [Number(value, value - 5, value + 2) for value in values]
+    figure, caption = figures.seen_and_named(table)
+    assert [values for values, _ in marks(figure.axes[0])] == [[96, 98], [31, 97], [30, 97]]
+    assert "chance (10.0 to 50.0 %)" in labels(figure)
+    assert "n = 40 images per set" in caption
+
+
+def test_classes_over_the_iterations_have_a_colour_and_a_marker_each():
+    scores = np.linspace(0, 1, 12).reshape(4, 3)
+    figure, caption = figures.class_scores(scores, np.array([0.1, 0.9, 0.4]), ["a", "b", "c"])
+    lines = [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
+    assert [line.get_label() for line in lines] == ["b", "c", "a"]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 3
+    assert "marks at the right: the teacher's feature" in caption
+
+
+def test_image_strip_shows_every_image_with_its_title():
+    images = [np.full((4, 4, 3), i, dtype=np.uint8) for i in range(8)]
+    figure, caption = figures.image_strip(images, [f"k = {i}" for i in range(8)])
+    shown = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in shown] == [f"k = {i}" for i in range(8)]
+    assert "8 images, 4 x 4 px" in caption
+    assert all(spine.get_visible() for axes in shown for spine in axes.spines.values())  # white images have an edge
+    with pytest.raises(ValueError, match="at least one image"):
+        figures.image_strip([])
+
+
+# ----------------------------------------------------------------------------------------------------- features as colours
 
 
 def test_grid_rgb_shows_islands_as_colours():
@@ -208,39 +235,20 @@ def test_grid_rgb_edges():
     many = rng.normal(size=(5, 4, 4, 8))
     together = grid_rgb(many)
     np.testing.assert_allclose(grid_rgb(many[2], fit=many), together[2])  # shared colours
-    for bad, message in ((np.ones((2, 2)), "found"), (np.full((2, 2, 3), np.nan), "NaN")):
-        with pytest.raises(ValueError, match=message):
-            grid_rgb(bad)
-    with pytest.raises(ValueError, match="one width, found 8 and 3"):
-        grid_rgb(many, fit=np.ones((2, 3)))
     small = 1e-3 * (many[2] + 7)  # another size and place: in the range of fit a point, in its own the same picture
     np.testing.assert_allclose(grid_rgb(small, fit=many[2], own_range=True), grid_rgb(many[2]), atol=1e-9)
     assert np.ptp(grid_rgb(small, fit=many[2])) < 0.5
     assert (grid_rgb(np.full((2, 2, 8), 1 / 3), fit=many, own_range=True) == 0.5).all()  # rounding is no variation
 
 
-def test_image_strip_shows_every_image_with_its_title():
-    images = [np.full((4, 4, 3), i, dtype=np.uint8) for i in range(8)]
-    figure, caption = image_strip(images, [f"k = {i}" for i in range(8)])
-    shown = [axes for axes in figure.axes if axes.images]
-    assert len(shown) == 8
-    assert [axes.get_title() for axes in shown] == [f"k = {i}" for i in range(8)]
-    assert "8 images, 4 x 4 px" in caption
-    assert all(spine.get_visible() for axes in shown for spine in axes.spines.values())  # white images have an edge
-    image_strip([np.zeros((4, 4))])
-    with pytest.raises(ValueError, match="at least one image"):
-        image_strip([])
-    with pytest.raises(ValueError, match="expected 8 titles, one per image, found 1"):
-        image_strip(images, ["a"])
-    with pytest.raises(ValueError, match=r"found \(4, 4, 4\)"):
-        image_strip([np.zeros((4, 4, 4))])
+# ---------------------------------------------------------------------------------------------------------- saving, showing
 
 
 def test_saved_figures_repeat_byte_for_byte_without_dates(data, tmp_path):
     contents = []
     for folder in ("a", "b"):
-        figure, _ = severity_curves(data[1])
-        paths = save(figure, "curves", tmp_path / folder)
+        figure, _ = figures.severity_curves(data[1])
+        paths = figures.save(figure, "curves", tmp_path / folder)
         assert sorted(p.name for p in (tmp_path / folder).iterdir()) == ["curves.pdf", "curves.png"]
         contents.append({suffix: path.read_bytes() for suffix, path in paths.items()})
     assert contents[0] == contents[1]
@@ -255,7 +263,7 @@ def png(pixels):
 
 
 def test_a_plot_gets_a_palette_that_cannot_be_seen_and_a_photograph_keeps_its_colours(data):
-    figure, _ = severity_curves(data[1])
+    figure, _ = figures.severity_curves(data[1])
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     plot = buffer.getvalue()
@@ -274,12 +282,10 @@ def test_a_plot_gets_a_palette_that_cannot_be_seen_and_a_photograph_keeps_its_co
 
 
 def test_a_figure_is_shown_as_the_file_that_was_saved(tmp_path, monkeypatch):
-    import IPython.display
-
     shown = []
-    monkeypatch.setattr(IPython.display, "display", shown.append)
-    figure, _ = image_strip([np.zeros((2, 2))], size=2.0)
-    path = save(figure, "a", tmp_path)["png"]
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    figure, _ = figures.image_strip([np.zeros((2, 2))], size=2.0)
+    path = figures.save(figure, "a", tmp_path)["png"]
     figures.display(path, "A caption")
     picture, said = shown
     bundle, about = picture._repr_png_()
@@ -288,74 +294,19 @@ def test_a_figure_is_shown_as_the_file_that_was_saved(tmp_path, monkeypatch):
     assert said.data.strip() == "A caption"
 
 
-def test_save_refuses_paths_and_unwritable_folders(data, tmp_path):
-    figure, _ = image_strip([np.zeros((2, 2))])
+def test_save_refuses_paths_and_unwritable_folders(tmp_path):
+    figure, _ = figures.image_strip([np.zeros((2, 2))])
     with pytest.raises(ValueError, match="plain file name"):
-        save(figure, "a/b", tmp_path)
+        figures.save(figure, "a/b", tmp_path)
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match="file"):
-        save(figure, "a", tmp_path / "file")
+        figures.save(figure, "a", tmp_path / "file")
 
 
-def test_colours_are_of_the_colour_blind_safe_palette():
-    import seaborn as sns
-
-    assert set(figures.COLOURS.values()) <= set(sns.color_palette("colorblind").as_hex())
-    assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
-    assert list(figures.PALETTE) == sns.color_palette("colorblind").as_hex()
-
-
-def test_series_are_told_apart_by_colour_and_marker():
+def test_series_are_told_apart_by_colour_and_marker_and_colours_are_colour_blind_safe():
+    safe = sns.color_palette("colorblind").as_hex()
+    assert list(figures.PALETTE) == safe
+    assert set(figures.COLOURS.values()) <= set(safe)
     many = figures.series(20)
     assert len(set(many)) == 20
     assert {colour for colour, _ in many} == set(figures.PALETTE)
-
-
-def test_classes_over_the_iterations_have_a_colour_and_a_marker_each():
-    scores = np.linspace(0, 1, 12).reshape(4, 3)
-    figure, caption = figures.class_scores(scores, np.array([0.1, 0.9, 0.4]), ["a", "b", "c"])
-    lines = [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
-    assert [line.get_label() for line in lines] == ["b", "c", "a"]
-    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 3
-    assert "marks at the right: the teacher's feature" in caption
-
-
-# ------------------------------------------------------------------------------------------------- steps and named classes
-
-
-def test_steps_show_every_difference_with_our_intervals():
-    steps = [Number(value, value - 1, value + 2) for value in (0.5, 0.0, -1.0)]
-    key = ["set", "reference"]
-    published = pd.DataFrame(
-        {"set": ["A", "B"], "reference": "teacher", "step": [Number(1.5), Number(-2.0)]}
-    ).set_index(key)
-    ours = pd.DataFrame({"set": ["x", "y", "z"], "reference": "teacher", "n": [20, 30, 30], "step": steps}).set_index(
-        key
-    )
-    figure, caption = figures.steps(published, ours)
-    left, right = figure.axes
-    assert [t.get_text() for t in left.get_yticklabels()] == ["A", "B"]
-    np.testing.assert_allclose(left.lines[0].get_xdata(), [1.5, -2.0])
-    container = right.containers[0]
-    np.testing.assert_allclose(container[0].get_xdata(), [0.5, 0.0, -1.0])
-    segments = container[2][0].get_segments()
-    np.testing.assert_allclose([(s[0][0], s[1][0]) for s in segments], [(-0.5, 2.5), (-1.0, 2.0), (-2.0, 1.0)])
-    assert left.get_xlim() == right.get_xlim()
-    assert "n = 20 to 30 images per set" in caption
-    assert "without intervals" in caption
-    with pytest.raises(ValueError, match="found none"):
-        figures.steps(published.iloc[:0], ours)
-
-
-def test_seen_and_named_shows_probe_teacher_student_and_chance():
-    table = pd.DataFrame({"n": [40, 40], "chance": [Number(50.0), Number(10.0)]}, index=["parity", "digits"])
-    for key, values in ((PROBE, [96, 98]), ("teacher (zero-shot)", [31, 97]), ("APM, final", [30, 97])):
-        table[key] = [Number(value, value - 5, value + 2) for value in values]
-    figure, caption = figures.seen_and_named(table)
-    (axes,) = figure.axes
-    shown = [list(container[0].get_xdata()) for container in axes.containers]
-    assert shown == [[96, 98], [31, 97], [30, 97]]
-    assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"] == [50.0, 10.0]
-    assert "n = 40 images per set" in caption
-    with pytest.raises(ValueError, match="at least one set"):
-        figures.seen_and_named(table.iloc[:0])

@@ -1,6 +1,5 @@
 """Numbers keep their value, interval, n and kind until a table is shown; the manifest lists what a notebook made."""
 
-import json
 import math
 from pathlib import Path
 
@@ -8,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from apm import project
 from apm.analysis import numbers
 from apm.analysis.numbers import Number
 from apm.analysis.publish import Publisher
+from apm.project import manifest
 
 
 @pytest.fixture
@@ -72,6 +71,11 @@ def test_a_number_that_is_none_is_refused(options: dict, message: str) -> None:
         Number(1.5, **options)
 
 
+def test_numbers_are_ordered_by_value() -> None:
+    assert max(Number(1.0, 0.0, 9.0), Number(2.0)).value == 2.0
+    assert (pd.Series([Number(2.0, n=3)]) >= pd.Series([Number(2.0, n=4)])).all()
+
+
 def test_tidy_rows_hold_what_the_cells_hold_and_come_back_from_their_file(tmp_path: Path) -> None:
     rows = numbers.tidy(table(), "02_x", kinds={"loss": "loss", "verdict": "verdict"})
     path = numbers.write(rows, tmp_path / "x.csv")
@@ -112,7 +116,7 @@ def test_publish_writes_numbers_files_and_manifest_and_shows(folder: Path, capsy
     publish(table(), "02_x", "A caption", ["One note.", "", "Another."], kinds={"verdict": "verdict"})
     figure, _ = plt.subplots()
     publish(figure, "02_f", "A figure")
-    made = numbers.manifest(folder)["notebooks"]["02_corruptions"]
+    made = manifest.read(folder)["notebooks"]["02_corruptions"]
     assert not made["complete"]  # whoever ran the notebook to its end says so
     assert [(e["name"], e["kind"], e["caption"], e["notes"]) for e in made["entries"]] == [
         ("02_x", "table", "A caption", "One note. Another."),
@@ -133,30 +137,6 @@ def test_publish_refuses_a_name_of_another_notebook_and_one_used_before(folder: 
             publish(table(), name, "")
 
 
-def test_notebooks_that_end_side_by_side_share_the_manifest(folder: Path) -> None:
-    for notebook in ("02_corruptions", "01_natural_shifts"):
-        numbers.note(folder, notebook, [], complete=True)
-    assert list(numbers.manifest(folder)["notebooks"]) == ["01_natural_shifts", "02_corruptions"]
-
-
-@pytest.mark.parametrize(
-    ("body", "error", "message"),
-    [
-        (None, FileNotFoundError, "make reproduce"),
-        ("", ValueError, "cannot be read"),
-        ("[1]", ValueError, "cannot be read"),
-        ('{"version": 0, "notebooks": {}}', ValueError, "of version 0"),
-    ],
-)
-def test_a_manifest_that_is_none_is_said(tmp_path: Path, body: str | None, error: type, message: str) -> None:
-    if body is not None:
-        (tmp_path / numbers.MANIFEST).write_text(body)
-    with pytest.raises(error, match=message):
-        numbers.manifest(tmp_path)
-    numbers.note(tmp_path, "02_corruptions", [], complete=False)  # and is made anew by the next run
-    assert json.loads((tmp_path / numbers.MANIFEST).read_text())["version"] == numbers.VERSION
-
-
 def test_numbers_that_are_gone_are_said(folder: Path) -> None:
     Publisher("mini", "02_corruptions")(table(), "02_x", "")
     numbers.numbers_of(folder, "02_corruptions").unlink()
@@ -164,7 +144,3 @@ def test_numbers_that_are_gone_are_said(folder: Path) -> None:
         numbers.read(folder)
     with pytest.raises(ValueError, match="Did you mean '02_corruptions'"):
         numbers.read(folder, "02_corruption")
-
-
-def test_results_dir_is_the_one_that_is_published_into(folder: Path) -> None:
-    assert Publisher("mini", "02_corruptions").folder == folder == project.results_dir("mini")

@@ -11,7 +11,7 @@ from apm import project
 from apm.analysis import numbers, report, tables
 from apm.analysis.numbers import Number
 from apm.analysis.publish import Publisher
-from apm.project import profiles
+from apm.project import manifest, profiles
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,7 +90,7 @@ def test_nothing_published_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("APM_RESULTS", str(tmp_path / "empty"))
     with pytest.raises(FileNotFoundError, match="make reproduce"):
         report.write("mini")
-    numbers.note(tmp_path / "empty" / "mini", "02_corruptions", [], complete=True)
+    manifest.note(tmp_path / "empty" / "mini", "02_corruptions", [], complete=True)
     with pytest.raises(FileNotFoundError, match="make reproduce"):
         report.write("mini")
 

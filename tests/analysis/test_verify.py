@@ -1,6 +1,7 @@
 """`make verify` finds what changed, says where, and fails when it must."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ from apm import project
 from apm.analysis import numbers, verify
 from apm.analysis.numbers import Number
 from apm.analysis.publish import Publisher
+from apm.project import manifest
 
 
 def frame(value: float = 60.5, verdict: str = "holds", seconds: float = 3.0, word: str = "conv") -> pd.DataFrame:
@@ -35,7 +37,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def make(table: pd.DataFrame, *, complete: bool = True) -> None:
     publish = Publisher("mini", "02_corruptions")
     publish(table, "02_x", "caption", kinds=KINDS)
-    numbers.note(publish.folder, "02_corruptions", publish.entries, complete=complete)
+    manifest.note(publish.folder, "02_corruptions", publish.entries, complete=complete)
 
 
 def status() -> dict[str, str]:
@@ -155,7 +157,7 @@ def test_a_half_made_folder_is_not_judged_and_not_accepted(place: Path, capsys: 
 
 
 def test_without_results_or_expected_numbers_it_says_what_to_do(place: Path, capsys: pytest.CaptureFixture) -> None:
-    (project.results_dir("mini") / numbers.MANIFEST).unlink()
+    (project.results_dir("mini") / manifest.NAME).unlink()
     assert verify.main([]) == 2
     assert "make reproduce" in capsys.readouterr().err
     verify.path_of("mini").unlink()
@@ -163,45 +165,31 @@ def test_without_results_or_expected_numbers_it_says_what_to_do(place: Path, cap
     assert "make accept" in capsys.readouterr().err
 
 
-def spoiled(text: str, change: dict | None = None, cut: int = 0, kind: str = "") -> str:
+def head(text: str, **change: object) -> str:
     first, _, body = text.partition("\n")
-    head = json.loads(first.removeprefix(verify.HEAD)) | (change or {})
-    lines = body.splitlines()[: len(body.splitlines()) - cut]
-    body = "\n".join(lines) + "\n"
-    return f"{verify.HEAD}{json.dumps(head)}\n{body.replace('loss,', f'{kind},') if kind else body}"
+    return f"{verify.HEAD}{json.dumps(json.loads(first.removeprefix(verify.HEAD)) | change)}\n{body}"
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("spoiled", "message"),
     [
-        ({"change": {"profile": "paper"}}, "numbers of profile paper, not of mini"),
-        ({"change": {"version": 0}}, "of version 0"),
-        ({"cut": 2}, "cut off: expected 5 numbers, found 3"),
-        ({"kind": "lost"}, "unknown kind of number 'lost'"),
+        (lambda text: head(text, profile="paper"), "profile paper, not of 1 and mini"),
+        (lambda text: head(text, version=0), "of version 0"),
+        (lambda text: "\n".join(text.splitlines()[:-2]) + "\n", "cut off: expected 5 numbers, found 3"),
+        (lambda text: text[:-30], "cut off: expected 5 numbers, found 4"),  # within a row
+        (lambda text: text.replace("loss,", "lost,"), "unknown kind of number 'lost'"),
+        (lambda text: "table,row\n", "expected a first line"),
     ],
 )
 def test_an_expected_file_that_is_none_is_said_and_left_alone(
-    place: Path, options: dict, message: str, capsys: pytest.CaptureFixture
+    place: Path, spoiled: Callable[[str], str], message: str, capsys: pytest.CaptureFixture
 ) -> None:
     path = verify.path_of("mini")
-    path.write_text(spoiled(path.read_text(), **options))
+    path.write_text(spoiled(path.read_text()))
     before = path.read_bytes()
     assert verify.main([]) == 2
     assert message in capsys.readouterr().err
     assert path.read_bytes() == before
-
-
-def test_an_expected_file_cut_off_within_a_row_is_said(place: Path, capsys: pytest.CaptureFixture) -> None:
-    path = verify.path_of("mini")
-    path.write_text(path.read_text()[:-30])
-    assert verify.main([]) == 2
-    assert "cut off: expected 5 numbers, found 4" in capsys.readouterr().err
-
-
-def test_a_file_without_a_head_is_said(place: Path, capsys: pytest.CaptureFixture) -> None:
-    verify.path_of("mini").write_text("table,row\n")
-    assert verify.main([]) == 2
-    assert "expected a first line" in capsys.readouterr().err
 
 
 def test_the_audit_of_a_part_of_the_notebooks_is_not_judged(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +197,7 @@ def test_the_audit_of_a_part_of_the_notebooks_is_not_judged(place: Path, monkeyp
         publish = Publisher("mini", "08_claims_audit")
         publish(pd.DataFrame({"verdict": [verdict]}, index=["X"]), "08_claims", "")
         for notebook in notebooks:
-            numbers.note(publish.folder, notebook, publish.entries if notebook[:2] == "08" else [], complete=True)
+            manifest.note(publish.folder, notebook, publish.entries if notebook[:2] == "08" else [], complete=True)
 
     audit("holds", ["08_claims_audit"])
     make(frame())

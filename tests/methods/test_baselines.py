@@ -10,89 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from open_clip.transform import PreprocessCfg
+from colours import CONFIG, Colour, Tower, colours, dataset, noise, normed, nothing_kept, stored_features, units  # noqa: F401
 from torch import nn
 
 from apm import methods, teachers
 from apm import methods as baselines
 from apm.data import prompts
-from apm.data.datasets import Dataset, UnreadableImage
-from apm.methods import better_targets, common, mta, registry, tda, tent, views, zero
-from apm.model import APMConfig
+from apm.data.datasets import UnreadableImage
+from apm.methods import apm as student
+from apm.methods import method as room
+from apm.methods import mta, tda, tent, views, zero
+from apm.project.identity import RUN_MODULES, code_version
 from apm.runs import records
-from apm.teachers import Encoding
-from apm.ttt import TTTConfig
 
-
-class Tower(nn.Module):
-    """The mean red and green of an image, (n, 3, S, S) -> (n, 2), through layers."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, x):
-        return self.layers(x[:, :2].mean(dim=(2, 3)))
-
-
-class Colour:
-    """A teacher whose feature is the mean red and green of an image (n, 2), in 0..1; white images give no number."""
-
-    name, width, hash, precision, image_size = "colour", 2, "0" * 64, "fp32", 8
-    device, logit_scale = torch.device("cpu"), 2.0
-    preprocess_config = PreprocessCfg(size=8)
-
-    def __init__(self, *layers: nn.Module, text=((1.0, 0.0), (0.0, 1.0))) -> None:
-        self.model = nn.Module()
-        self.model.visual = Tower(*layers).eval().requires_grad_(False)
-        self.text = torch.tensor(text)
-
-    def transform(self, images):
-        return torch.stack([torch.from_numpy(i.copy()).permute(2, 0, 1).float() / 255 for i in images])
-
-    def encode(self, images):
-        with torch.inference_mode():
-            feature = self.model.visual(images)
-            return Encoding(torch.where((images == 1).all(dim=(1, 2, 3))[:, None], torch.nan, feature).clone())
-
-    def text_features(self, classnames, templates):
-        return self.text.clone()
-
-    def probabilities(self, scores):
-        return (self.logit_scale * scores.float()).softmax(dim=-1)
-
-
-def colours(*rg: tuple[int, int]) -> Dataset:
-    """Images of one colour each (red, green, 0): every crop has the image's own feature."""
-    images = np.zeros((len(rg), 8, 8, 3), dtype=np.uint8)
-    images[..., :2] = np.array(rg)[:, None, None]
-    return dataset(images)
-
-
-def dataset(images: np.ndarray) -> Dataset:
-    n = len(images)
-    print_of = f"{hash(images.tobytes()):x}"
-    return Dataset("toy", images, np.arange(n) % 2, ("ant", "bee"), ("a {}",), print_of, np.arange(n))
-
-
-def noise(n: int = 6) -> Dataset:
-    """Images in which the colour changes from place to place, so that crops differ."""
-    coarse = np.random.default_rng(5).integers(0, 256, (n, 2, 2, 3), dtype=np.uint8)
-    return dataset(coarse.repeat(4, axis=1).repeat(4, axis=2))
-
-
-def normed(tower: type[Tower] = Tower) -> Colour:
-    """A teacher with a normalisation layer between fixed random maps."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        teacher = Colour()
-        teacher.model.visual = tower(nn.Linear(2, 4), nn.LayerNorm(4), nn.Linear(4, 2)).eval().requires_grad_(False)
-    return teacher
-
-
-CONFIG = TTTConfig(
-    APMConfig(grid=(2, 2), patch=4, hidden=(16, 8), width=2, position_width=8), iterations=12, learning_rate=5e-3
-)
 NAMES = ("apm-views", "mta", "tda", "tent", "zero")
 
 
@@ -102,21 +32,6 @@ def build(name: str, teacher=None, /, **options):
     if name in ("apm-views", "mta", "tent", "zero"):
         options.setdefault("views", 10)
     return baselines.create(name, teacher or normed(), **options)
-
-
-@pytest.fixture(autouse=True)
-def nothing_kept(monkeypatch: pytest.MonkeyPatch):
-    def features(teacher, data):
-        rows = np.full((len(data.images), teacher.width), np.nan, dtype=np.float32)
-        for i in range(len(rows)):
-            try:
-                rows[i] = teacher.encode(teacher.transform([data.images[i]])).feature[0].numpy()
-            except UnreadableImage:  # as apm.teachers.features does
-                continue
-        return rows
-
-    views.forget()
-    monkeypatch.setattr(teachers, "features", features)
 
 
 # ------------------------------------------------------------------------------------------------------------- all of them
@@ -182,46 +97,39 @@ def test_an_image_without_a_feature_fails_alone(name: str) -> None:
 def test_settings_are_plain_and_change_with_the_options(name: str) -> None:
     method = build(name)
     json.dumps(method.settings())
-    file = {"apm-views": "better_targets"}.get(name, name)
-    assert method.modules == common.modules(file)
-    assert type(method).__module__ == f"apm.baselines.{file}"
+    assert method.modules == (*RUN_MODULES, "methods.views", f"methods.{'apm' if name == 'apm-views' else name}")
     for change in ({"flip": False}, {"augmix": True}, {"templates": ("the {}",)}, {"views": 20}):
         assert build(name, **change).settings() != method.settings(), change
     assert build(name, name="another row").settings() == method.settings()
 
 
 def test_another_methods_file_does_not_change_the_code_that_a_record_depends_on(tmp_path) -> None:
-    source = Path(records.__file__).parent
-    for module in [*records.RUN_MODULES, *(f"baselines/{p.stem}" for p in (source / "baselines").glob("*.py"))]:
-        (tmp_path / module).parent.mkdir(exist_ok=True, parents=True)
-        shutil.copy(source / f"{module}.py", tmp_path / f"{module}.py")
-    before = records.code_version(common.modules("zero"), tmp_path)
-    (tmp_path / "baselines" / "mine.py").write_text("VIEWS = 3")
-    (tmp_path / "baselines" / "mta.py").write_text("ROUNDS = 6")
-    records.code_version.cache_clear()
-    assert records.code_version(common.modules("zero"), tmp_path) == before
-    for own in ("zero", "views"):
-        with (tmp_path / "baselines" / f"{own}.py").open("a") as file:
-            file.write("\nCHANGED = 1\n")
-        records.code_version.cache_clear()
-        after = records.code_version(common.modules("zero"), tmp_path)
-        assert after != before, own
-        before = after
+    shutil.copytree(Path(methods.__file__).parents[1], tmp_path / "apm", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def version(changed: str) -> str:
+        with (tmp_path / "apm" / "methods" / f"{changed}.py").open("a") as file:
+            file.write(f"\nCHANGED = {changed!r}\n")
+        code_version.cache_clear()
+        return code_version(zero.Zero.modules, tmp_path / "apm")
+
+    before = code_version(zero.Zero.modules)
+    assert version("mta") == version("mine") == before
+    assert len({before, version("zero"), version("views"), version("method")}) == 4
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("zero", {"views": 10.5}, "option views of baseline 'zero': expected a whole number, found 10.5"),
+        ("zero", {"views": 10.5}, "Zero: views: expected a whole number, found 10.5"),
         ("zero", {"views": True}, "expected a whole number, found True"),
-        ("zero", {"share": "0.1"}, "option share of baseline 'zero': expected a number, found '0.1': write it without"),
+        ("zero", {"share": "0.1"}, "Zero: share: expected a number, found '0.1': write it without"),
         ("tent", {"learning_rate": "1e-3"}, "expected a number, found '1e-3'.*YAML reads 1e-3 as text"),
-        ("zero", {"flip": "no"}, "option flip of baseline 'zero': expected true or false, found 'no'"),
-        ("zero", {"name": 3}, "option name of baseline 'zero': expected text, found 3"),
+        ("zero", {"flip": "no"}, "Zero: flip: expected true or false, found 'no'"),
+        ("zero", {"name": 3}, "Zero: name: expected text, found 3"),
         ("tda", {"order_seed": 1.5}, "expected a whole number or null, found 1.5"),
         ("tda", {"entropy_between": (0.2,)}, "expected a list of 2, each a number"),
         ("zero", {"templates": "a {}"}, "expected a list, each text or null, found 'a {}'"),
-        ("tpt", {"coop": {"epochs": 1.5}}, "option epochs of baseline 'coop': expected a whole number, found 1.5"),
+        ("tpt", {"coop": {"epochs": 1.5}}, "CoOp: epochs: expected a whole number, found 1.5"),
         ("tpt", {"coop": "digits-train"}, "expected a mapping or null"),
     ],
 )
@@ -257,8 +165,8 @@ def test_unknown_names_and_options_list_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown option of baseline 'zero' 'veiws'.*Did you mean 'views'"):
         baselines.create("zero", Colour(), veiws=3)
     with pytest.raises(ValueError, match="'zero' is taken by"):
-        registry.register("zero")(tda.TDA)
-    assert registry.register("zero")(zero.Zero) is zero.Zero  # loaded twice: no error
+        methods.register("zero")(tda.TDA)
+    assert methods.register("zero")(zero.Zero) is zero.Zero  # loaded twice: no error
     assert set(NAMES) <= set(baselines.REGISTRY)
 
 
@@ -369,7 +277,7 @@ def test_the_soft_vote_is_that_of_float16() -> None:
     assert np.array_equal(hard, soft)  # far from any tie
     teacher = Colour(text=[unit(44.9)[0].tolist(), unit(45.1)[0].tolist()])
     hard, soft = (build("zero", teacher, soft_vote=s).predict(data, places, 0).prediction for s in (False, True))
-    cosines = views.encode_views(teacher, data, places, 10, seed=0) @ teacher.text.T
+    cosines = units(teacher, data, places, 10) @ teacher.text.T
     assert soft.tolist() == [plain_zero(one.tolist(), 2.0, 0.3) for one in cosines]
     assert not np.array_equal(hard, soft)
 
@@ -433,14 +341,6 @@ def test_mode_and_inlierness_agree_with_the_definition_in_plain_numbers(weights:
     np.testing.assert_allclose(mode, expected_mode, atol=1e-5)
     np.testing.assert_allclose(inlierness, expected_y, atol=1e-5)
     assert inlierness[3] < inlierness[1]  # the views of the other class count less
-
-
-def test_symmetric_views_leave_the_mode_where_it_is() -> None:
-    mode, inlierness = mta.seek(unit(0, 30, -30), torch.zeros(3, 2, dtype=torch.float64))
-    np.testing.assert_allclose(mode, [1, 0], atol=1e-12)
-    # y = softmax((K + 4 * 1/2 * sum y) / 0.2) with K = 1 at the mode and exp(-d^2 / (2 * d^2 / 2)) = 1/e at the others
-    side = math.exp((math.exp(-1) - 1) / 0.2)
-    np.testing.assert_allclose(inlierness, np.array([1, side, side]) / (1 + 2 * side), rtol=1e-9)
 
 
 def test_views_that_are_all_alike_make_mta_zero_shot() -> None:
@@ -569,7 +469,7 @@ def test_any_error_on_one_image_leaves_the_stream_as_if_it_were_not_there(
         return call
 
     if number_of_views > 1:
-        monkeypatch.setattr(tda, "encoded", failing(views.encoded))
+        monkeypatch.setattr(room, "encoded", failing(views.encoded))
     else:
         original = tda.TDA._seen
 
@@ -602,15 +502,6 @@ def test_mistakes_in_code_and_errors_on_every_image_of_an_online_method_are_rais
         monkeypatch.setattr(tda.TDA, "_seen", broken)
         with pytest.raises(type(error), match=str(error)):
             build("tda", Colour()).predict(noise(), np.arange(6), 0)
-
-
-def test_tda_with_views_averages_the_confident_ones() -> None:
-    method = build("tda", Colour(), views=4, share=0.5)
-    features, text = unit(0, 5, 45, 50).float(), torch.eye(2)
-    feature, logits, probabilities = method._seen(features, text, 2.0)
-    torch.testing.assert_close(feature, features[:2].mean(dim=0))  # those near 45 degrees are unsure
-    torch.testing.assert_close(logits, 2 * features[:2].mean(dim=0))
-    torch.testing.assert_close(probabilities, (2 * features[:2]).softmax(dim=-1).mean(dim=0))
 
 
 # ------------------------------------------------------------------------------------------------------------------- TENT
@@ -757,9 +648,9 @@ def test_a_tower_without_normalisation_layers_cannot_be_tented() -> None:
 def test_the_target_is_the_mean_over_the_confident_views() -> None:
     features = unit(0, 10, 45).float() * torch.tensor([[1.0], [3.0], [5.0]])
     text = torch.eye(2)
-    mean = better_targets.mean_target(features, text, 2.0, 0.67, unit=True)  # two of three, not the one in between
+    mean = student.mean_target(features, text, 2.0, 0.67, unit=True)  # two of three, not the one in between
     torch.testing.assert_close(mean, unit(0, 10).float().mean(dim=0))
-    long = better_targets.mean_target(features, text, 2.0, 0.67, unit=False)
+    long = student.mean_target(features, text, 2.0, 0.67, unit=False)
     torch.testing.assert_close(long, features[:2].mean(dim=0))
 
 
@@ -770,13 +661,6 @@ def test_one_view_is_the_apm_of_the_paper_exactly() -> None:
     for field in ("prediction", "path", "first_loss", "last_loss", "minimum_loss_prediction", "status"):
         assert np.array_equal(getattr(ours, field), getattr(theirs, field)), field
     assert (ours.extra["teacher_passes"] == 1).all()
-
-
-def test_half_precision_features_of_one_view_train_the_student(monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = teachers.features
-    monkeypatch.setattr(teachers, "features", lambda teacher, data: stored(teacher, data).astype(np.float16))
-    said = build("apm-views", Colour(), views=1).predict(noise(), np.arange(6), 0)
-    assert said.status == ["ok"] * 6
 
 
 def test_the_target_has_a_confidence_and_a_time_of_its_own() -> None:
@@ -793,7 +677,7 @@ def test_more_views_give_the_student_another_target() -> None:
     teacher, data = Colour(), noise()
     method = build("apm-views", teacher, views=10, share=0.3)
     targets, _ = method.targets(data, np.arange(6), 0)
-    seen = views.encode_views(teacher, data, np.arange(6), 10, seed=0)
+    seen = units(teacher, data, np.arange(6), 10)
     expected = [one[views.confident(2 * one, 0.3)].mean(dim=0) for one in seen]
     torch.testing.assert_close(targets, torch.stack(expected))
     said = method.predict(data, np.arange(6), 0)

@@ -116,7 +116,7 @@ def test_augmix_mixes_what_its_operations_make_and_leaves_the_image_alone() -> N
 
 def test_features_are_of_unit_length_and_those_of_the_image_come_first() -> None:
     teacher, data = Colour(), toy()
-    seen = views.encode_views(teacher, data, np.array([2, 0]), 5, seed=0)
+    seen = torch.nn.functional.normalize(views.encoded(teacher, data, [2, 0], 5, seed=0).features, dim=-1)
     assert seen.shape == (2, 5, 2)
     torch.testing.assert_close(seen.norm(dim=-1), torch.ones(2, 5))
     for row, position in enumerate((2, 0)):
@@ -143,7 +143,7 @@ def test_the_teacher_is_asked_once_per_seed_count_and_condition() -> None:
 
 
 def test_memory_for_features_is_bounded_and_the_least_recently_used_go_first() -> None:
-    cache = views._Cache(limit=2 * 8)
+    cache = views._Kept(limit=2 * 8)
     for key in ("a", "b"):
         cache.put((key,), torch.zeros(2), 1.0)
     assert cache.get(("a",)) is not None

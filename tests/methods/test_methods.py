@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from open_clip.transform import PreprocessCfg
+from colours import stored_features
+from fakes import FakeTeacher
 from PIL import Image
 
 from apm import methods, teachers, ttt
@@ -19,29 +20,9 @@ from apm.ttt import TTTConfig
 CLASSES = ("ant", "bee", "cow")
 
 
-class FakeTeacher:
-    """A teacher whose feature is a fixed linear map of the mean colour of image quarters: no training, no download."""
-
-    logit_scale = 10.0
-    logit_bias = None
-    probabilities = teachers.Teacher.probabilities
-    preprocess_config = PreprocessCfg(size=16)
-    name, width, hash, device, mean, std = "fake", 12, "0" * 64, torch.device("cpu"), (0.5,) * 3, (0.5,) * 3
-
-    def text_features(self, classnames, templates):
-        g = torch.Generator().manual_seed(len(templates))
-        return torch.nn.functional.normalize(torch.randn(len(classnames), 12, generator=g), dim=-1)
-
-    def features(self, dataset):
-        quarters = np.stack(
-            [[i[a : a + 8, b : b + 8].mean((0, 1)) for a in (0, 8) for b in (0, 8)] for i in dataset.images]
-        )
-        return (quarters.reshape(len(quarters), 12) / 255 - 0.5).astype(np.float32)
-
-
 @pytest.fixture
 def teacher(monkeypatch: pytest.MonkeyPatch) -> FakeTeacher:
-    monkeypatch.setattr(teachers, "features", lambda teacher, dataset: teacher.features(dataset))
+    stored_features(monkeypatch, lambda teacher, dataset: teacher.features(dataset))
     return FakeTeacher()
 
 
@@ -57,7 +38,7 @@ CONFIG = TTTConfig(APMConfig(grid=(4, 4), patch=4, hidden=(32, 16), width=12), i
 
 
 def test_the_released_protocol_leaves_an_unreadable_image_out_of_its_sequence(
-    teacher: FakeTeacher, data: Dataset
+    teacher: FakeTeacher, data: Dataset, tmp_path: Path
 ) -> None:
     class Broken(list):
         def __getitem__(self, i):
@@ -67,18 +48,18 @@ def test_the_released_protocol_leaves_an_unreadable_image_out_of_its_sequence(
 
     config = dataclasses.replace(CONFIG, protocol="as_released", decay_every=40)
     method, broken = methods.APM(teacher, config), dataclasses.replace(data, images=Broken(data.images))
-    found = method.predict(broken, np.arange(8), 0)
-    others = np.array([0, 1, 2, 3, 5, 6, 7])
+    with pytest.raises(records.RecordError, match=r"failed on image 4 of 'toy': UnreadableImage: .*img4.jpg"):
+        records.run(method, broken, folder=tmp_path)
+    found = records.run(method, broken, folder=tmp_path, on_error="record")
+    others = np.array([i for i in range(12) if i != 4])
     expected = method.predict(data, others, 0)  # the sequence without it
-    assert found.status[4].startswith("error: UnreadableImage: cannot read the image img4.jpg")
-    assert found.prediction[4] == -1
-    assert np.isnan(found.last_loss[4])
-    assert np.array_equal(found.path[others], expected.path)
-    assert np.array_equal(found.last_loss[others], expected.last_loss)
-    assert np.array_equal(found.extra["confidence"][others], expected.extra["confidence"])
-    assert np.isnan(found.extra["confidence"][4])
-    nothing = method.predict(broken, np.array([4]), 0)
-    assert (nothing.prediction == -1).all()
+    assert found["status"][4].startswith("error: UnreadableImage: cannot read the image img4.jpg")
+    assert found["prediction"][4] == -1
+    assert np.isnan(found["last_loss"][4])
+    assert np.isnan(found["confidence"][4])
+    assert found["path"][others].map(list).tolist() == expected.path.tolist()
+    assert np.array_equal(found["last_loss"][others], expected.last_loss)
+    assert np.array_equal(found["confidence"][others], expected.extra["confidence"])
 
 
 def test_zero_shot_takes_the_class_of_largest_cosine(teacher: FakeTeacher, data: Dataset) -> None:
@@ -221,18 +202,12 @@ def test_a_student_that_does_not_fit_teacher_or_images_is_refused(
 # ------------------------------------------------------------------------------------------------ how sure, and at what cost
 
 
-def test_confidence_is_the_softmax_at_the_teachers_temperature(teacher: FakeTeacher) -> None:
-    scores = torch.tensor([[0.1, 0.3, 0.2], [0.0, 0.0, 0.0]])
-    said = methods.confidence(teacher, scores, torch.tensor([1, -1]))
-    by_hand = np.exp(3.0) / (np.exp(1.0) + np.exp(3.0) + np.exp(2.0))
-    assert said["confidence"][0] == pytest.approx(by_hand)
-    assert np.isnan(said["confidence"][1])  # a failure
-    assert said["teacher_passes"].tolist() == [1.0, 1.0]
-
-
-def test_both_methods_say_how_sure_they_are(teacher: FakeTeacher, data: Dataset) -> None:
-    zero_shot = methods.ZeroShot(teacher).predict(data, np.arange(4), 0)
-    scores = methods.ZeroShot(teacher).scores(data, np.arange(4))
-    np.testing.assert_allclose(zero_shot.extra["confidence"], (10.0 * scores).softmax(-1).max(-1).values, rtol=1e-5)
-    trained = methods.APM(teacher, CONFIG).predict(data, np.arange(4), 0)
-    assert ((trained.extra["confidence"] > 0) & (trained.extra["confidence"] <= 1)).all()
+def test_an_outcome_has_the_probability_of_what_is_predicted_and_fails_where_that_is_no_number() -> None:
+    probabilities = torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.3, 0.3], [0.2, torch.nan, 0.3], [0.8, 0.1, 0.1]])
+    said = methods.outcome(probabilities, teacher_passes=3, status=["ok", "ok", "ok", "lost"], prediction=None)
+    assert said.prediction.tolist() == [1, 0, -1, -1]
+    assert said.status == ["ok", "ok", "non-finite class scores", "lost"]
+    np.testing.assert_allclose(said.extra["confidence"], [0.5, 0.4, np.nan, np.nan])
+    assert said.extra["teacher_passes"].tolist() == [3.0] * 4
+    other = methods.outcome(probabilities[:2], teacher_passes=1, prediction=torch.tensor([2, 2]))
+    np.testing.assert_allclose(other.extra["confidence"], [0.3, 0.3])

@@ -11,12 +11,14 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from colours import units
 
 from apm import methods as baselines
-from apm import project, teachers
+from apm import teachers
 from apm.data import corruptions, datasets
 from apm.data.datasets import Dataset
-from apm.methods import common, prompt_tuning, views
+from apm.methods import method as room
+from apm.methods import prompt_tuning, views
 from apm.methods.prompt_tuning import CoOp, Prompts
 from apm.runs import records
 
@@ -35,9 +37,7 @@ def teacher() -> teachers.Teacher:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(project, "cache_dir", lambda: tmp_path)
-    monkeypatch.setattr(prompt_tuning, "cache_dir", lambda: tmp_path)
-    monkeypatch.setattr(teachers, "cache_dir", lambda: tmp_path)
+    monkeypatch.setenv("APM_CACHE", str(tmp_path))
     views.forget()
     prompt_tuning._load.cache_clear()
 
@@ -48,10 +48,20 @@ def noise(n: int = 6, name: str = "toy", seed: int = 5) -> Dataset:
     return Dataset(name, images, np.arange(n) % 3, NAMES, TEMPLATE, print_of, np.arange(n))
 
 
+def known(monkeypatch: pytest.MonkeyPatch, name: str, load) -> None:
+    """A data set of that name exists, and is what load() returns."""
+    other, names = datasets.load, datasets.names()
+    monkeypatch.setattr(
+        datasets, "load", lambda wanted, **options: load() if wanted == name else other(wanted, **options)
+    )
+    monkeypatch.setattr(datasets, "names", lambda: [*names, name])
+    prompt_tuning._load.cache_clear()
+
+
 @pytest.fixture
 def toy_train(monkeypatch: pytest.MonkeyPatch) -> Dataset:
     split = noise(9, "toy-train", seed=6)
-    monkeypatch.setitem(datasets._LOADERS, "toy-train", lambda root=None, seed=0: split)
+    known(monkeypatch, "toy-train", lambda: split)
     return split
 
 
@@ -124,7 +134,7 @@ def test_tpt_predicts_by_the_tuned_prompt_and_forgets_it(teacher: teachers.Teach
     said = method.predict(data, np.arange(6), seed=0)
     own = Prompts(teacher, NAMES, "a photo of a")
     for row in (0, 3):
-        seen = views.encode_views(teacher, data, [row], 10, seed=0)[0]
+        seen = units(teacher, data, [row], 10)[0]
         vectors = prompt_tuning.tune(own, own.start, seen, teacher.logit_scale, share=0.1, steps=1, rate=5e-3)
         probabilities = (teacher.logit_scale * own.features(vectors) @ seen[0]).softmax(dim=-1)
         assert said.prediction[row] == int(probabilities.argmax())
@@ -144,7 +154,7 @@ def test_an_image_without_a_feature_fails_alone(teacher: teachers.Teacher, monke
         seen.features[1, 4] = torch.nan
         return seen
 
-    monkeypatch.setattr(prompt_tuning, "encoded", broken)
+    monkeypatch.setattr(room, "encoded", broken)
     said = baselines.create("tpt", teacher, views=10, augmix=False).predict(noise(3), np.arange(3), 0)
     assert said.prediction[1] == -1
     assert said.status[1] == "non-finite class scores"
@@ -186,30 +196,18 @@ def test_few_shots_of_every_class() -> None:
         prompt_tuning.few_shots(np.array([0, 2]), 1, seed=0)
 
 
-def test_the_first_epoch_of_coop_by_hand(teacher: teachers.Teacher) -> None:
+@pytest.mark.parametrize("n", [5, 40], ids=["fewer than a batch", "a batch of 32, 8 left over"])
+def test_the_first_epoch_of_coop_by_hand(teacher: teachers.Teacher, n: int) -> None:
     own = Prompts(teacher, NAMES, "a photo of a")
-    features = F.normalize(torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(2)), dim=-1)
-    labels = torch.tensor([0, 1, 2, 0, 1])
-    learned = prompt_tuning.learn(own, own.start, features, labels, 20.0, epochs=1, rate=2e-3, seed=0)
-    vectors = own.start.clone().requires_grad_()
-    logs = (20.0 * features[0] @ own.features(vectors).T).log_softmax(dim=-1)
-    (gradient,) = torch.autograd.grad(-logs[torch.arange(5), labels].mean(), vectors)
-    expected = own.start - 1e-5 * (
-        gradient + 5e-4 * own.start
-    )  # one batch, the warm-up's rate, weight decay in the gradient
-    torch.testing.assert_close(learned, expected, rtol=1e-5, atol=1e-7)
-
-
-def test_images_that_fill_no_batch_are_left_out_of_an_epoch(teacher: teachers.Teacher) -> None:
-    own = Prompts(teacher, NAMES, "a photo of a")
-    features = F.normalize(torch.randn(1, 40, 64, generator=torch.Generator().manual_seed(2)), dim=-1)
-    labels = torch.arange(40) % 3
-    seen = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:32]  # one batch of 32, 8 left over
+    features = F.normalize(torch.randn(1, n, 64, generator=torch.Generator().manual_seed(2)), dim=-1)
+    labels = torch.arange(n) % 3
+    seen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:32]
     learned = prompt_tuning.learn(own, own.start, features, labels, 20.0, epochs=1, rate=2e-3, seed=0)
     vectors = own.start.clone().requires_grad_()
     logs = (20.0 * features[0, seen] @ own.features(vectors).T).log_softmax(dim=-1)
-    (gradient,) = torch.autograd.grad(-logs[torch.arange(32), labels[seen]].mean(), vectors)
-    torch.testing.assert_close(learned, own.start - 1e-5 * (gradient + 5e-4 * own.start), rtol=1e-5, atol=1e-8)
+    (gradient,) = torch.autograd.grad(-logs[torch.arange(len(seen)), labels[seen]].mean(), vectors)
+    # one batch, the warm-up's rate, weight decay in the gradient
+    torch.testing.assert_close(learned, own.start - 1e-5 * (gradient + 5e-4 * own.start), rtol=1e-5, atol=1e-7)
 
 
 def test_coop_fits_its_shots_and_is_learned_once(teacher, toy_train: Dataset, tmp_path) -> None:
@@ -285,7 +283,7 @@ def test_the_training_split_is_read_once_and_never_by_predict(
     teacher, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path
 ) -> None:
     split, loads = noise(9, "toy-train", seed=6), []
-    monkeypatch.setitem(datasets._LOADERS, "toy-train", lambda root=None, seed=0: loads.append(1) or split)
+    known(monkeypatch, "toy-train", lambda: loads.append(1) or split)
     own = {"train": "toy-train", "shots": 1, "epochs": 2}
     options = own if name == "coop" else {"views": 10, "augmix": False, "coop": own}
     method = baselines.create(name, teacher, **options)
@@ -293,8 +291,7 @@ def test_the_training_split_is_read_once_and_never_by_predict(
     assert frame["shard"].nunique() == 3
     assert len(loads) == 1
 
-    prompt_tuning._load.cache_clear()  # as in another process, which gets the method with what it has learned
-    monkeypatch.setitem(datasets._LOADERS, "toy-train", None)
+    known(monkeypatch, "toy-train", None)  # as in another process, which gets the method with what it has learned
     clone = copy.copy(method)
     clone.teacher = None
     coop = clone if name == "coop" else clone._coop
@@ -314,8 +311,7 @@ def test_other_training_images_are_another_identity(teacher, name: str, monkeypa
     found = []
     for seed in (6, 7):
         split = noise(9, "toy-train", seed=seed)
-        monkeypatch.setitem(datasets._LOADERS, "toy-train", lambda root=None, seed=0, split=split: split)
-        prompt_tuning._load.cache_clear()
+        known(monkeypatch, "toy-train", lambda split=split: split)
         method = baselines.create(name, teacher, **(own if name == "coop" else {"coop": own}))
         found.append((method.data_identity(noise()), method.settings()))
     assert found[0][0] != found[1][0]
@@ -332,19 +328,10 @@ def test_tpt_starts_from_what_coop_learned(teacher, toy_train: Dataset) -> None:
     said = both.predict(data, np.arange(2), seed=0)
     start = CoOp(teacher, train="toy-train", **options).vectors(data)
     own = Prompts(teacher, NAMES, "a photo of a")
-    seen = views.encode_views(teacher, data, [1], 10, seed=0)[0]
+    seen = units(teacher, data, [1], 10)[0]
     vectors = prompt_tuning.tune(own, start, seen, teacher.logit_scale, share=0.1, steps=1, rate=5e-3)
     probabilities = (teacher.logit_scale * own.features(vectors) @ seen[0]).softmax(dim=-1)
     assert said.extra["confidence"][1] == pytest.approx(float(probabilities.max()), rel=1e-4)
-
-
-def test_records_take_what_they_say(teacher, toy_train: Dataset, tmp_path) -> None:
-    for name, options in (("tpt", {"views": 10, "augmix": False}), ("coop", {"shots": 1, "epochs": 2})):
-        method = baselines.create(name, teacher, **options)
-        frame = records.run(method, noise(), folder=tmp_path / "records", shard_size=2)
-        assert frame["shard"].nunique() == 3
-        assert frame["confidence"].between(0, 1).all()
-        assert method.modules == common.modules("prompt_tuning")
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

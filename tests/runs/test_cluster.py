@@ -17,7 +17,7 @@ from apm import methods, teachers, ttt
 from apm.analysis import tables
 from apm.data import datasets
 from apm.model import preset
-from apm.runs import cluster, records
+from apm.runs import cluster, records, shards
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,7 +91,7 @@ def test_what_a_worker_raises_is_raised_here(workers, job, tmp_path: Path, monke
 def test_workers_with_other_code_are_refused(workers, job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     method, data, _ = job
     monkeypatch.setattr(cluster, "current", lambda: workers)
-    monkeypatch.setattr(records, "code_version", lambda modules=(): "0" * 64)  # here, not on the workers
+    monkeypatch.setattr(shards, "code_version", lambda modules=(): "0" * 64)  # here, not on the workers
     with pytest.raises(RuntimeError, match="runs other code"):
         records.run(method, data, folder=tmp_path, shard_size=32)
 
@@ -131,7 +131,7 @@ def test_nobody_outside_this_machine_reaches_the_local_cluster(workers) -> None:
     assert {place for places in listening.values() for place in places} == {"127.0.0.1"}
 
 
-CONNECT = "from apm import cluster; client = cluster.current(); print(client.submit(sum, [1, 2]).result())"
+CONNECT = "from apm.runs import cluster; client = cluster.current(); print(client.submit(sum, [1, 2]).result())"
 
 
 def connect(address: str, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -179,18 +179,6 @@ def test_a_scheduler_over_tls_lets_in_who_has_its_certificate_and_nobody_else(tm
         for process in started:
             process.kill()
             process.wait()
-
-
-def test_certificates_without_openssl_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="openssl is not installed"):
-        cluster.certificates(tmp_path / "x")
-
-
-def test_the_example_for_slurm_uses_tls_with_certificates_of_its_own() -> None:
-    text = (ROOT / "examples" / "slurm.py").read_text()
-    assert re.search(r'protocol="tls://",\s+security=Security\(require_encryption=True\)', text)
-    assert "certificates(Path(folder))" in text
 
 
 def test_jupyterlab_is_for_this_machine_and_keeps_its_token() -> None:

@@ -1,0 +1,416 @@
+"""One shard: some images of one (dataset, corruption, severity, method, seed), from the plan to its file.
+
+A shard's file name ends in the hash of everything that determines its predictions (the method's settings with the teacher's
+hash, the data's fingerprint, the images, the seed, the code). So a shard that exists under its name *is* the result: a rerun
+reads it, a changed setting makes another. It is written to a temporary file and renamed: a killed run leaves whole shards only.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from apm import project
+from apm.project.identity import RUN_MODULES, STOPS, code_version, libraries
+
+FORMAT = 3  # raise when rows change their meaning: older shards are then made again
+PACKAGES = (
+    *("torch", "torchvision", "open_clip_torch", "timm", "numpy", "scipy", "pandas", "pyarrow"),
+    *("scikit-learn", "scikit-image", "pillow", "matplotlib"),
+)
+META = b"apm"
+_TEXT = pa.dictionary(pa.int16(), pa.string())
+SCHEMA = pa.schema(
+    [
+        pa.field("dataset", _TEXT, nullable=False),
+        pa.field("corruption", _TEXT, nullable=False),  # "none" for clean images
+        pa.field("severity", pa.int8(), nullable=False),  # 1 to 5; 0 for clean images
+        pa.field("sample", pa.int64(), nullable=False),  # position of the image in the full dataset
+        pa.field("group", _TEXT),  # sub-population of the dataset, such as the font; null where it has none
+        pa.field("method", _TEXT, nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("prediction", pa.int32(), nullable=False),  # at the iteration fixed beforehand; -1: the method failed
+        pa.field("teacher_prediction", pa.int32()),  # null when no teacher was asked
+        pa.field("path", pa.list_(pa.int16())),  # prediction after k = 0..K updates; null without iterations
+        pa.field("minimum_loss_prediction", pa.int32()),  # null for methods without a loss
+        pa.field("first_loss", pa.float64()),
+        pa.field("last_loss", pa.float64()),
+        pa.field("milliseconds", pa.float32(), nullable=False),  # time of the shard divided by its number of images
+        pa.field("status", pa.string(), nullable=False),  # "ok", or what went wrong with this image
+    ]
+)
+
+
+class RecordError(RuntimeError):
+    """A method failed on an image; the message names the image."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One unit of work."""
+
+    path: Path
+    key: str  # sha256 over everything that determines the rows
+    positions: np.ndarray  # (n,) positions in the dataset at hand
+    settings: dict[str, Any]  # what the key was made from, without the images
+
+
+def plan(
+    method: Any, dataset: Any, *, folder: Path | str, seed: int = 0, shard_size: int = 128, teacher_method: Any = None
+) -> list[Shard]:
+    """Cut a run into shards of up to shard_size images; nothing is computed or written.
+
+    A method with a true attribute `online` carries state from image to image, so its run is one shard. One that reads other data
+    says with `data_identity(dataset)` which, as plain JSON-able data: it stands in the keys.
+    Raises ValueError for an empty dataset, labels of another length, or shard_size < 1.
+    """
+    n = len(dataset.images)
+    if n == 0:
+        raise ValueError(f"dataset {dataset.name!r} has no images: nothing to run {method.name!r} on")
+    if shard_size < 1:
+        raise ValueError(f"shard_size must be at least 1 image, found {shard_size}")
+    if len(dataset.labels) != n:
+        raise ValueError(f"dataset {dataset.name!r}: expected {n} labels, one per image, found {len(dataset.labels)}")
+    if len(np.unique(dataset.indices)) != n:
+        raise ValueError(
+            f"dataset {dataset.name!r}: the same image appears twice; rows of a record are unique per image"
+        )
+    modules = sorted({m for one in (method, teacher_method) if one for m in getattr(one, "modules", RUN_MODULES)})
+    settings = {
+        "format": FORMAT,
+        "dataset": dataset.name,
+        "corruption": dataset.corruption,
+        "severity": int(dataset.severity),
+        "data": dataset.fingerprint,
+        "remark": getattr(dataset, "remark", ""),
+        # as hashes: a shard's file would hold more of them than of predictions
+        "classnames": project.sha256_of(list(dataset.classnames)),
+        "templates": project.sha256_of(list(dataset.templates)),
+        "method": method.name,
+        "settings": method.settings(),
+        "method data": method.data_identity(dataset) if hasattr(method, "data_identity") else None,
+        "teacher": None if teacher_method is None else teacher_method.settings(),
+        "seed": int(seed),
+        "modules": modules,
+        "code": code_version(tuple(modules)),
+    }
+    size = n if getattr(method, "online", False) else shard_size
+    parts = np.split(np.arange(n), np.arange(size, n, size))
+    return [_shard(Path(folder), settings, positions, dataset) for positions in parts]
+
+
+def _shard(folder: Path, settings: dict[str, Any], positions: np.ndarray, dataset: Any) -> Shard:
+    samples = [int(i) for i in np.asarray(dataset.indices)[positions]]
+    key = project.sha256_of({**settings, "samples": samples})
+    condition = dataset.corruption if dataset.severity == 0 else f"{dataset.corruption}-{dataset.severity}"
+    parts = (dataset.name, condition, settings["method"], f"seed{settings['seed']}", f"{positions[0]:06d}")
+    slugs = (re.sub(r"[^A-Za-z0-9_+=-]+", "-", part).strip("-")[-40:] or "x" for part in parts)
+    return Shard(folder / f"{'.'.join(slugs)}.{key[:16]}.parquet", key, positions, settings)
+
+
+# --------------------------------------------------------------------------------------------------------------- computing
+
+
+def hide_labels(dataset: Any) -> Any:
+    """The dataset as methods see it: every label is 0. Stopping or choosing by label is impossible by construction."""
+    hidden = np.zeros(len(dataset.labels), dtype=np.int64)
+    hidden.setflags(write=False)
+    return replace(dataset, labels=hidden)
+
+
+def compute(
+    shard: Shard, method: Any, dataset: Any, teacher_method: Any = None, *, on_error: str = "raise", hidden: Any = None
+) -> pa.Table:
+    """Predict one shard and join the labels: a table with the columns of SCHEMA and the method's extra ones.
+
+    When images fail together, they are tried again in halves, down to the single image that is at fault. Images that an online
+    method cannot read are left out of its sequence; its other failures are its own to record.
+    """
+    work = _Work(shard, method, teacher_method, dataset, hide_labels(dataset) if hidden is None else hidden, on_error)
+    groups = getattr(dataset, "groups", None)
+    tables, order = [], []
+    for positions, columns in work.attempt(shard.positions):
+        n = len(positions)
+        merged: dict[str, Any] = {
+            "dataset": [dataset.name] * n,
+            "corruption": [dataset.corruption] * n,
+            "severity": [dataset.severity] * n,
+            "sample": np.asarray(dataset.indices)[positions],
+            "group": [None if groups is None else str(groups[i]) for i in positions],
+            "method": [method.name] * n,
+            "seed": [shard.settings["seed"]] * n,
+            "label": np.asarray(dataset.labels)[positions],
+            **({"remark": [shard.settings["remark"]] * n} if shard.settings["remark"] else {}),
+            **columns,
+        }
+        arrays = [pa.array(merged.pop(f.name, [None] * n), f.type) for f in SCHEMA]
+        extra = {name: pa.array(values) for name, values in merged.items()}
+        schema = pa.schema([*SCHEMA, *(pa.field(name, values.type) for name, values in extra.items())])
+        tables.append(pa.Table.from_arrays([*arrays, *extra.values()], schema=schema))
+        order += list(positions)
+    # values of one shard in one chunk, and fields that only some parts have (extra columns) filled with nulls
+    whole = pa.concat_tables(tables, promote_options="default").unify_dictionaries().combine_chunks()
+    return whole if len(tables) == 1 else whole.take(np.argsort(order)).combine_chunks()
+
+
+@dataclass
+class _Work:
+    """The images of a shard, a method, and what is done when it fails."""
+
+    shard: Shard
+    method: Any
+    teacher: Any
+    dataset: Any
+    hidden: Any
+    on_error: str
+
+    def attempt(self, positions: np.ndarray) -> list[tuple[np.ndarray, dict[str, Any]]]:
+        """(positions, columns) of parts of the images; a failing part is halved until its culprit is alone."""
+        try:
+            return [(positions, self.ask(positions))]
+        except (*STOPS, RecordError):
+            raise
+        except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError":  # of torch, which this module does without
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            if getattr(self.method, "online", False):
+                return self.without_unreadable(positions, reason, error)
+            if len(positions) == 1:
+                return [(positions, self.failure(positions, reason, error))]
+            middle = len(positions) // 2
+            halves = [part for half in (positions[:middle], positions[middle:]) for part in self.attempt(half)]
+            if not any(status.startswith("error:") for _, columns in halves for status in columns["status"]):
+                warnings.warn(
+                    f"{self.method.name!r} failed on {len(positions)} images of {self.dataset.name!r} together ({reason}) but "
+                    "not on each half of them: went on with the halves",
+                    stacklevel=2,
+                )
+            return halves
+
+    def ask(self, positions: np.ndarray) -> dict[str, Any]:
+        """What the method, and the teacher, say of these images."""
+        start = time.perf_counter()
+        predictions = self.method.predict(self.hidden, positions, self.shard.settings["seed"])
+        milliseconds = 1e3 * (time.perf_counter() - start) / len(positions)
+        columns = _columns(predictions, len(positions), self.method.name)
+        columns["milliseconds"] = np.full(len(positions), milliseconds, dtype=np.float32)
+        for position, status in zip(positions, columns["status"], strict=True):
+            if self.on_error == "raise" and status.startswith("error:"):
+                raise self.failed(position, status.removeprefix("error: "))
+        return {**columns, **self.ask_teacher(positions, predictions if self.teacher is self.method else None)}
+
+    def ask_teacher(self, positions: np.ndarray, predictions: Any = None) -> dict[str, Any]:
+        if self.teacher is None:
+            return {}
+        predictions = predictions or self.teacher.predict(self.hidden, positions, self.shard.settings["seed"])
+        name = f"{self.teacher.name}: prediction"
+        return {"teacher_prediction": _integers(predictions.prediction, len(positions), name)}
+
+    def failure(self, position: np.ndarray, reason: str, error: Exception) -> dict[str, Any]:
+        """The row of an image (1,) on which the method failed. The teacher may know it all the same."""
+        if self.on_error == "raise":
+            raise self.failed(position[0], reason) from error
+        row = {
+            "prediction": np.array([-1]),
+            "status": [" ".join(f"error: {reason}".split())[:300]],
+            "milliseconds": np.array([np.nan], dtype=np.float32),
+        }
+        try:
+            return {**row, **(self.ask_teacher(position) if self.teacher is not self.method else {})}
+        except STOPS:
+            raise
+        except Exception:
+            return row
+
+    def without_unreadable(
+        self, positions: np.ndarray, reason: str, error: Exception
+    ) -> list[tuple[np.ndarray, dict[str, Any]]]:
+        """An online method's rows where images cannot be read: these are left out of its sequence."""
+        rows = []
+        for place in range(len(positions)):
+            try:
+                self.dataset.images[int(positions[place])]
+            except ValueError as unreadable:  # `apm.data.datasets.UnreadableImage`
+                one = positions[place : place + 1]
+                rows.append((one, self.failure(one, f"{type(unreadable).__name__}: {unreadable}", unreadable)))
+        rest = positions[~np.isin(positions, [one[0] for one, _ in rows])]
+        if not rows:
+            raise RecordError(
+                f"{self.method.name!r} failed on {self.dataset.name!r}: {reason}. It carries state from image to image, so its "
+                "images cannot be tried in parts: it has to give failed rows itself"
+            ) from error
+        return [*rows, *(self.attempt(rest) if len(rest) else [])]
+
+    def failed(self, position: int, reason: str) -> RecordError:
+        data = self.dataset
+        condition = "" if data.severity == 0 else f" with {data.corruption} {data.severity}"
+        return RecordError(
+            f"{self.method.name!r} failed on image {int(np.asarray(data.indices)[position])} of {data.name!r}{condition}: {reason}. "
+            "Mend or remove the image, or use on_error='record' to keep it as a failed row and go on"
+        )
+
+
+def _columns(predictions: Any, n: int, name: str) -> dict[str, Any]:
+    """A method's Predictions as columns, checked: n rows each, -1 where status is not "ok". Raises TypeError."""
+    prediction = _integers(predictions.prediction, n, f"{name}: prediction")
+    status = ["ok"] * n if predictions.status is None else [str(s) for s in predictions.status]
+    if len(status) != n:
+        raise TypeError(f"{name}: expected {n} entries of status, one per image, found {len(status)}")
+    for i in range(n):
+        if (prediction[i] < 0) != (status[i] != "ok"):
+            raise TypeError(f"{name}: image {i} of {n} has prediction {prediction[i]} but status {status[i]!r}")
+    columns: dict[str, Any] = {"prediction": prediction, "status": status}
+    if predictions.path is not None:
+        path = np.asarray(predictions.path)
+        if path.ndim != 2 or len(path) != n or path.shape[1] < 2 or not np.issubdtype(path.dtype, np.integer):
+            raise TypeError(
+                f"{name}: expected a path of integers of shape ({n}, K + 1), K >= 1, found {path.dtype} {path.shape}"
+            )
+        if path.size and not (path.min() >= -1 and path.max() <= np.iinfo(np.int16).max):
+            raise TypeError(f"{name}: classes in a path must fit int16, found {path.min()} to {path.max()}")
+        columns["path"] = list(path.astype(np.int16))
+    if predictions.minimum_loss_prediction is not None:
+        at_lowest = _integers(predictions.minimum_loss_prediction, n, f"{name}: minimum_loss_prediction")
+        columns["minimum_loss_prediction"] = at_lowest
+    for loss in ("first_loss", "last_loss"):
+        if getattr(predictions, loss) is not None:
+            columns[loss] = _rows(getattr(predictions, loss), n, f"{name}: {loss}")
+    for column, values in dict(getattr(predictions, "extra", None) or {}).items():
+        if (column in SCHEMA.names and column != "teacher_prediction") or column in ("shard", "remark"):
+            raise TypeError(f"{name}: the extra column {column!r} has the name of a column of every record: rename it")
+        columns[column] = _rows(values, n, f"{name}: extra column {column!r}")
+    return columns
+
+
+def _rows(values: Any, n: int, what: str) -> np.ndarray:
+    array = np.asarray(values)
+    if array.shape != (n,):
+        raise TypeError(f"{what}: expected shape ({n},), one value per image, found {array.shape}")
+    return array
+
+
+def _integers(values: Any, n: int, what: str) -> np.ndarray:
+    array = _rows(values, n, what)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"{what}: expected integers, found {array.dtype}")
+    return array
+
+
+def failures(table: pa.Table) -> list[str]:
+    """The errors of a table's images."""
+    return [status for status in table["status"].to_pylist() if status.startswith("error:")]
+
+
+# ------------------------------------------------------------------------------------------------------------------ files
+
+
+def make(shard: Shard, method: Any, *others: Any, **options: Any) -> pa.Table | None:
+    """`compute` a shard and `write` it; the table where every image failed, which is not written, else None."""
+    table = compute(shard, method, *others, **options)
+    if len(failures(table)) == table.num_rows:
+        return table
+    write(shard, table, method)
+    return None
+
+
+def write(shard: Shard, table: pa.Table, method: Any) -> None:
+    """Write a computed shard under its name, atomically, with its settings and provenance."""
+    device = getattr(method, "device", getattr(getattr(method, "teacher", None), "device", "cpu"))
+    made = {**environment(), "device": str(device), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    meta = {**shard.settings, "key": shard.key, "provenance": made}
+    meta["content"] = _digest(table, meta)
+    table = table.replace_schema_metadata({META: json.dumps(meta, sort_keys=True, default=str).encode()})
+    with project.atomic_path(shard.path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", compression_level=9)
+
+
+def read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """A shard's table and metadata. Raises ValueError or OSError when it is not a whole shard of ours."""
+    table = pq.ParquetFile(path).read()
+    meta = metadata(path)
+    if table.schema.remove_metadata().names[: len(SCHEMA)] != SCHEMA.names:
+        raise ValueError(f"expected the columns {SCHEMA.names}, found {table.schema.names}")
+    if meta.pop("content", None) != _digest(table, meta):
+        raise ValueError("its content is not what was written")
+    return table, meta
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    """What a shard's file says of itself. Raises ValueError where it is none of ours."""
+    meta = json.loads((pq.read_schema(path).metadata or {}).get(META, b"{}"))
+    if "key" not in meta or meta.get("format") != FORMAT:
+        raise ValueError(f"no metadata of a record shard of format {FORMAT}")
+    return meta
+
+
+def _digest(table: pa.Table, meta: Mapping[str, Any]) -> str:
+    """Hash of all values and metadata: a flipped bit on the disk must not become another prediction.
+
+    Parquet's page checksums do not cover page headers, where one bit can turn a column into nulls.
+    """
+    text = json.dumps([meta, table.schema.names, table.to_pydict()], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_if_whole(shard: Shard) -> pa.Table | None:
+    """The table of a shard that exists and is whole; None, with a warning, where there is one that is not."""
+    if not shard.path.exists():
+        return None
+    try:
+        table, meta = read(shard.path)
+        if meta["key"] != shard.key or table.num_rows != len(shard.positions):
+            raise ValueError(
+                f"expected {len(shard.positions)} rows of shard {shard.key[:16]}, found {table.num_rows} of another"
+            )
+        return table
+    except PermissionError:
+        raise
+    except (pa.ArrowException, ValueError, OSError, EOFError) as error:
+        warnings.warn(f"{shard.path}: unreadable record shard ({error}); it is computed again", stacklevel=3)
+        return None
+
+
+@functools.cache
+def environment() -> dict[str, Any]:
+    """What surrounds a run without determining it: commit, python, library versions and machine. No part of any key."""
+    torch = sys.modules.get("torch")  # asked only when the method has loaded it: this module stays light
+    gpu = f", {torch.cuda.get_device_name()}" if torch is not None and torch.cuda.is_available() else ""
+    return {
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": libraries(PACKAGES),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores{gpu}",
+    }
+
+
+def _commit() -> str:
+    """The git commit of the code, with "+changes" for a modified tree; "unknown" outside a repository."""
+    here = str(Path(__file__).parents[1])
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", here, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no", "--", here) else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
