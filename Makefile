@@ -144,11 +144,11 @@ bench: $(ENVIRONMENT) ## speed as ratios in one run, into results/bench/
 
 .PHONY: data
 data: $(ENVIRONMENT) ## what torchvision can download of PROFILE's sets, into DATA=folder; mini needs none
-	@$(PYTHON) -m apm.data.check_data --profile $(PROFILE) --download
+	@$(PYTHON) -m apm.data.check --profile $(PROFILE) --download
 
 .PHONY: check-data
 check-data: $(ENVIRONMENT) ## which of PROFILE's datasets are in DATA=folder: found, missing, wrong
-	@$(PYTHON) -m apm.data.check_data --profile $(PROFILE)
+	@$(PYTHON) -m apm.data.check --profile $(PROFILE)
 
 .PHONY: teacher
 teacher: $(ENVIRONMENT) ## train the teacher of PROFILE anew, as its teacher.yaml says, and compare it with the shipped one

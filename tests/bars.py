@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import torch
 
+from apm import data as datasets
 from apm import teachers
-from apm.data import datasets
 from apm.experiments import field, material
 from apm.experiments.field import FieldConfig
 from apm.model import APMConfig

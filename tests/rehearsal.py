@@ -317,7 +317,7 @@ def rehearse(folder: Path, only: list[str]) -> int:
     for name in ("APM_RESULTS", "APM_CACHE"):
         environment.pop(name, None)
     print(f"trees and teachers in {folder}: {time.monotonic() - start:.0f} s", flush=True)
-    check = [sys.executable, "-m", "apm.data.check_data", "--profile", PROFILE, "--data", str(data), "--partial"]
+    check = [sys.executable, "-m", "apm.data.check", "--profile", PROFILE, "--data", str(data), "--partial"]
     failed = [] if subprocess.run(check, env=environment, cwd=project, check=False).returncode == 0 else ["check-data"]
     listed = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
     for name in only or listed:

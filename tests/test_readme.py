@@ -155,7 +155,7 @@ def test_the_commands_for_cifar10_are_targets_with_data_and_profile() -> None:
 def test_the_yaml_example_is_accepted() -> None:
     yaml = pytest.importorskip("yaml")
     from apm import methods, model
-    from apm.analysis import comparison
+    from apm.analysis import lineup
     from apm.experiments import ablations
     from apm.project import profiles
 
@@ -170,7 +170,7 @@ def test_the_yaml_example_is_accepted() -> None:
     assert ablations.method(ablation, Teacher(), {"preset": "mini"}, {}).config.student.kernels == 5
     config = methods.training_config(Teacher(), values["student"], values["training"])
     assert (config.iterations, config.student.fold) == (20, "attention")
-    entries = comparison.parse(yaml.safe_load(compared)["baselines"], Teacher(), config)
+    entries = lineup.parse(yaml.safe_load(compared)["baselines"], Teacher(), config)
     assert [entry.name for entry in entries] == ["ZERO", "ZERO, 16 views", "TDA"]
 
 

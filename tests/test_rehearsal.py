@@ -12,8 +12,8 @@ import yaml
 
 from apm import methods, model
 from apm import methods as baselines
-from apm.analysis import comparison
-from apm.data import check_data, datasets, prompts, published
+from apm.analysis import lineup
+from apm.data import check, names, prompts, published
 from apm.experiments import ablations, field
 from apm.project import profiles, root
 from apm.ttt import TTTConfig
@@ -30,7 +30,7 @@ class Named:
 @pytest.mark.parametrize(("profile", "notebook"), PAIRS)
 def test_every_value_of_every_profile_is_one_that_the_code_knows(profile: str, notebook: str) -> None:
     values = profiles.load(profile, notebook)
-    known = set(datasets.names()) | {"none"}
+    known = set(names()) | {"none"}
     for name in ("dataset", "train_dataset", "labelled", "labelled_train", "coloured", "taught"):
         assert values.get(name) is None or values[name] in known, name
     assert set(values.get("datasets", [])) <= known
@@ -38,7 +38,7 @@ def test_every_value_of_every_profile_is_one_that_the_code_knows(profile: str, n
     if "training" in values and notebook != "07_field":
         config = methods.training_config(Named(), values.get("student"), values["training"])
         assert isinstance(config, TTTConfig)
-        entries = comparison.parse(values.get("baselines", []), Named(), config)
+        entries = lineup.parse(values.get("baselines", []), Named(), config)
         assert len(entries) == len(values.get("baselines", []))
     if notebook == "07_field":
         fields = {f.name for f in dataclasses.fields(field.FieldConfig)}
@@ -64,13 +64,13 @@ def test_every_ablation_of_every_profile_builds_its_method(profile: str, file: s
     for line in lines:
         made = ablations.method(line, Named(), values["student"], values["training"])
         assert made.name == f"ablation {line.name}"
-        assert line.dataset is None or line.dataset in datasets.names()
+        assert line.dataset is None or line.dataset in names()
     assert ablations.published_cells(lines, published.load("table5"))
 
 
 def test_the_profile_names_no_set_that_the_trees_leave_out() -> None:
-    needed = check_data.needs("paper")
-    optional = [also for name in needed for also in check_data.ALSO.get(name, ())]
+    needed = check.needs("paper")
+    optional = [also for name in needed for also in check.ALSO.get(name, ())]
     assert set(needed) <= trees.named()
     assert trees.named() <= {*needed, *optional}
 
@@ -85,7 +85,7 @@ def test_the_trees_are_found_by_check_data(tmp_path: Path, monkeypatch: pytest.M
         build(tmp_path)
     there = trees.named() - {name for name in trees.named() if name.startswith("imagenet")}
     for name in there:
-        state, text = check_data.check(name, tmp_path, partial=True)
+        state, text = check.check(name, tmp_path, partial=True)
         assert state == "found", text
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from apm.data import corruptions, published_sets
-from apm.data.published_sets import CIFAR10_NAMES, CIFAR100_NAMES, SETS, wnids
+from apm.data import corruptions
+from apm.data.published_sets import CLASSES, SETS, wnids
 
 SIZE = (48, 40)  # width, height of the photographs
 EACH = 12  # images of a set: a few more than an interval needs
@@ -47,10 +47,10 @@ def cifar(data: Path, n: int = 3 * EACH) -> None:
 
     Notebook 07 pairs a third of the images, and an interval needs ten pairs."""
     for i in range(n):
-        photograph(data / "cifar10" / "test" / CIFAR10_NAMES[i % 10] / f"{i:04d}.png", 4000 + i, (32, 32))
-        photograph(data / "cifar100" / "test" / CIFAR100_NAMES[i] / f"{i:04d}.png", 5000 + i, (32, 32))
+        photograph(data / "cifar10" / "test" / CLASSES["cifar10"][i % 10] / f"{i:04d}.png", 4000 + i, (32, 32))
+        photograph(data / "cifar100" / "test" / CLASSES["cifar100"][i] / f"{i:04d}.png", 5000 + i, (32, 32))
     for i in range(40):
-        photograph(data / "cifar10" / "train" / CIFAR10_NAMES[i % 10] / f"{i:04d}.png", 6000 + i, (32, 32))
+        photograph(data / "cifar10" / "train" / CLASSES["cifar10"][i % 10] / f"{i:04d}.png", 6000 + i, (32, 32))
     folder = data / "CIFAR-10-C"
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -108,4 +108,41 @@ def named() -> set[str]:
         "aircraft",
     }
     made |= {"cifar10", "cifar10-train", "cifar100", "cifar10-c", "coco-train", "coco-val"}
-    return made | {name for name, entry in published_sets.SETS.items() if entry.split}
+    return made | {name for name, entry in SETS.items() if entry.split}
+
+
+# smaller still, for tests of one layout
+TENCH, RETRIEVER, TABBY, TISSUE = "n01440764", "n02099601", "n02123045", "n15075141"  # labels 0, 207, 281, 999
+
+
+def uniform(path: Path, value: int = 0) -> Path:
+    """A tiny image whose colour is the value, in the format of its suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}[path.suffix.lower()]
+    Image.new("RGB", (6, 5), (value, value, value)).save(path, format=kind)
+    return path
+
+
+def imagenet_classes(folder: Path, classes=(TABBY, TENCH, TISSUE), per_class=2) -> None:
+    """A class tree whose order by number is not that by class; an image's colour is its number."""
+    numbers = iter(range(50, 0, -1))  # so that the order by number is not that by class
+    for wnid in classes:
+        for _ in range(per_class):
+            number = next(numbers)
+            uniform(folder / wnid / f"ILSVRC2012_val_{number:08d}.JPEG", number)
+
+
+def coop_split(data: Path, name: str, place: int = 0) -> Path:
+    """A split file of CoOp's form and its images; the test list is not in the order of labels. Returns the split file."""
+    entry = SETS[name]
+    folder = data / entry.places[place]
+    lists = {
+        "train": [["a/Some_Class/1.jpg", 0, "Some_Class"], ["b/other/1.jpg", 1, "other"]],
+        "val": [["c/third/1.jpg", 2, "third"]],
+        "test": [["b/other/2.jpg", 1, "other"], ["a/Some_Class/2.jpg", 0, "Some_Class"], ["c/third/2.jpg", 2, "third"]],
+    }
+    for path, label, _ in lists["test"]:
+        uniform(folder / path, 10 * label)
+    split = folder.parent / entry.split
+    split.write_text(json.dumps(lists))
+    return split

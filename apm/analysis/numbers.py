@@ -263,7 +263,7 @@ def find(rows: pd.DataFrame, table: str, row: str, column: str) -> Number:
         raise ValueError(
             f"table {table}, {row}, {column}: expected a number, found the {cell['kind']} {cell['text']!r}"
         )
-    n, df = None if pd.isna(cell["n"]) else int(cell["n"]), None if math.isnan(cell["df"]) else float(cell["df"])
+    n, df = None if pd.isna(cell["n"]) else int(cell["n"]), None if pd.isna(cell["df"]) else float(cell["df"])
     return Number(cell["value"], cell["low"], cell["high"], n, cell["unit"], cell["kind"], df=df)
 
 

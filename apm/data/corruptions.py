@@ -9,12 +9,12 @@ px) and `ImageNet-C/create_c/make_imagenet_c.py` (size regime "imagenet-c", 224 
 use the sets made with them. There is one implementation per corruption here and one table of constants per regime.
 
 Sizes. Images whose shorter side is at most 64 px use "cifar-c", others "imagenet-c", unless `regime` says otherwise
-(the repository's further table, for ImageNet at 64 px, is not used). Constants in pixels (blur radii, glass shifts,
+(the repository's further table, for ImageNet at 64 px, is not used). The constants are in corruptions.yaml. Constants in pixels (blur radii, glass shifts,
 motion lengths, flake sizes, frost detail) are used as published whatever the size, so a larger image is corrupted
 more finely. Two follow the image: the elastic transform's constants are multiples of the shorter side (both scripts
 write side * k; the ImageNet one says 244 where the side is 224, kept here as side * 244 / 224), and the fog's map has
 the next power of two of the longer side (32 for 32 px, 256 for 224 px, as published). ImageNet-C was made from
-photographs first resized to 256 px and centre-cropped to 224: `corrupted(..., crop=224)` does the same.
+photographs first resized to 256 px and centre-cropped to 224.
 
 Not pixel-identical to the published downloads, and no library is: the random draws differ, frost textures are made
 here (FROST_NOTE), and the published ImageNet-C files are JPEGs of quality 85. Kept from the scripts because they change
@@ -31,8 +31,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from importlib.metadata import version
+from functools import lru_cache, partial
 from io import BytesIO
 from typing import Any
 
@@ -42,28 +41,14 @@ from scipy import ndimage, signal
 from skimage.color import hsv2rgb, rgb2hsv
 from skimage.util import random_noise
 
-from apm.data.datasets import Dataset
-from apm.project import sha256_of, unknown
-from apm.project.identity import code_version
+from apm.data.dataset import Dataset, Lazy
+from apm.project import facts, sha256_of, unknown
+from apm.project.identity import code_version, libraries
 
-GROUPS: dict[str, str] = {
-    "gaussian_noise": "noise",
-    "shot_noise": "noise",
-    "impulse_noise": "noise",
-    "defocus_blur": "blur",
-    "glass_blur": "blur",
-    "motion_blur": "blur",
-    "zoom_blur": "blur",
-    "snow": "weather",
-    "frost": "weather",
-    "fog": "weather",
-    "brightness": "weather",
-    "contrast": "digital",
-    "elastic_transform": "digital",
-    "pixelate": "digital",
-    "jpeg_compression": "digital",
-}
-NAMES: tuple[str, ...] = tuple(GROUPS)  # the order of the paper's tables
+_TABLE: dict[str, dict[str, list[Any]]] = facts(__file__)
+NAMES: tuple[str, ...] = tuple(_TABLE)  # the order of the paper's tables
+REGIMES = ("cifar-c", "imagenet-c")
+CONSTANTS: dict[str, dict[str, list[Any]]] = {r: {name: row[r] for name, row in _TABLE.items()} for r in REGIMES}
 SEVERITIES = (1, 2, 3, 4, 5)
 SMALLEST = 32  # pixels of the shorter side
 REGIME_LIMIT = 64  # pixels of the shorter side up to which the constants of CIFAR-10-C apply
@@ -74,86 +59,8 @@ NOTE = (
 )
 FROST_NOTE = "Frost textures are made procedurally, in place of the five photographs of the published sets."
 
-# Changes when this file does: part of every corrupted set's fingerprint, so nothing cached for other pixels is used.
+# Changes when this code and its table do: part of every corrupted set's fingerprint, so nothing cached for other pixels is used.
 CODE_VERSION = code_version(("data.corruptions",))[:16]
-
-# What the five numbers (or tuples) of each row are, severities 1 to 5:
-#   gaussian_noise     standard deviation, of values in 0..1
-#   shot_noise         photons at value 1
-#   impulse_noise      share of values set to 0 or 1
-#   defocus_blur       radius of the disk (px), standard deviation of its anti-aliasing (px)
-#   glass_blur         sigma (px), largest shift (px), passes
-#   motion_blur        radius, sigma (px) of a one-sided Gaussian along the motion
-#   zoom_blur          stop, step of the zoom factors from 1
-#   snow               mean, standard deviation, zoom of the flakes, threshold, motion radius, sigma (px), image kept
-#   frost              weight of the image, weight of the frost
-#   fog                strength, decay of the roughness per halving of scale
-#   brightness         added to the V of HSV
-#   contrast           factor about the channel's mean
-#   elastic_transform  shift, its smoothing sigma, jitter of the affine corners; times the side
-#   pixelate           factor of the side
-#   jpeg_compression   quality
-CONSTANTS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "cifar-c": {
-        "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),
-        "shot_noise": (500, 250, 100, 75, 50),
-        "impulse_noise": (0.01, 0.02, 0.03, 0.05, 0.07),
-        "defocus_blur": ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
-        "glass_blur": ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
-        "motion_blur": ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
-        "zoom_blur": ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)),
-        "snow": (
-            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
-            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
-            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
-            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
-            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
-        ),
-        "frost": ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
-        "fog": ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
-        "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),
-        "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),
-        "elastic_transform": (
-            (0, 0, 0.08),
-            (0.05, 0.2, 0.07),
-            (0.08, 0.06, 0.06),
-            (0.1, 0.04, 0.05),
-            (0.1, 0.03, 0.03),
-        ),
-        "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
-        "jpeg_compression": (80, 65, 58, 50, 40),
-    },
-    "imagenet-c": {
-        "gaussian_noise": (0.08, 0.12, 0.18, 0.26, 0.38),
-        "shot_noise": (60, 25, 12, 5, 3),
-        "impulse_noise": (0.03, 0.06, 0.09, 0.17, 0.27),
-        "defocus_blur": ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
-        "glass_blur": ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
-        "motion_blur": ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
-        "zoom_blur": ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
-        "snow": (
-            (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
-            (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
-            (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
-            (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
-            (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
-        ),
-        "frost": ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),
-        "fog": ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
-        "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),
-        "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
-        "elastic_transform": (
-            (2, 0.7, 0.1),
-            (2, 0.08, 0.2),
-            (0.05, 0.01, 0.02),
-            (0.07, 0.01, 0.02),
-            (0.12, 0.01, 0.02),
-        ),
-        "pixelate": (0.6, 0.5, 0.4, 0.3, 0.25),
-        "jpeg_compression": (25, 18, 15, 10, 7),
-    },
-}
-REGIMES: tuple[str, ...] = tuple(CONSTANTS)
 
 
 # ------------------------------------------------------------------------------------------------------ entry points
@@ -182,16 +89,12 @@ def corrupt(
     return _FUNCTIONS[name](pixels, constants, rng)
 
 
-def corrupted(
-    dataset: Dataset, name: str, severity: int, *, seed: int = 0, regime: str | None = None, crop: int | None = None
-) -> Dataset:
+def corrupted(dataset: Dataset, name: str, severity: int, *, seed: int = 0, regime: str | None = None) -> Dataset:
     """The dataset with every image corrupted; same name, labels, indices and groups, `corruption` and `severity` set.
 
     Image i is corrupted with its `indices[i]`, so a subset of the corrupted set is the corrupted subset. Images in one
     array (N, H, W, 3) are corrupted now; other sequences one by one on access, never held in memory.
-    crop: make_imagenet_c.py's preparation, before corrupting: shorter side to crop * 8 / 7 px (bilinear), then a centre
-    crop of crop x crop. For ImageNet photographs 224; None leaves sizes alone.
-    regime, seed, errors: as in `corrupt`, and ValueError for a dataset that is corrupted already or a crop below 32 px.
+    regime, seed, errors: as in `corrupt`, and ValueError for a dataset that is corrupted already.
     """
     _check_condition(name, severity, regime, seed)
     if dataset.severity:
@@ -199,24 +102,20 @@ def corrupted(
             f"dataset {dataset.name} is corrupted already ({dataset.corruption}, severity {dataset.severity}): "
             "corrupt the clean dataset instead"
         )
-    if crop is not None and crop < SMALLEST:
-        raise ValueError(f"crop must be at least {SMALLEST} px, found {crop}")
-    images: Sequence[np.ndarray] | np.ndarray = CorruptedImages(
-        dataset.images, dataset.indices, name, int(severity), seed=seed, regime=regime, crop=crop
-    )
+    read = partial(_corrupted, dataset, name, int(severity), seed, regime)
+    images: Sequence[np.ndarray] | np.ndarray = Lazy(range(len(dataset)), read)
     if isinstance(dataset.images, np.ndarray):
         images = np.stack(list(images))
         images.flags.writeable = False
-    libraries = {package: version(package) for package in ("numpy", "scipy", "scikit-image", "pillow")}
     identity = {
         "parent": dataset.fingerprint,
         "corruption": name,
         "severity": int(severity),
         "seed": int(seed),
         "regime": regime or "by size",
-        "crop": crop,
+        "crop": None,
         "code": CODE_VERSION,
-        "libraries": libraries,
+        "libraries": libraries(("numpy", "scipy", "scikit-image", "pillow")),
     }
     notes = [dataset.notes, NOTE, FROST_NOTE if name == "frost" else ""]
     return replace(
@@ -227,6 +126,10 @@ def corrupted(
         fingerprint=sha256_of(identity),
         notes=" ".join(part for part in notes if part),
     )
+
+
+def _corrupted(dataset: Dataset, name: str, severity: int, seed: int, regime: str | None, i: int) -> np.ndarray:
+    return corrupt(dataset.images[i], name, severity, regime=regime, seed=seed, index=int(dataset.indices[i]))
 
 
 def selection(
@@ -244,36 +147,6 @@ def selection(
     return chosen, levels  # type: ignore[return-value]
 
 
-class CorruptedImages(Sequence[np.ndarray]):
-    """Corrupted views of a sequence of images, each made when it is read. See `corrupted` for the arguments."""
-
-    def __init__(
-        self,
-        images: Sequence[np.ndarray] | np.ndarray,
-        indices: np.ndarray,
-        name: str,
-        severity: int,
-        *,
-        seed: int = 0,
-        regime: str | None = None,
-        crop: int | None = None,
-    ) -> None:
-        self._images, self._indices = images, indices
-        self._name, self._severity, self._seed, self._regime, self._crop = name, severity, seed, regime, crop
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, i):
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"image {i} of {len(self)}")
-        i = int(i) % len(self)
-        image, index = self._images[i], int(self._indices[i])
-        if self._crop is not None:
-            image = centre_crop(_checked(image, index), self._crop)
-        return corrupt(image, self._name, self._severity, regime=self._regime, seed=self._seed, index=index)
-
-
 def regime_of(shape: Sequence[int]) -> str:
     """The size regime of an image (H, W, ...): "cifar-c" where the shorter side is at most 64 px, else "imagenet-c"."""
     return "cifar-c" if min(shape[:2]) <= REGIME_LIMIT else "imagenet-c"
@@ -288,18 +161,8 @@ def elastic_side(shape: Sequence[int], regime: str) -> float:
     return side * 244 / 224 if regime == "imagenet-c" else float(side)
 
 
-def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 from (H, W, 3): shorter side to size * 8 / 7 px by bilinear reduction, then the centre."""
-    short = round(size * 8 / 7)
-    height, width = image.shape[:2]
-    new = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)  # (W, H)
-    resized = np.asarray(Image.fromarray(image).resize(new, Image.Resampling.BILINEAR))
-    top, left = round((new[1] - size) / 2), round((new[0] - size) / 2)
-    return resized[top : top + size, left : left + size]
-
-
 def _check_condition(name: str, severity: int, regime: str | None, seed: int) -> None:
-    if name not in GROUPS:
+    if name not in NAMES:
         raise unknown("corruption", name, NAMES)
     if isinstance(severity, bool) or not isinstance(severity, int | np.integer) or severity not in SEVERITIES:
         raise ValueError(f"severity must be a whole number from 1 to 5, found {severity!r}")
@@ -649,17 +512,19 @@ def _jpeg_compression(pixels: np.ndarray, c: int, rng: np.random.Generator) -> n
 
 
 _FUNCTIONS: dict[str, Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]] = {
-    "gaussian_noise": _gaussian_noise,
-    "shot_noise": _shot_noise,
-    "impulse_noise": _impulse_noise,
-    "defocus_blur": _defocus_blur,
-    "glass_blur": _glass_blur,
-    "motion_blur": _motion_blur,
-    "zoom_blur": _zoom_blur,
-    "snow": _snow,
-    "fog": _fog,
-    "brightness": _brightness,
-    "contrast": _contrast,
-    "pixelate": _pixelate,
-    "jpeg_compression": _jpeg_compression,
+    function.__name__[1:]: function
+    for function in (
+        *(
+            _gaussian_noise,
+            _shot_noise,
+            _impulse_noise,
+            _defocus_blur,
+            _glass_blur,
+            _motion_blur,
+            _zoom_blur,
+            _snow,
+            _fog,
+        ),
+        *(_brightness, _contrast, _pixelate, _jpeg_compression),
+    )
 }

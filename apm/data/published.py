@@ -87,25 +87,8 @@ def wide(published: pd.DataFrame, table: str | None = None) -> pd.DataFrame:
     return cells.set_index(["row", "column"])["value"].unstack().reindex(index=rows, columns=columns)  # noqa: PD010
 
 
-OTHERS = {  # benchmark -> tables of other methods' own papers and releases: file, table, whose numbers
-    "natural shifts": (
-        ("tpt_reference", "TPT paper ViT-B/16 natural shifts", "TPT's paper, ViT-B/16"),
-        ("tpt_reference", "TPT README RN50", "TPT's README, RN50"),
-        ("tda_reference", "TDA README RN50 natural shifts", "TDA's README, RN50"),
-    ),
-    "cross-dataset": (
-        ("tpt_reference", "TPT paper ViT-B/16 cross-dataset", "TPT's paper, ViT-B/16"),
-        ("tda_reference", "TDA README RN50 cross-dataset", "TDA's README, RN50"),
-    ),
-    "corruptions": (("tent_reference", "TENT README CIFAR-10-C level 5", "TENT's README, WRN-28-10"),),
-}
-OTHERS_NOTES = {
-    "natural shifts": "Accuracy in percent, as the methods' authors publish it (TPT's paper as lists of papers quote it). TDA's README "
-    "calls CLIP-RN50 what TPT's calls the ensemble. No table of ZERO or MTA was found as text: no number of theirs is here.",
-    "cross-dataset": "Accuracy in percent, as the methods' authors publish it (TPT's paper as a note on it quotes it).",
-    "corruptions": "Error (not accuracy) in percent on CIFAR-10-C at severity 5, as the authors publish it. Their network has batch "
-    "normalisation and adapts online to batches of 200 images; ours sees the views of one image and forgets it.",
-}
+_OTHERS = project.facts(__file__)
+OTHERS_NOTES: dict[str, str] = {benchmark: found["note"] for benchmark, found in _OTHERS.items()}
 
 
 def other_methods(benchmark: str) -> pd.DataFrame:
@@ -115,7 +98,7 @@ def other_methods(benchmark: str) -> pd.DataFrame:
     method, one column per set, NaN where a source has none; OTHERS_NOTES[benchmark] belongs under it. Raises ValueError for another
     benchmark.
     """
-    if benchmark not in OTHERS:
-        raise project.unknown("benchmark of other methods", benchmark, list(OTHERS))
-    parts = {said: wide(load(name), table) for name, table, said in OTHERS[benchmark]}
+    if benchmark not in _OTHERS:
+        raise project.unknown("benchmark of other methods", benchmark, list(_OTHERS))
+    parts = {said: wide(load(name), table) for name, table, said in _OTHERS[benchmark]["tables"]}
     return pd.concat(parts, names=["published in", "method"]).rename_axis(columns=None).reset_index()

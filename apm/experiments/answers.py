@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm.analysis import stats
 from apm.analysis.numbers import Number
-from apm.analysis.tables import percent
 from apm.experiments.field import Field, look
+from apm.experiments.judge import mean as number
 from apm.experiments.material import Batch, Material
 
 Reader = Callable[[Batch], Tensor]
@@ -178,19 +177,6 @@ def measure(answers: Mapping[str, tuple[Source, Source]], data: Material) -> dic
                     found["L_grid + L_rgb"] = grid + mse
             parts[name].append(pd.DataFrame({key: value.numpy() for key, value in found.items()}))
     return {name: pd.concat(found, ignore_index=True) for name, found in parts.items()}
-
-
-def number(values: Any, unit: str = "", kind: str = "measure") -> Number:
-    """Mean over images of one value each (n,), with its 95 % interval over images (`apm.analysis.stats.mean`).
-
-    Right or wrong (bool) and differences of two such (whole numbers) are in percent; others keep their unit. Raises ValueError
-    for fewer than `stats.MINIMUM_SAMPLES` images and values that are not finite.
-    """
-    values = np.asarray(values)
-    found = stats.mean(values)
-    if values.dtype == bool or np.issubdtype(values.dtype, np.integer):
-        return percent(found, kind="accuracy" if values.dtype == bool else "difference")
-    return Number(found.value / 100, found.low / 100, found.high / 100, found.n, unit, kind)
 
 
 def less(values: Any, others: Any) -> np.ndarray:

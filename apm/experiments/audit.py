@@ -29,17 +29,17 @@ from apm.analysis import numbers, stats, tables
 from apm.analysis.numbers import NoSuchNumber, Number
 from apm.analysis.text import CONSTRUCTION, FAILS, HOLDS, NOT_RUN, UNTESTED
 from apm.data import published
+from apm.typed import checked
 
 RULES = ("above", "below", "within", "all_below")
 CLOCK = 2.0  # a time repeats on one machine to within this factor: its interval where a rule judges it
 SURVIVES = 1 - stats.CONFIDENCE
 
-LISTS = ("estimate", "published", "limit", "leave_out", "only", "unless")
 
-
+@checked
 @dataclass(frozen=True)
 class Claim:
-    """One claim as written in data/claims.yaml. Raises ValueError, naming the claim, for what makes no sense.
+    """One claim as written in data/claims.yaml. Raises ValueError for what makes no sense.
 
     estimate: [table, row, column]. rule: one of `RULES`. limit: a number or an estimate. margin: of "within", which needs one.
     where: of "all_below": {column: word}, which rows of the estimate's table count; their row name is None there. leave_out: not these.
@@ -63,83 +63,54 @@ class Claim:
     unless: tuple[str, ...] = ()
     construction: str = ""
     optional: bool = False
-    beside: dict[str, Sequence[str]] | None = None
-    published: tuple[Sequence[str], ...] = ()
+    beside: dict[str, Any] | None = None
+    published: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        problem = None
         if self.rule not in RULES:
-            problem = str(project.unknown("rule", self.rule, RULES))
-        elif (self.rule == "within") != (self.margin is not None):
-            problem = "the rule within needs a margin, and no other has one"
-        elif self.margin is not None and self.margin <= 0:
-            problem = f"the margin must be positive, found {self.margin}"
-        elif len(self.estimate) != 3 or (self.estimate[1] is None) != (self.rule == "all_below"):
-            problem = f"expected an estimate [table, row, column], found {list(self.estimate)}"
-        elif isinstance(self.limit, tuple) and len(self.limit) != 3:
-            problem = f"expected a limit that is a number or [table, row, column], found {list(self.limit)}"
-        if problem:
-            raise ValueError(f"claim {self.id}: {problem}")
+            raise project.unknown("rule", self.rule, RULES)
+        if (self.rule == "within") != (self.margin is not None) or (self.margin or 1.0) <= 0:
+            raise ValueError(f"the rule within, and no other, needs a margin above 0, found {self.margin}")
+        if len(self.estimate) != 3 or (self.estimate[1] is None) != (self.rule == "all_below"):
+            raise ValueError(f"expected an estimate [table, row, column], found {list(self.estimate)}")
+        if isinstance(self.limit, tuple) and len(self.limit) != 3:
+            raise ValueError(f"expected a limit that is a number or [table, row, column], found {list(self.limit)}")
 
 
 def load(path: Path | str | None = None) -> list[Claim]:
     """The claims of data/claims.yaml, in order. Raises ValueError, naming claim and field, for a file that says something else."""
     path = project.root() / "data" / "claims.yaml" if path is None else Path(path)
     claims: list[Claim] = []
-    for line in yaml.safe_load(path.read_text(encoding="utf-8")):
-        given: dict[str, Any] = {
-            name: tuple(value) if name in LISTS and isinstance(value, list) else value for name, value in line.items()
-        }
-        if unknown := sorted(set(given) - set(Claim.__dataclass_fields__)):
-            raise ValueError(
-                f"{path}, claim {line.get('id')}: {project.unknown('field', unknown[0], Claim.__dataclass_fields__)}"
-            )
+    lines = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not lines:
+        raise ValueError(f"{path}: expected a list of claims, found none: nothing to audit")
+    for line in lines:
         try:
-            claims.append(Claim(**given))
-        except TypeError as error:
+            claims.append(Claim(**line))
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path}, claim {line.get('id')}: {error}") from error
-    twice = [name for name, count in Counter(claim.id for claim in claims).items() if count > 1]
-    if twice:
-        raise ValueError(f"{path}: the claim {twice[0]} stands there twice")
+    (name, count), *_ = Counter(claim.id for claim in claims).most_common(1)
+    if count > 1:
+        raise ValueError(f"{path}: the claim {name} stands there twice")
     return claims
 
 
-# ------------------------------------------------------------------------------------------------------------------ rules
+def judge(number: Number, rule: str, limit: float, margin: float = 0.0) -> str:
+    """The verdict of a rule on a number with its interval; a time is taken to within a factor `CLOCK`.
 
-
-def above(low: float, high: float, limit: float) -> str:
-    """Whether a number with the interval [low, high] lies above the limit."""
-    return HOLDS if low > limit else FAILS if high <= limit else UNTESTED
-
-
-def below(low: float, high: float, limit: float) -> str:
-    """Whether a number with the interval [low, high] lies below the limit."""
-    return HOLDS if high < limit else FAILS if low >= limit else UNTESTED
-
-
-def within(low: float, high: float, limit: float, margin: float) -> str:
-    """Whether a number with the interval [low, high] is no further than the margin from the limit."""
-    if limit - margin <= low and high <= limit + margin:
-        return HOLDS
-    return FAILS if high < limit - margin or low > limit + margin else UNTESTED
-
-
-def together(verdicts: Sequence[str]) -> str:
-    """The verdict of a claim that needs each of several: one that fails refutes it, all that hold prove it."""
-    return FAILS if FAILS in verdicts else HOLDS if set(verdicts) == {HOLDS} else UNTESTED
-
-
-def judge(number: Number, rule: str, limit: float, margin: float | None = None) -> str:
-    """The verdict of one rule on one number; a time is taken to within a factor `CLOCK`."""
+    above, below: the whole interval lies on that side of the limit. within: it is nowhere further than the margin from the limit.
+    """
     low, high = number.bounds
     if number.kind == "cost" and math.isnan(number.low):
         low, high = number.value / CLOCK, number.value * CLOCK
     if rule == "above":
-        return above(low, high, limit)
-    return within(low, high, limit, margin) if margin is not None else below(low, high, limit)
-
-
-# ------------------------------------------------------------------------------------------------------------------ audit
+        holds, fails = low > limit, high <= limit
+    elif rule == "within":
+        holds = limit - margin <= low and high <= limit + margin
+        fails = high < limit - margin or low > limit + margin
+    else:
+        holds, fails = high < limit, low >= limit
+    return HOLDS if holds else FAILS if fails else UNTESTED
 
 
 def chosen(claim: Claim, rows: pd.DataFrame) -> dict[str, Number]:
@@ -170,55 +141,50 @@ def evaluate(claims: Sequence[Claim], rows: pd.DataFrame) -> pd.DataFrame:
     """The audit as a table, a row a claim: verdict, figure, rule, limit, beside, published, p, p (Holm), counted as, from.
 
     rows: tidy numbers of a results folder. p: of the figure being at the limit; p (Holm): corrected for the number of tests.
-    Raises ValueError, naming the claim, for an estimate that its table does not have, and for no claims.
+    Raises ValueError, naming the claim, for an estimate that its table does not have.
     """
-    if not claims:
-        raise ValueError("no claims: nothing to audit")
     there = set(rows["table"])
     lines = []
     for claim in claims:
-        line: dict[str, Any] = {"section": claim.section, "claim": claim.claim}
+        line: dict[str, Any] = {"section": claim.section, "claim": claim.claim, "rule": claim.needs}
+        line |= {"from": claim.estimate[0], "verdict": NOT_RUN, "counted as": NOT_RUN}
         try:
-            line |= _line(claim, rows)
-        except NoSuchNumber as error:
-            if claim.estimate[0] in there and not claim.optional:
-                raise ValueError(f"claim {claim.id}: {error}") from error
-            line |= {"verdict": NOT_RUN, "counted as": NOT_RUN}
+            line |= {"published": _published(claim), **_line(claim, rows)}
         except ValueError as error:
-            raise ValueError(f"claim {claim.id}: {error}") from error
-        line |= {"rule": claim.needs, "published": _published(claim), "from": claim.estimate[0]}
+            not_made = isinstance(error, NoSuchNumber) and (claim.estimate[0] not in there or claim.optional)
+            if not not_made:
+                raise ValueError(f"claim {claim.id}: {error}") from error
+            line["published"] = _published(claim)
         lines.append(line)
-    table = pd.DataFrame(lines).set_index("claim")
-    table = table.reindex(
-        columns=["section", "verdict", "figure", "limit", "rule", "beside", "published", "p", "counted as", "from"]
-    )
-    corrected = pd.Series(stats.holm(table["p"].dropna().astype(float)), index=table["p"].dropna().index)
-    table.insert(8, "p (Holm)", corrected.reindex(table.index))
+    columns = ["section", "verdict", "figure", "limit", "rule", "beside", "published", "p", "p (Holm)", "counted as", "from"]  # fmt: skip
+    table = pd.DataFrame(lines).set_index("claim").reindex(columns=columns)
+    table["p (Holm)"] = stats.holm(table["p"].astype(float))
     for name in ("p", "p (Holm)"):
         table[name] = [None if pd.isna(p) else Number(float(p), unit="", kind="p") for p in table[name]]
     return table
 
 
 def _line(claim: Claim, rows: pd.DataFrame) -> dict[str, Any]:
+    """What the results say of a claim; nothing where it is tested only if they say a word that they do not."""
     found = chosen(claim, rows)
     if claim.only and not said(rows, claim.only):
-        return {"verdict": NOT_RUN, "counted as": NOT_RUN}
-    limit = claim.limit if isinstance(claim.limit, (int, float)) else float(numbers.find(rows, *claim.limit))
-    verdicts = {name: judge(number, claim.rule, limit, claim.margin) for name, number in found.items()}
-    verdict = together(list(verdicts.values()))
+        return {}
+    limit = claim.limit if isinstance(claim.limit, float) else float(numbers.find(rows, *claim.limit))
+    verdicts = {judge(number, claim.rule, limit, claim.margin or 0.0) for number in found.values()}
+    # of several, one that fails refutes the claim, and all that hold prove it
+    verdict = FAILS if FAILS in verdicts else HOLDS if verdicts == {HOLDS} else UNTESTED
     if verdict == FAILS and said(rows, claim.unless):
         verdict = UNTESTED
-    # of several, the one that decides: the farthest beyond the limit
+    # the one that decides: the farthest beyond the limit
     name = max(found, key=lambda row: found[row].value)
-    others = {label: numbers.find(rows, *where) for label, where in (claim.beside or {}).items()}
-    others = (found if len(found) > 1 else {}) | others
-    beside = [f"{label} {numbers.text(n, small=n.unit not in ('%', 'points'))}" for label, n in others.items()]
-    built = bool(claim.construction) and verdict == HOLDS
+    beside = found if len(found) > 1 else {}
+    beside = beside | {label: numbers.find(rows, *where) for label, where in (claim.beside or {}).items()}
+    words = [f"{label} {numbers.text(n, small=n.unit not in ('%', 'points'))}" for label, n in beside.items()]
     return {
-        "verdict": CONSTRUCTION if built else verdict,
+        "verdict": CONSTRUCTION if claim.construction and verdict == HOLDS else verdict,
         "figure": found[name],
         "limit": limit,
-        "beside": "; ".join([*beside, claim.construction] if claim.construction else beside),
+        "beside": "; ".join([*words, claim.construction] if claim.construction else words),
         "counted as": CONSTRUCTION if claim.construction else "tested",
         "p": math.nan if claim.construction or len(found) > 1 else tables.p_value(found[name], limit),
     }
@@ -226,16 +192,14 @@ def _line(claim: Claim, rows: pd.DataFrame) -> dict[str, Any]:
 
 def _published(claim: Claim) -> str:
     """What the paper prints, as it prints it."""
-    said = []
+    words = []
     for table, row, column in claim.published:
         frame = published.load(table)
         cell = frame[(frame["row"] == row) & (frame["column"] == column)]
         if len(cell) != 1:
-            raise ValueError(
-                f"claim {claim.id}: expected one published value {row!r} / {column!r} in {table}, found {len(cell)}"
-            )
-        said.append(str(cell.iloc[0]["text"]))
-    return " against ".join(said)
+            raise ValueError(f"expected one published value {row!r} / {column!r} in {table}, found {len(cell)}")
+        words.append(str(cell.iloc[0]["text"]))
+    return " against ".join(words)
 
 
 def scoreboard(audited: pd.DataFrame) -> pd.DataFrame:
@@ -243,17 +207,20 @@ def scoreboard(audited: pd.DataFrame) -> pd.DataFrame:
 
     survives Holm: verdicts "holds" and "does not hold" whose corrected p is below 0.05, of those with an interval.
     """
-    tested = audited[audited["counted as"] == "tested"]
-    lines: dict[str, dict[str, Any]] = {}
-    for verdict in (HOLDS, FAILS, UNTESTED):
-        part = tested[tested["verdict"] == verdict]
-        corrected = [float(p) for p in part["p (Holm)"] if p is not None]
-        decided = {} if verdict == UNTESTED else {"survive Holm": sum(p < SURVIVES for p in corrected)}
-        lines[f"tested: {verdict}"] = {"claims": len(part), "with an interval": len(corrected), **decided}
-    lines["tested, together"] = {"claims": len(tested), "with an interval": int(tested["p (Holm)"].notna().sum())}
-    lines[CONSTRUCTION] = {"claims": int((audited["verdict"] == CONSTRUCTION).sum())}
-    lines["by construction: does not hold, or open"] = {
-        "claims": int(((audited["counted as"] == CONSTRUCTION) & (audited["verdict"] != CONSTRUCTION)).sum())
-    }
-    lines[NOT_RUN] = {"claims": int((audited["verdict"] == NOT_RUN).sum())}
+    counted, verdict = audited["counted as"], audited["verdict"]
+    corrected = audited["p (Holm)"].map(float, na_action="ignore").astype(float)
+
+    def count(which: pd.Series) -> dict[str, int]:
+        return {"claims": int(which.sum()), "with an interval": int(corrected[which].notna().sum())}
+
+    tested = counted == "tested"
+    lines = {f"tested: {word}": count(tested & (verdict == word)) for word in (HOLDS, FAILS, UNTESTED)}
+    for word in (HOLDS, FAILS):
+        survived = tested & (verdict == word) & (corrected < SURVIVES)
+        lines[f"tested: {word}"]["survive Holm"] = int(survived.sum())
+    lines["tested, together"] = count(tested)
+    lines[CONSTRUCTION] = {"claims": int((verdict == CONSTRUCTION).sum())}
+    open_or_not = (counted == CONSTRUCTION) & (verdict != CONSTRUCTION)
+    lines["by construction: does not hold, or open"] = {"claims": int(open_or_not.sum())}
+    lines[NOT_RUN] = {"claims": int((verdict == NOT_RUN).sum())}
     return pd.DataFrame.from_dict(lines, orient="index").astype("Int64").rename_axis("counted")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,11 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 
-from apm import methods, teachers, ttt
-from apm.analysis import stats
-from apm.data.datasets import Dataset, UnreadableImage
+from apm import methods, teachers
+from apm.data.datasets import Dataset
 from apm.experiments import compute
 from apm.model import APM, APMConfig, OnlineFold
-from apm.project import unknown
-from apm.teachers import Teacher
 
-UNTRAINED_PART = 1024  # images at a time: 2.5 GB of pixels at paper scale
 FLOAT32 = 1e-5  # largest difference, relative to the largest value, that float32's rounding explains
 
 
@@ -61,14 +56,8 @@ def invariances(
             compare(f"{config.fold} fold, random order, {chunk} at a time", online.result(), folded)
             half = torch.as_tensor(order[: config.locations // 2])
             compare("features, a random half of the locations", student.columns(percept, half), whole[:, half])
-    return pd.DataFrame(
-        {
-            "check": list(differences),
-            "repeats": orders,
-            "difference": list(differences.values()),
-            "holds": [value <= FLOAT32 for value in differences.values()],
-        }
-    )
+    found = pd.DataFrame({"check": list(differences), "repeats": orders, "difference": list(differences.values())})
+    return found.assign(holds=found["difference"] <= FLOAT32)
 
 
 def encodings(method: Any, dataset: Dataset, *, seed: int = 0) -> float:
@@ -76,37 +65,21 @@ def encodings(method: Any, dataset: Dataset, *, seed: int = 0) -> float:
 
     method: with a `teacher`, such as `apm.methods.APM`.
     """
-    counted, teacher = [0], method.teacher
-    original = teacher.encode
+    asked, original = [], method.teacher.encode
 
     def counting(images: torch.Tensor, **options: Any) -> teachers.Encoding:
-        counted[0] += len(images)
+        asked.append(len(images))
         return original(images, **options)
 
-    with tempfile.TemporaryDirectory() as empty, patch.dict(os.environ, APM_CACHE=empty):
-        teacher.encode = counting
-        try:
-            if hasattr(method, "prepare"):
-                method.prepare(dataset)
-            method.predict(dataset, np.arange(len(dataset)), seed)
-        finally:
-            del teacher.encode  # the class's own shows again
-    return counted[0] / len(dataset)
-
-
-def readable(dataset: Dataset, on_error: str = "raise") -> Dataset:
-    """The dataset without images that cannot be read, for on_error "record"; as it is for "raise", where they stop the run.
-
-    Raises ValueError when none can be read, and for another on_error.
-    """
-    if on_error not in ("raise", "record"):
-        raise unknown("on_error", on_error, ("raise", "record"))
-    if on_error == "raise":
-        return dataset
-    positions, _ = methods.readable(dataset, np.arange(len(dataset)))
-    if not len(positions):
-        raise ValueError(f"none of the {len(dataset)} images of {dataset.name} can be read")
-    return dataset.subset(positions) if len(positions) < len(dataset) else dataset
+    with (
+        tempfile.TemporaryDirectory() as empty,
+        patch.dict(os.environ, APM_CACHE=empty),
+        patch.object(method.teacher, "encode", counting),
+    ):
+        if hasattr(method, "prepare"):
+            method.prepare(dataset)
+        method.predict(dataset, np.arange(len(dataset)), seed)
+    return sum(asked) / len(dataset)
 
 
 def trained_here(name: str, pretrained: str | Path | None) -> bool:
@@ -122,12 +95,12 @@ def trained_here(name: str, pretrained: str | Path | None) -> bool:
         return False  # another format than `apm.teachers.save` writes
 
 
-def departures(method: Any, dataset: Dataset, *, seed: int = 0) -> list[str]:
+def departures(method: methods.APM, dataset: Dataset, *, seed: int = 0) -> list[str]:
     """How a method departs from one loss, to the teacher's feature, on the image as it is, without labels; none where it does not.
 
-    method: `apm.methods.APM`. Its settings are read, and other labels are tried (`labels_matter`).
+    Its settings are read, and other labels are tried (`labels_matter`).
     """
-    config: ttt.TTTConfig = method.config
+    config = method.config
     found = {
         f"augmentation {config.augmentation}": config.augmentation != "none",
         "a loss on the grid": bool(config.loss_grid),
@@ -150,50 +123,11 @@ def midpoint(config: APMConfig, first: torch.Tensor, second: torch.Tensor, *, st
     """Largest difference between the trigger column of two images' blend and the blend of their trigger columns.
 
     first, second: (3, H, W). Relative to the largest value. The column is an affine map of the pixels, so this is rounding.
-    Raises ValueError for images of different sizes.
     """
-    if first.shape != second.shape:
-        raise ValueError(
-            f"the two images must have the same size to be blended, found {tuple(first.shape)} and {tuple(second.shape)}"
-        )
     student = APM(config, torch.Generator().manual_seed(seed), std=std)
     with torch.no_grad():
-        a, b, blend = (student.perceive(x[None]).column for x in (first, second, (first + second) / 2))
+        a, b, blend = student.perceive(torch.stack([first, second, (first + second) / 2])).column
     return float(((a + b) / 2 - blend).abs().max() / blend.abs().max())
-
-
-def untrained(
-    teacher: Teacher,
-    dataset: Dataset,
-    config: ttt.TTTConfig,
-    *,
-    seeds: Sequence[int] = (0,),
-    on_error: str = "raise",
-) -> stats.Interval:
-    """Accuracy in percent of students at random weights (k = 0), over all images and seeds; interval over images.
-
-    Cheap, since nothing is trained: one update is run and not looked at. Memory does not grow with the number of images.
-    on_error: "raise" stops at an image that cannot be read; with "record" it counts as wrong, as everywhere.
-    """
-    positions = np.arange(len(dataset))
-    parts = np.split(positions, range(UNTRAINED_PART, len(positions), UNTRAINED_PART))
-    first = replace(config, iterations=1)
-
-    def said(part: np.ndarray, seed: int) -> np.ndarray:
-        try:
-            return methods.adapt_dataset(teacher, dataset, part, first, seed=seed).predictions()[:, 0].cpu().numpy()
-        except UnreadableImage:
-            if on_error != "record":
-                raise
-        good, _ = methods.readable(dataset, part)
-        every = np.full(len(part), -1, dtype=np.int64)
-        if len(good):
-            every[np.isin(part, good)] = said(good, seed)
-        return every
-
-    right = np.concatenate([said(part, seed) == dataset.labels[part] for seed in seeds for part in parts])
-    runs = np.repeat(np.asarray(seeds), len(positions))
-    return stats.mean(right, np.tile(positions, len(seeds)), seeds=runs)
 
 
 def timed(config: APMConfig, device: torch.device | str = "cpu") -> dict[str, compute.Timing]:

@@ -24,31 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apm import project, teachers
-from apm.data import datasets
-from apm.data.datasets import Dataset
+from apm.data import Dataset
 from apm.model import APMConfig
 from apm.project.identity import code_version
 
 BATCH = 64  # images that are encoded at a time
 BLOCK = 2**22  # numbers of which a statistic is taken at a time
-
-
-def positions(dataset: Dataset, n: int | str) -> np.ndarray:
-    """(n,) positions of a stratified choice among a dataset's images; "all", or more than there are: all of them."""
-    if n == "all" or int(n) >= len(dataset):
-        return np.arange(len(dataset))
-    return np.flatnonzero(np.isin(dataset.indices, dataset.subset(int(n), seed=0).indices))
-
-
-def part(name: str, samples: int | str) -> Dataset:
-    """A dataset by name, or a stratified part of it with so many images."""
-    return (dataset := datasets.load(name)).subset(positions(dataset, samples))
-
-
-def halves(dataset: Dataset) -> tuple[Dataset, Dataset]:
-    """Two disjoint halves of a dataset, stratified by class: to train on and to hold out."""
-    first = positions(dataset, len(dataset) // 2)
-    return dataset.subset(first), dataset.subset(np.setdiff1d(np.arange(len(dataset)), first))
 
 
 class Batch(NamedTuple):

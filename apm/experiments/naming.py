@@ -22,9 +22,10 @@ import numpy as np
 import pandas as pd
 
 from apm import teachers
-from apm.analysis import benchmark, stats, tables
+from apm.analysis import compare, stats, tables
 from apm.analysis.numbers import Number
 from apm.data.datasets import Dataset
+from apm.experiments import judge
 
 FOLDS = 5
 PROBE = "probe of image features (uses labels)"
@@ -36,46 +37,31 @@ PROBE_NOTE = (
 
 def unread_words(teacher: Any, texts: Sequence[str], captions: Iterable[str]) -> tuple[str, ...]:
     """The words of texts with a token that no caption has, each once, in order: the tower's idea of them is untrained."""
-    known = set(_tokens(teacher, captions))
+
+    def tokens(texts: Iterable[str]) -> set[int]:
+        return set(np.unique(np.asarray(teacher.tokenizer(list(texts)))).tolist())
+
+    known = tokens(captions)
     words = dict.fromkeys(word for text in texts for word in re.findall(r"\w+", text))
-    return tuple(word for word in words if not _tokens(teacher, [word]) <= known)
+    return tuple(word for word in words if not tokens([word]) <= known)
 
 
-def _tokens(teacher: Any, texts: Iterable[str]) -> set[int]:
-    return {int(token) for token in np.unique(np.asarray(teacher.tokenizer(list(texts))))}
+@judge.one_thread
+def probe(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which images (n,) a linear probe (`judge.probe`) on features (n, D) gets right, each predicted by one not fitted on it.
 
-
-def probe(features: np.ndarray, labels: np.ndarray, *, folds: int = FOLDS) -> np.ndarray:
-    """Which images (n,) a linear probe gets right, each predicted by one that was not fitted on it.
-
-    features: (n, D) of the frozen teacher, finite; standardised, then logistic regression, stratified folds with a fixed seed. It
-    uses the labels: it says what the features hold, and is no method. Raises ValueError for a class with fewer images than folds.
+    Stratified folds with a fixed seed. Raises ValueError for a class with fewer images than folds.
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits
 
-    labels = np.asarray(labels)
     values, counts = np.unique(labels, return_counts=True)
-    if len(values) < 2 or counts.min() < folds:
+    if len(values) < 2 or counts.min() < FOLDS:
         raise ValueError(
-            f"a probe with {folds} folds needs two classes or more with {folds} images each, found {len(values)} classes, the "
+            f"a probe with {FOLDS} folds needs two classes or more with {FOLDS} images each, found {len(values)} classes, the "
             f"smallest with {counts.min()} images: raise the number of images"
         )
-    split = StratifiedKFold(folds, shuffle=True, random_state=0)
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    with threadpool_limits(1):  # one thread: the same rounding on every number of cores
-        predicted = cross_val_predict(model, np.asarray(features, dtype=np.float64), labels, cv=split)
-    return predicted == labels
-
-
-def closest_names(teacher: Any, dataset: Dataset) -> float:
-    """The largest cosine between the text features of two classes: near 1, the tower says the same for both."""
-    text = teacher.text_features(dataset.classnames, dataset.templates).cpu().numpy()
-    cosines = text @ text.T
-    return float(cosines[~np.eye(len(text), dtype=bool)].max())
+    split = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    return cross_val_predict(judge.probe(), np.asarray(features, dtype=np.float64), labels, cv=split) == labels
 
 
 def random_namings(
@@ -85,15 +71,7 @@ def random_namings(
 
     labels, prediction: (n,) class indices, -1 for a failed prediction. Small where names fit the images; never below 50 with
     two classes, where there is only one other way. All ways up to seven classes, else `draws` of them and the true one.
-    Raises ValueError for arrays of different shapes or labels outside 0..classes-1.
     """
-    labels, prediction = np.asarray(labels), np.asarray(prediction)
-    if labels.shape != prediction.shape or labels.ndim != 1 or not len(labels):
-        raise ValueError(
-            f"expected labels and predictions of the same images, found {labels.shape} and {prediction.shape}"
-        )
-    if labels.min() < 0 or max(labels.max(), prediction.max()) >= classes:
-        raise ValueError(f"expected classes in 0..{classes - 1}, found labels {labels.min()} to {labels.max()}")
     confusion = np.zeros((classes, classes), dtype=np.int64)
     named = prediction >= 0
     np.add.at(confusion, (labels[named], prediction[named]), 1)
@@ -113,36 +91,35 @@ def naming(
 
     records: of one method on these sets, with the teacher's predictions. captions: those that taught the teacher; None where
     unknown, and then the column of unread words is missing. An image that could not be read has no feature: the probe leaves it out,
-    and its n says so. Raises ValueError for sets without records.
+    and its n says so. Raises ValueError for sets with classes of fewer images than the probe needs.
     """
     captions = None if captions is None else list(captions)
     rows = {}
     for dataset in sets:
         own = records[records["dataset"] == dataset.name]
-        if own.empty:
-            raise ValueError(f"no records of {dataset.name}: run the method on it first")
         features = np.array(teachers.features(teacher, dataset))
         readable = np.isfinite(features).all(axis=1)
         seen = stats.accuracy(probe(features[readable], dataset.labels[readable]))
         named, final = (stats.accuracy(stats.correct(own, rule)) for rule in ("teacher", "final"))  # type: ignore[arg-type]
-        chance = benchmark.chance(dataset)
+        chance = compare.chance(dataset)
+        answers = own.drop_duplicates("sample")
+        said = answers["teacher_prediction"].fillna(-1).to_numpy(dtype=np.int64)
+        by_chance = random_namings(answers["label"].to_numpy(), said, len(dataset.classnames))
+        text = teacher.text_features(dataset.classnames, dataset.templates).cpu().numpy()
+        closest = float(
+            (text @ text.T)[~np.eye(len(text), dtype=bool)].max()
+        )  # near 1, the tower says the same for both
         rows[dataset.name] = {
             "n": len(dataset),
             "chance": Number(chance),
             "teacher (zero-shot)": tables.percent(named),
-            "above chance": benchmark.above_chance(named.low, named.high, chance),
-            "random namings as good": Number(random_namings(*_answers(own), len(dataset.classnames)), kind="measure"),
+            "above chance": compare.above_chance(named.low, named.high, chance),
+            "random namings as good": Number(by_chance, kind="measure"),
             PROBE: tables.percent(seen),
             "APM, final": tables.percent(final),
-            "largest cosine of two names": Number(closest_names(teacher, dataset), unit="", kind="measure"),
+            "largest cosine of two names": Number(closest, unit="", kind="measure"),
         }
         if captions is not None:
             unread = unread_words(teacher, dataset.classnames, captions)
             rows[dataset.name]["words not in the teacher's captions"] = ", ".join(unread) or "none"
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("set")
-
-
-def _answers(own: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and the teacher's predictions, one per image."""
-    rows = own.drop_duplicates("sample")
-    return rows["label"].to_numpy(), rows["teacher_prediction"].fillna(-1).to_numpy(dtype=np.int64)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas as pd
 
-from apm.data import corruptions as corrupt
 from apm.data import published
 
 ROUNDING = 0.1  # points: a mean of numbers printed with one decimal, itself printed with one
-_SHIFTS = ("ImageNet", "ImageNet-A", "ImageNet-v2", "ImageNet-R", "ImageNet-Sketch")
-# rows of Table 1 that name a teacher, and what open_clip publishes under which tag
-_TEACHERS = {
-    "OpenCLIP-VIT-H/14": ("ViT-H-14-quickgelu / dfn5b", "ViT-H-14-378-quickgelu / dfn5b"),
-    "CLIP VIT-L/14": ("ViT-L-14 / openai",),
-    "Ensemble": ("ViT-B-16 / openai",),
-}
+_SHIFTS = ["ImageNet", "ImageNet-A", "ImageNet-v2", "ImageNet-R", "ImageNet-Sketch"]
+_AVERAGES = ("Average", "OOD Average", "Average (printed)")
+# rows of Table 1 that name a teacher, that of its student, and what open_clip publishes under which tags
+_TEACHERS = (
+    ("OpenCLIP-VIT-H/14", "OpenCLIP ViT-H/14", "ViT-H-14-quickgelu / dfn5b", "ViT-H-14-378-quickgelu / dfn5b"),
+    ("CLIP VIT-L/14", "CLIP ViT-L/14", "ViT-L-14 / openai"),
+    ("Ensemble", "CLIP ViT-B/16", "ViT-B-16 / openai"),
+)
+
+
+def _wide(name: str) -> pd.DataFrame:
+    return published.wide(published.load(name))
+
+
+def _sets(wide: pd.DataFrame) -> list[str]:
+    """The columns that averages are over."""
+    return [column for column in wide if column not in _AVERAGES and not column.startswith("P (")]
 
 
 def published_means() -> pd.DataFrame:
@@ -25,32 +32,20 @@ def published_means() -> pd.DataFrame:
 
     Columns: table, row, mean of, computed, printed, difference, agrees (within 0.1, the rounding of one decimal).
     """
-    rows = []
-
-    def compare(name: str, row: str, what: str, values: pd.Series, printed: float) -> None:
-        computed = float(values.mean())
-        difference = round(computed - printed, 9)
-        rows.append(
-            {
-                "table": name,
-                "row": short(row),
-                "mean of": what,
-                "computed": computed,
-                "printed": printed,
-                "difference": difference,
-                "agrees": "yes" if abs(difference) <= ROUNDING else "no",
-            }
-        )
-
-    one, two, three = (published.wide(published.load(name)) for name in ("table1", "table2", "table3"))
-    for row in one.index:
-        compare("Table 1", row, "5 sets", one.loc[row, list(_SHIFTS)], one.loc[row, "Average"])
-        compare("Table 1", row, "4 shifted sets", one.loc[row, list(_SHIFTS[1:])], one.loc[row, "OOD Average"])
-    for name, frame, printed in (("Table 2", two, "Average (printed)"), ("Table 3", three, "Average")):
-        cells = [c for c in frame.columns if c != printed and not c.startswith("P (")]
-        for row in frame.index:
-            compare(name, row, f"{len(cells)} columns", frame.loc[row, cells], frame.loc[row, printed])
-    return pd.DataFrame(rows)
+    one, two, three = (_wide(name) for name in ("table1", "table2", "table3"))
+    parts = []
+    for table, wide, what, sets, average in (
+        ("Table 1", one, "5 sets", _SHIFTS, "Average"),
+        ("Table 1", one, "4 shifted sets", _SHIFTS[1:], "OOD Average"),
+        ("Table 2", two, f"{len(_sets(two))} columns", _sets(two), "Average (printed)"),
+        ("Table 3", three, f"{len(_sets(three))} columns", _sets(three), "Average"),
+    ):
+        part = pd.DataFrame({"computed": wide[sets].mean(axis=1), "printed": wide[average]}).reset_index(names="row")
+        parts.append(part.assign(table=table, row=part["row"].map(short), **{"mean of": what}))
+    means = pd.concat(parts, ignore_index=True)[["table", "row", "mean of", "computed", "printed"]]
+    means["difference"] = (means["computed"] - means["printed"]).round(9)
+    means["agrees"] = np.where(means["difference"].abs() <= ROUNDING, "yes", "no")
+    return means
 
 
 def published_teachers() -> pd.DataFrame:
@@ -59,30 +54,18 @@ def published_teachers() -> pd.DataFrame:
     Columns: teacher (open_clip model and tag), set, open_clip (%), printed teacher, printed APM, printed - open_clip,
     APM - printed teacher, APM - open_clip.
     """
-    printed = published.wide(published.load("table1"))
-    source = published.wide(published.load("teacher_zero_shot"))
-    source = source.rename(columns={"ImageNet-V2": "ImageNet-v2"})
-    students = {
-        "OpenCLIP-VIT-H/14": "APM (Ours) [teacher OpenCLIP ViT-H/14]",
-        "CLIP VIT-L/14": "APM (Ours) [teacher CLIP ViT-L/14]",
-        "Ensemble": "APM (Ours) [teacher CLIP ViT-B/16]",
-    }
-    rows = [
-        {
-            "teacher": tag,
-            "set": column,
-            "open_clip": source.loc[tag, column],
-            "printed teacher": printed.loc[row, column],
-            "printed APM": printed.loc[students[row], column],
-            "printed - open_clip": printed.loc[row, column] - source.loc[tag, column],
-            "APM - printed teacher": printed.loc[students[row], column] - printed.loc[row, column],
-            "APM - open_clip": printed.loc[students[row], column] - source.loc[tag, column],
-        }
-        for row, tags in _TEACHERS.items()
-        for tag in tags
-        for column in _SHIFTS
-    ]
-    return pd.DataFrame(rows)
+    one, source = _wide("table1"), _wide("teacher_zero_shot").rename(columns={"ImageNet-V2": "ImageNet-v2"})
+    parts = {}
+    for teacher, student, *tags in _TEACHERS:
+        for tag in tags:
+            own = {"open_clip": source.loc[tag], "printed teacher": one.loc[teacher]}
+            own["printed APM"] = one.loc[f"APM (Ours) [teacher {student}]"]
+            parts[tag] = pd.DataFrame(own).loc[_SHIFTS]
+    table = pd.concat(parts, names=["teacher", "set"]).reset_index()
+    table["printed - open_clip"] = table["printed teacher"] - table["open_clip"]
+    table["APM - printed teacher"] = table["printed APM"] - table["printed teacher"]
+    table["APM - open_clip"] = table["printed APM"] - table["open_clip"]
+    return table
 
 
 def published_steps() -> pd.DataFrame:
@@ -92,28 +75,17 @@ def published_steps() -> pd.DataFrame:
     nine: "step" is over the columns shown, "printed" what the printed averages give.
     """
     rows = {}
-    for name, table, teacher, apm, average, columns in (
-        ("natural shifts (Table 1)", "table1", "Ensemble", "APM (Ours) [teacher CLIP ViT-B/16]", "OOD Average", list(_SHIFTS[1:])),
-        ("corruptions (Table 2)", "table2", "OpenCLIP ViT-L/14", "APM", "Average (printed)", list(corrupt.NAMES)),
-        ("cross-dataset (Table 3)", "table3", "Ensemble", "APM (Ours) [teacher CLIP ViT-B/16]", "Average", []),
-    ):  # fmt: skip
-        wide = published.wide(published.load(table))
-        (row,) = (r for r in wide.index if r.startswith(apm))
-        columns = columns or [c for c in wide.columns if c != average and not c.startswith("P (")]
+    for name, table, teacher, apm, average in (
+        ("natural shifts (Table 1)", "table1", "Ensemble", "APM (Ours) [teacher CLIP ViT-B/16]", "OOD Average"),
+        ("corruptions (Table 2)", "table2", "OpenCLIP ViT-L/14", "APM", "Average (printed)"),
+        ("cross-dataset (Table 3)", "table3", "Ensemble", "APM (Ours) [teacher CLIP ViT-B/16]", "Average"),
+    ):
+        wide = _wide(table)
+        columns = _SHIFTS[1:] if average == "OOD Average" else _sets(wide)
+        (row,) = (row for row in wide.index if row.startswith(apm))
         gap = wide.loc[row] - wide.loc[teacher]
         rows[name] = {"step": gap[columns].mean(), "printed": gap[average], "over": f"{len(columns)} columns"}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("benchmark")
-
-
-def printed(frame: pd.DataFrame, row: str, column: str) -> float:
-    """A published value of `apm.data.published.load`'s frame: the number that its text begins with. Raises ValueError unless there is one."""
-    found = frame[(frame["row"] == row) & (frame["column"] == column)]
-    if len(found) != 1:
-        raise ValueError(f"expected one published value for {row} / {column}, found {len(found)}")
-    value = published.number(found.iloc[0]["text"])
-    if math.isnan(value):
-        raise ValueError(f"expected a published value for {row} / {column} that begins with a number")
-    return value
 
 
 def published_arithmetic() -> pd.DataFrame:
@@ -121,51 +93,53 @@ def published_arithmetic() -> pd.DataFrame:
 
     Columns: table, check, computed, printed, agrees ("" where there is nothing printed to agree with).
     """
-    four, appendix, tpt = (published.load(name) for name in ("table4", "table5", "tpt"))
-    two, three = (published.wide(published.load(name)) for name in ("table2", "table3"))
-    value = printed
-    once, student = value(four, "APM (s), t=1", "GFlops_i (ideal)"), value(four, "APM (s), t=2", "GFlops_i (ideal)")
-    tower = value(four, "CLIP ViT-B/16 (u) [90]", "GFlops_i (ideal)")
-    rows: list[tuple[str, str, float, float]] = [
-        ("Table 4", "teacher once + 19 x student, GFLOPs", once + 19 * student, value(four, "APM Peak Use", "GFlops_i (ideal)")),
-        ("Table 4", "20 x CLIP ViT-B/16, GFLOPs", 20 * tower, value(four, "CLIP ViT-B/16", "GFlops_i (ideal)")),
-        ("Table 4", "teacher once + 19 x student, against the measured GFLOPs of APM: not reconstructable", once + 19 * student, value(four, "APM Peak Use", "GFlops_meas")),
-        *(
-            ("Table 4", f"measured over ideal GFLOPs, {name}, %: no common factor", 100 * value(four, row, "GFlops_meas") / value(four, row, "GFlops_i (ideal)"), float("nan"))
-            for name, row in (("APM", "APM Peak Use"), ("CLIP ViT-B/16", "CLIP ViT-B/16"), ("TPT", "TPT [90]"))
+    ideal, measured = (_column("table4", f"GFlops_{kind}") for kind in ("i (ideal)", "meas"))
+    two, three, tpt = _wide("table2"), _wide("table3"), published.load("tpt")
+    once = ideal["APM (s), t=1"] + 19 * ideal["APM (s), t=2"]
+    rows: list[tuple[str, str, float, float | None]] = [
+        ("Table 4", "teacher once + 19 x student, GFLOPs", once, ideal["APM Peak Use"]),
+        ("Table 4", "20 x CLIP ViT-B/16, GFLOPs", 20 * ideal["CLIP ViT-B/16 (u) [90]"], ideal["CLIP ViT-B/16"]),
+        (
+            "Table 4",
+            "teacher once + 19 x student, against the measured GFLOPs of APM: not reconstructable",
+            once,
+            measured["APM Peak Use"],
         ),
-    ]  # fmt: skip
-    corruptions = [c for c in two.columns if c != "Average (printed)" and not c.startswith("P (")]
-    (apm_row,) = (row for row in two.index if row.startswith("APM"))
-    higher = int((two.loc[apm_row, corruptions] > two.loc["TTT-MAE", corruptions]).sum())
-    rows.append(("Table 2", "corruptions (of 15) in which APM is above TTT-MAE", higher, float("nan")))
-    nine = [c for c in three.columns if c != "Average" and not c.startswith("P (")]
+    ]
+    for name, row in (("APM", "APM Peak Use"), ("CLIP ViT-B/16", "CLIP ViT-B/16"), ("TPT", "TPT [90]")):
+        check = f"measured over ideal GFLOPs, {name}, %: no common factor"
+        rows.append(("Table 4", check, 100 * measured[row] / ideal[row], None))
+    (apm,) = (row for row in two.index if row.startswith("APM"))
+    higher = int((two.loc[apm] > two.loc["TTT-MAE"])[_sets(two)].sum())
+    rows.append(("Table 2", "corruptions (of 15) in which APM is above TTT-MAE", higher, None))
     for ours, theirs in (("CLIP-ViT-B/16", "CLIP ViT-B/16"), ("TPT", "TPT")):
-        sets = tpt[(tpt["table"] == "TPT paper ViT-B/16 cross-dataset") & (tpt["row"] == theirs)].set_index("column")
-        ten = sets["value"].drop("Average (10 sets)")
+        ten = tpt[(tpt["table"] == "TPT paper ViT-B/16 cross-dataset") & (tpt["row"] == theirs)].set_index("column")
+        ten_sets = float(ten["value"].drop("Average (10 sets)").mean())
+        average = three.loc[ours, "Average"]
         rows += [
-            ("Table 3", f"{theirs}: mean over the ten sets of the TPT paper, Cars included", float(ten.mean()), three.loc[ours, "Average"]),
-            ("Table 3", f"{theirs}: mean over the nine sets that the table shows", float(three.loc[ours, nine].mean()), three.loc[ours, "Average"]),
+            ("Table 3", f"{theirs}: mean over the ten sets of the TPT paper, Cars included", ten_sets, average),
+            ("Table 3", f"{theirs}: mean over the nine sets that the table shows", three.loc[ours, _sets(three)].mean(), average),
         ]  # fmt: skip
-    zero_shot = published.wide(published.load("teacher_zero_shot")).loc["ViT-L-14 / openai", "CIFAR-10"]
+    zero_shot = float(_wide("teacher_zero_shot").loc["ViT-L-14 / openai", "CIFAR-10"])
     for row, column, what in (
         ("APM without augmentation", "CIFAR-10 test", "section 4, no augmentation"),
         ("Lcls only", "CIFAR-10", "Table 5b, L_cls"),
         ("1 conv kernel in T", "accuracy (data set not named; presumably CIFAR-10)", "section 6, one kernel"),
     ):
-        rows.append(
-            (
-                "CIFAR-10",
-                f"{what}: printed beside open_clip's zero-shot of ViT-L-14 openai",
-                float(zero_shot),
-                value(appendix, row, column),
-            )
-        )
+        check = f"{what}: printed beside open_clip's zero-shot of ViT-L-14 openai"
+        rows.append(("CIFAR-10", check, zero_shot, _column("table5", column)[row]))
     frame = pd.DataFrame(rows, columns=["table", "check", "computed", "printed"])
-    gap = (frame["computed"] - frame["printed"]).abs()
-    frame["agrees"] = np.where(frame["printed"].isna(), "", np.where(gap.round(9) <= ROUNDING, "yes", "no"))
-    frame.loc[frame["table"] == "CIFAR-10", "agrees"] = ""  # a student and its teacher need not agree
+    gap = (frame["computed"] - frame["printed"]).abs().round(9)
+    frame["agrees"] = np.where(gap <= ROUNDING, "yes", "no")
+    # a student and its teacher need not agree
+    frame.loc[frame["printed"].isna() | (frame["table"] == "CIFAR-10"), "agrees"] = ""
     return frame
+
+
+def _column(name: str, column: str) -> pd.Series:
+    """The values of a published column by row: the numbers that the texts begin with, such as "241.7 (s+u)" or "10 (s)"."""
+    frame = published.load(name)
+    return frame[frame["column"] == column].set_index("row")["text"].map(published.number)
 
 
 def short(row: str) -> str:

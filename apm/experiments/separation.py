@@ -8,7 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from apm.experiments.judge import kmeans, one_thread, probe
 
+
+@one_thread
 def judge(
     features: Mapping[str, tuple[np.ndarray, np.ndarray]], labels: tuple[np.ndarray, np.ndarray], *, k: int
 ) -> dict[str, pd.DataFrame]:
@@ -18,23 +21,18 @@ def judge(
     features: name -> (training (N, D), held out (M, D)). labels: (training (N,), held out (M,)). The probe is a logistic regression
     on standardised features. Raises ValueError for k outside 1..N.
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits
 
     if not 1 <= k <= len(labels[0]):
         raise ValueError(f"k must lie in 1..{len(labels[0])}, the number of training images, found {k}")
     classifiers = {
         "k-NN": KNeighborsClassifier(k, metric="cosine", algorithm="brute"),
-        "linear probe": make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000)),
+        "linear probe": probe(),
     }
     found = {}
     for name, pair in features.items():
         known, asked = (np.asarray(x, dtype=np.float64).reshape(len(x), -1) for x in pair)
-        with threadpool_limits(1):  # one thread: the same rounding on every number of cores
-            right = {rule: one.fit(known, labels[0]).predict(asked) == labels[1] for rule, one in classifiers.items()}
+        right = {rule: one.fit(known, labels[0]).predict(asked) == labels[1] for rule, one in classifiers.items()}
         found[name] = pd.DataFrame(right)
     return found
 
@@ -44,15 +42,12 @@ def cluster(rows: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
 
     Raises ValueError for k outside 2..n.
     """
-    from sklearn.cluster import KMeans
     from sklearn.preprocessing import normalize
-    from threadpoolctl import threadpool_limits
 
     rows = np.asarray(rows, dtype=np.float64)
     if not 2 <= k <= len(rows):
         raise ValueError(f"k must lie in 2..{len(rows)}, the number of rows, found {k}")
-    with threadpool_limits(1):  # several threads add in an order that changes from run to run
-        return np.asarray(KMeans(k, n_init=2, random_state=seed).fit_predict(normalize(rows - rows.mean(axis=0))))
+    return kmeans(normalize(rows - rows.mean(axis=0)), k, starts=2, seed=seed)
 
 
 def in_majority(clusters: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -87,14 +82,6 @@ def shared(
     total = counts.sum(axis=0)
     without = information(total - counts)
     return np.asarray(np.round(float(information(total)) + (n - 1) * (without.mean() - without), 9))
-
-
-def ink(colours: np.ndarray) -> np.ndarray:
-    """Which locations (N, h, w) belong to the foreground: brighter than Otsu's threshold over all images (N, h, w, 3)."""
-    from skimage.filters import threshold_otsu
-
-    grey = np.asarray(colours, dtype=np.float64).mean(axis=-1)
-    return grey > threshold_otsu(grey.ravel())
 
 
 class Clusters(NamedTuple):
@@ -136,14 +123,13 @@ def clusters(
     return Clusters(measures, rows.reshape(n, h, w))
 
 
+@one_thread
 def embed(rows: np.ndarray, seed: int = 0) -> np.ndarray:
     """t-SNE (n, 2) of rows (n, D) by cosine distance, started from their principal components. Raises ValueError below 10 rows."""
     from sklearn.manifold import TSNE
     from sklearn.preprocessing import normalize
-    from threadpoolctl import threadpool_limits
 
     if len(rows) < 10:
         raise ValueError(f"a t-SNE needs at least 10 rows, found {len(rows)}")
-    with threadpool_limits(1):
-        flat = normalize(np.asarray(rows, dtype=np.float64).reshape(len(rows), -1))
-        return np.asarray(TSNE(perplexity=min(30.0, (len(rows) - 1) / 3), random_state=seed).fit_transform(flat))
+    flat = normalize(np.asarray(rows, dtype=np.float64).reshape(len(rows), -1))
+    return np.asarray(TSNE(perplexity=min(30.0, (len(rows) - 1) / 3), random_state=seed).fit_transform(flat))

@@ -15,7 +15,7 @@ from torch import Tensor
 from apm import teachers
 from apm.experiments.answers import Linear, nearest_image
 from apm.experiments.field import Field, one_thread
-from apm.experiments.islands import picture_table
+from apm.experiments.judge import pictures as picture_table
 from apm.experiments.material import Material
 from apm.model import Percept
 

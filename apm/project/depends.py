@@ -57,7 +57,7 @@ def files_of(name: str, folder: Path = PACKAGE) -> list[Path]:
 
 
 def closure(names: frozenset[str] | set[str], folder: Path = PACKAGE) -> list[Path]:
-    """All source files that importing the names needs, through imports of imports."""
+    """All source files that importing the names needs, through imports of imports, and the tables of facts beside them."""
     todo, files = {file for name in names for file in files_of(name, folder)}, {folder / "__init__.py"}
     while todo:
         path = todo.pop()
@@ -67,7 +67,7 @@ def closure(names: frozenset[str] | set[str], folder: Path = PACKAGE) -> list[Pa
     configs = folder / "teachers" / "model_configs"
     if folder / "teachers" / "__init__.py" in files and configs.is_dir():
         files |= set(configs.glob("*.json"))
-    return sorted(files)
+    return sorted(files | {facts for room in {path.parent for path in files} for facts in room.glob("*.yaml")})
 
 
 def code(notebook: Path) -> str:

@@ -22,7 +22,7 @@ from apm.project import paths
 RUN_MODULES = (
     *("model", "lockstep", "ttt", "typed", "methods.method"),
     *("teachers.images", "teachers.teacher", "teachers.cached"),
-    *("data.corruptions", "data.prompts", "data.datasets", "data.published_sets", "data.derived_sets"),
+    *("data.dataset", "data.files", "data.layouts", "data.derived", "data.prompts"),
 )
 # Mistakes in code, and what the machine lacks: no property of an image, so no method records one as an image's failure.
 STOPS = (
@@ -34,7 +34,7 @@ SAID = ("print", "warnings.warn")  # calls whose effect is a message
 
 @functools.cache
 def code_version(modules: tuple[str, ...], package: Path | None = None) -> str:
-    """Hash of what modules of this package define, for example ("ttt", "methods.zero").
+    """Hash of what modules of this package define, for example ("ttt", "methods.zero"), here and in a YAML file of their name.
 
     Computed once per process, so it describes the code as imported. Raises FileNotFoundError for a module that does not exist.
     """
@@ -45,6 +45,8 @@ def code_version(modules: tuple[str, ...], package: Path | None = None) -> str:
         if not file.is_file():
             raise FileNotFoundError(f"no module {module!r} at {file}: correct the list of modules that determine a run")
         found |= _definitions(file.read_text(encoding="utf-8"))
+        if file.with_suffix(".yaml").is_file():
+            found.add(repr(paths.facts(str(file))))
     return paths.sha256_of(sorted(found))
 
 

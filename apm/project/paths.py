@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 # Read once: it can only be read by setting it, and a file that another thread makes in between would be open to all.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -124,6 +126,11 @@ def atomic_write(path: Path | str, data: bytes | str) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
     return path
+
+
+def facts(module: str) -> Any:
+    """What the YAML file of a module's name beside it says. module: its `__file__`."""
+    return yaml.safe_load(Path(module).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 _ADVICE = {

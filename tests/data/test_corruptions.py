@@ -4,8 +4,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -16,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from apm.data import corruptions
-from apm.data.corruptions import CONSTANTS, GROUPS, NAMES, corrupt, corrupted
-from apm.data.datasets import Dataset
+from apm.data import Dataset, corruptions
+from apm.data.corruptions import CONSTANTS, NAMES, corrupt, corrupted
+from apm.data.dataset import Lazy
+from apm.project import depends, identity
 
 
 def picture(height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
@@ -51,21 +50,13 @@ def made_set(n: int = 6, size: int = 32, lazy: bool = False) -> Dataset:
 # --------------------------------------------------------------------------------------------------------- constants
 
 
-def test_there_are_the_fifteen_types_in_the_papers_order_and_groups() -> None:
-    assert len(NAMES) == 15
-    assert NAMES[0] == "gaussian_noise"
-    assert NAMES[-1] == "jpeg_compression"
-    counts = {group: list(GROUPS.values()).count(group) for group in GROUPS.values()}
-    assert counts == {"noise": 3, "blur": 4, "weather": 4, "digital": 4}
-
-
-@pytest.mark.parametrize("regime", corruptions.REGIMES)
-def test_every_type_has_five_constants_in_both_regimes(regime: str) -> None:
-    assert tuple(CONSTANTS[regime]) == NAMES
-    for name, row in CONSTANTS[regime].items():
-        assert len(row) == 5, name
-        widths = {len(c) if isinstance(c, tuple) else 1 for c in row}
-        assert len(widths) == 1, name
+def test_there_are_fifteen_types_of_five_constants_in_both_regimes() -> None:
+    assert (len(NAMES), NAMES[0], NAMES[-1]) == (15, "gaussian_noise", "jpeg_compression")
+    for rows in CONSTANTS.values():
+        assert tuple(rows) == NAMES
+        for row in rows.values():
+            assert len(row) == 5
+            assert len({len(c) if isinstance(c, list) else 1 for c in row}) == 1
 
 
 @pytest.mark.parametrize(
@@ -73,28 +64,17 @@ def test_every_type_has_five_constants_in_both_regimes(regime: str) -> None:
     [
         ("cifar-c", "gaussian_noise", 5, 0.10),
         ("cifar-c", "shot_noise", 4, 75),
-        ("cifar-c", "impulse_noise", 4, 0.05),
-        ("cifar-c", "defocus_blur", 4, (1, 0.2)),
-        ("cifar-c", "glass_blur", 5, (0.4, 1, 2)),
-        ("cifar-c", "motion_blur", 5, (9, 2.5)),
-        ("cifar-c", "snow", 4, (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85)),
-        ("cifar-c", "frost", 5, (0.75, 0.45)),
-        ("cifar-c", "fog", 3, (0.75, 2.5)),
-        ("cifar-c", "contrast", 5, 0.15),
-        ("cifar-c", "elastic_transform", 2, (0.05, 0.2, 0.07)),
+        ("cifar-c", "defocus_blur", 4, [1, 0.2]),
+        ("cifar-c", "glass_blur", 5, [0.4, 1, 2]),
+        ("cifar-c", "snow", 4, [0.25, 0.3, 2.25, 0.6, 12, 6, 0.85]),
+        ("cifar-c", "elastic_transform", 2, [0.05, 0.2, 0.07]),
         ("cifar-c", "jpeg_compression", 3, 58),
         ("imagenet-c", "gaussian_noise", 5, 0.38),
-        ("imagenet-c", "shot_noise", 5, 3),
-        ("imagenet-c", "defocus_blur", 1, (3, 0.1)),
-        ("imagenet-c", "glass_blur", 3, (1, 2, 3)),
-        ("imagenet-c", "motion_blur", 5, (20, 15)),
-        ("imagenet-c", "zoom_blur", 5, (1.31, 0.03)),
-        ("imagenet-c", "snow", 5, (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55)),
-        ("imagenet-c", "fog", 5, (3, 1.4)),
-        ("imagenet-c", "brightness", 2, 0.2),
-        ("imagenet-c", "elastic_transform", 2, (2, 0.08, 0.2)),
+        ("imagenet-c", "motion_blur", 5, [20, 15]),
+        ("imagenet-c", "zoom_blur", 5, [1.31, 0.03]),
+        ("imagenet-c", "snow", 5, [0.55, 0.3, 2.5, 0.85, 12, 12, 0.55]),
+        ("imagenet-c", "elastic_transform", 2, [2, 0.08, 0.2]),
         ("imagenet-c", "pixelate", 5, 0.25),
-        ("imagenet-c", "jpeg_compression", 5, 7),
     ],
 )
 def test_constants_are_the_published_ones(regime: str, name: str, severity: int, expected: object) -> None:
@@ -102,16 +82,12 @@ def test_constants_are_the_published_ones(regime: str, name: str, severity: int,
 
 
 def test_the_regime_follows_the_shorter_side_and_can_be_chosen() -> None:
-    assert corruptions.regime_of((64, 400, 3)) == "cifar-c"
-    assert corruptions.regime_of((400, 65, 3)) == "imagenet-c"
-    image = picture(48, 48)
-    by_size = corrupt(image, "contrast", 1)
-    assert np.array_equal(by_size, corrupt(image, "contrast", 1, regime="cifar-c"))
-    assert not np.array_equal(by_size, corrupt(image, "contrast", 1, regime="imagenet-c"))
-
-
-def test_elastic_constants_are_those_of_the_scripts_at_their_own_sizes() -> None:
-    assert corruptions.elastic_side((224, 224, 3), "imagenet-c") == 244
+    image = picture(64, 70)
+    assert np.array_equal(corrupt(image, "contrast", 1), corrupt(image, "contrast", 1, regime="cifar-c"))
+    assert not np.array_equal(corrupt(image, "contrast", 1), corrupt(image, "contrast", 1, regime="imagenet-c"))
+    image = picture(65, 70)
+    assert np.array_equal(corrupt(image, "contrast", 1), corrupt(image, "contrast", 1, regime="imagenet-c"))
+    assert corruptions.elastic_side((224, 224, 3), "imagenet-c") == 244  # as the script has it
     assert corruptions.elastic_side((32, 32, 3), "cifar-c") == 32
 
 
@@ -130,22 +106,6 @@ def test_any_size_gives_an_image_of_the_same_size(
     assert result.dtype == np.uint8
     assert result.shape == image.shape
     assert np.array_equal(image, before), "the given image was changed"
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("shape", [(32, 32, 3), (40, 150, 3), (224, 224, 3), (150, 300, 3)])
-def test_every_severity_of_every_type_changes_images_of_both_regimes(name: str, shape: tuple[int, int, int]) -> None:
-    image = picture(*shape[:2])
-    for severity in (1, 5):
-        assert np.any(corrupt(image, name, severity) != image)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_read_only_and_strided_images_are_taken(name: str) -> None:
-    image = picture(64, 64)
-    image.flags.writeable = False
-    view = image[::2, ::-2]
-    assert np.array_equal(corrupt(view, name, 3), corrupt(view.copy(), name, 3))
 
 
 @pytest.mark.parametrize("value", [0, 255])
@@ -172,7 +132,9 @@ def test_moving_pixels_about_leaves_a_uniform_image_uniform(name: str, size: int
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_result_depends_on_nothing_but_its_arguments(name: str) -> None:
-    image = picture(40, 48)
+    image = picture(80, 96)
+    image.flags.writeable = False
+    image = image[::2, ::-2]
     np.random.seed(1)  # noqa: NPY002 - the point is that the global generator does not matter
     state = global_state()
     first = corrupt(image, name, 3, seed=5, index=7)
@@ -183,55 +145,26 @@ def test_the_result_depends_on_nothing_but_its_arguments(name: str) -> None:
     assert np.array_equal(corrupt(image, name, np.int64(3), seed=np.int64(5), index=np.int64(7)), first)
 
 
-RANDOM = [
-    n for n in NAMES if n not in {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression"}
-]
-
-
-@pytest.mark.parametrize("name", RANDOM)
-def test_index_and_seed_each_give_other_draws(name: str) -> None:
-    image = picture()
-    base = corrupt(image, name, 5, seed=0, index=0)
-    assert np.any(base != corrupt(image, name, 5, seed=0, index=1))
-    assert np.any(base != corrupt(image, name, 5, seed=1, index=0))
-
-
-@pytest.mark.parametrize("name", sorted(set(NAMES) - set(RANDOM)))
-def test_types_without_randomness_ignore_index_and_seed(name: str) -> None:
-    image = picture()
-    assert np.array_equal(corrupt(image, name, 5), corrupt(image, name, 5, seed=3, index=9))
-
-
-def test_types_and_severities_draw_independently() -> None:
-    draws = {
-        corruptions._generator(0, name, severity, index).integers(2**63)
-        for name in NAMES
-        for severity in (1, 5)
-        for index in range(3)
-    }
-    assert len(draws) == 15 * 2 * 3
+@pytest.mark.parametrize("name", NAMES)
+def test_index_and_seed_each_give_other_draws_where_anything_is_drawn(name: str) -> None:
+    drawn = name not in {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression"}
+    first = corrupt(picture(), name, 5)
+    for other in ({"index": 1}, {"seed": 1}):
+        assert np.any(first != corrupt(picture(), name, 5, **other)) == drawn
 
 
 def test_another_process_makes_the_same_pixels(tmp_path: Path) -> None:
     np.save(tmp_path / "image.npy", picture(70, 90))
     code = (
-        "import sys, hashlib, numpy as np; from apm import corruptions as c; x = np.load(sys.argv[1]);"
+        "import sys, hashlib, numpy as np; from apm.data import corruptions as c; x = np.load(sys.argv[1]);"
         "made = [c.corrupt(x, n, 4, seed=2, index=3).tobytes() for n in reversed(c.NAMES)];"
         "print(hashlib.sha256(b''.join(made)).hexdigest())"
     )
-    root = str(Path(corruptions.__file__).parents[1])
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "image.npy")],
-            env={**os.environ, "PYTHONPATH": root, "PYTHONHASHSEED": str(hash_seed)},
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-        for hash_seed in (1, 2)
-    }
-    pixels = [corrupt(picture(70, 90), name, 4, seed=2, index=3).tobytes() for name in NAMES]
-    assert outputs == {hashlib.sha256(b"".join(reversed(pixels))).hexdigest() + "\n"}
+    command = [sys.executable, "-c", code, str(tmp_path / "image.npy")]
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    pixels = [corrupt(picture(70, 90), name, 4, seed=2, index=3).tobytes() for name in reversed(NAMES)]
+    assert output.strip() == hashlib.sha256(b"".join(pixels)).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------- against direct formulas
@@ -282,18 +215,6 @@ def test_noise_has_the_published_strength() -> None:
     assert np.mean(impulse == 0) == pytest.approx(0.135, abs=0.01)
 
 
-def test_defocus_spreads_a_point_over_a_disk() -> None:
-    image = np.zeros((101, 101, 3), dtype=np.uint8)
-    image[50, 50] = 255
-    for severity, radius in ((1, 3), (3, 6)):
-        result = corrupt(np.where(image > 0, 255, 0).astype(np.uint8), "defocus_blur", severity)[..., 0]
-        rows, columns = np.nonzero(result)
-        distance = np.hypot(rows - 50, columns - 50)
-        assert distance.max() <= radius + 2
-        inside = sum(y * y + x * x <= radius * radius for y in range(-9, 10) for x in range(-9, 10))
-        assert result[50, 50] == int(255 / inside)
-
-
 @pytest.mark.parametrize("regime", corruptions.REGIMES)
 def test_defocus_is_the_direct_convolution_with_its_kernel(regime: str) -> None:
     image = picture(70, 90)
@@ -340,34 +261,6 @@ def test_motion_blur_makes_the_pixels_that_imagemagick_makes() -> None:
     assert np.array_equal(coloured[..., 1], expected)
 
 
-def test_motion_blur_smears_a_point_one_way_along_its_angle() -> None:
-    image = np.zeros((81, 81), dtype=np.uint8)
-    image[40, 40] = 255
-    level = corruptions._moved(image, radius=10, sigma=5, angle=0.0)
-    weights = np.exp(-(np.arange(21) ** 2) / 50)
-    expected = np.floor(255 * weights / weights.sum() + 1e-3)  # half a quantum, 1 / 514, is rounded up first
-    assert np.array_equal(level[40, 40:19:-1], expected)
-    assert level.sum() == expected.sum()
-    upright = corruptions._moved(image, radius=10, sigma=5, angle=90.0)
-    assert np.array_equal(upright, level.T)
-    slanted = corruptions._moved(image, radius=10, sigma=5, angle=45.0)
-    rows, columns = np.nonzero(slanted)
-    assert np.array_equal(rows, columns)
-
-
-@settings(max_examples=30, deadline=None)
-@given(height=st.integers(32, 90), width=st.integers(32, 90), factor=st.floats(1, 4.5))
-def test_zoom_is_scipys_zoom_of_the_centre(height: int, width: int, factor: float) -> None:
-    x = np.random.default_rng(0).uniform(size=(height, width))
-    ch, cw = int(np.ceil(height / factor)), int(np.ceil(width / factor))
-    top, left = (height - ch) // 2, (width - cw) // 2
-    whole = ndimage.zoom(x[top : top + ch, left : left + cw], factor, order=1, mode="nearest")
-    top, left = (whole.shape[0] - height) // 2, (whole.shape[1] - width) // 2
-    np.testing.assert_allclose(
-        corruptions._zoomed(x, factor), whole[top : top + height, left : left + width], atol=1e-9
-    )
-
-
 @pytest.mark.parametrize(("regime", "size"), [("cifar-c", 32), ("imagenet-c", 224)])
 def test_zoom_is_the_published_one_at_the_published_sizes(regime: str, size: int) -> None:
     x = np.random.default_rng(0).uniform(size=size)
@@ -403,11 +296,6 @@ def test_fog_lightens_black_and_keeps_the_brightest_value() -> None:
     top = 200 / 255
     assert np.array_equal(result, truncated(255 * (image / 255 + 1.5 * mist) * top / (top + 1.5)))
     assert result.max() <= 200
-
-
-def test_snow_only_adds_light() -> None:
-    image = picture(100, 100)
-    assert np.all(corrupt(image, "snow", 4).astype(int) >= image.astype(int) - 1)
 
 
 def test_frost_is_the_weighted_sum_with_a_crop_of_a_texture() -> None:
@@ -486,6 +374,8 @@ def test_an_unknown_name_lists_the_known_ones_and_guesses() -> None:
     assert "Did you mean 'fog'" in str(error.value)
     with pytest.raises(ValueError, match="regime"):
         corrupt(picture(), "fog", 1, regime="imagenet")
+    with pytest.raises(TypeError, match="seed"):
+        corrupt(picture(), "fog", 1, seed=0.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("severity", [0, 6, -1, 2.5, "3", True, None])
@@ -516,11 +406,6 @@ def test_images_below_32_px_are_refused(shape: tuple[int, int]) -> None:
         corrupt(np.zeros((*shape, 3), dtype=np.uint8), "gaussian_noise", 1, index=9)
 
 
-def test_a_seed_that_is_no_whole_number_is_refused() -> None:
-    with pytest.raises(TypeError, match="seed"):
-        corrupt(picture(), "fog", 1, seed=0.5)  # type: ignore[arg-type]
-
-
 # ---------------------------------------------------------------------------------------------------------- datasets
 
 
@@ -542,88 +427,57 @@ def test_a_subset_of_the_corrupted_is_the_corrupted_subset(lazy: bool) -> None:
     clean = made_set(10, lazy=lazy)
     one = corrupted(clean, "gaussian_noise", 5).subset([7, 2])
     other = corrupted(clean.subset([2, 5, 7]), "gaussian_noise", 5).subset([2, 0])
-    assert np.array_equal(one.array(), other.array())
+    assert all(np.array_equal(a, b) for a, b in zip(one.images, other.images, strict=True))
     assert np.array_equal(one.indices, other.indices)
     assert one.fingerprint == other.fingerprint
 
 
-def test_fingerprints_tell_every_condition_apart() -> None:
+def test_fingerprints_and_notes_tell_every_condition_apart() -> None:
     clean = made_set(2)
     variants = [
         clean,
         *(corrupted(clean, name, severity) for name in ("fog", "contrast") for severity in (1, 2)),
         corrupted(clean, "fog", 1, seed=1),
         corrupted(clean, "fog", 1, regime="imagenet-c"),
-        corrupted(clean, "fog", 1, crop=32),
     ]
     assert len({d.fingerprint for d in variants}) == len(variants)
     assert corrupted(clean, "fog", 1).fingerprint == corrupted(made_set(2), "fog", 1).fingerprint
-
-
-def test_where_the_images_come_from_is_noted_and_frost_names_its_textures() -> None:
-    notes = corrupted(made_set(2), "fog", 1).notes
-    assert notes.startswith("Made. ")
-    assert corruptions.NOTE in notes
-    assert corruptions.FROST_NOTE not in notes
-    assert corruptions.FROST_NOTE in corrupted(made_set(2), "frost", 1).notes
-
-
-class Counting(Sequence[np.ndarray]):
-    """50,000 images of differing sizes that exist only while they are read."""
-
-    def __init__(self) -> None:
-        self.reads = 0
-
-    def __len__(self) -> int:
-        return 50_000
-
-    def __getitem__(self, i):
-        self.reads += 1
-        return picture(40 + i % 7, 50, i)
+    assert corrupted(clean, "fog", 1).notes == f"Made. {corruptions.NOTE}"
+    assert corrupted(clean, "frost", 1).notes.endswith(corruptions.FROST_NOTE)
 
 
 def test_sequences_are_read_on_access_only() -> None:
-    images = Counting()
-    n = len(images)
+    read: list[int] = []
+    n = 50_000  # images of differing sizes that exist only while they are read
+    images = Lazy(range(n), lambda i: read.append(i) or picture(40 + i % 7, 50, i))  # type: ignore[func-returns-value]
     clean = Dataset("many", images, np.arange(n) % 2, ("a", "b"), ("{}",), "0" * 64, np.arange(n))
-    result = corrupted(clean, "glass_blur", 2)
-    assert images.reads == 0
-    assert np.array_equal(
-        result.images[40_000], corrupt(picture(40 + 40_000 % 7, 50, 40_000), "glass_blur", 2, index=40_000)
-    )
-    assert images.reads == 1
-    assert np.array_equal(result.images[-1], result.images[n - 1])
-    assert result.subset([5, 49_999]).images[1].shape == (40 + 49_999 % 7, 50, 3)
+    made = corrupted(clean, "glass_blur", 2)
+    assert read == []
+    expected = corrupt(picture(40 + 40_000 % 7, 50, 40_000), "glass_blur", 2, index=40_000)
+    assert np.array_equal(made.images[40_000], expected)
+    assert read == [40_000]
+    assert np.array_equal(made.images[-1], made.images[n - 1])
+    assert made.subset([5, 49_999]).images[1].shape == (40 + 49_999 % 7, 50, 3)
     with pytest.raises(IndexError):
-        result.images[n]
-
-
-def test_crop_prepares_photographs_as_the_published_script_does() -> None:
-    wide = picture(300, 500)
-    cropped = corruptions.centre_crop(wide, 224)
-    resized = np.asarray(Image.fromarray(wide).resize((int(256 * 500 / 300), 256), Image.Resampling.BILINEAR))
-    left = round((resized.shape[1] - 224) / 2)
-    assert np.array_equal(cropped, resized[16:240, left : left + 224])
-    assert corruptions.centre_crop(picture(500, 300), 224).shape == (224, 224, 3)
-
-    clean = Dataset("wide", [wide], np.zeros(1, dtype=np.int64), ("a",), ("{}",), "0" * 64, np.array([4]))
-    assert np.array_equal(corrupted(clean, "snow", 3, crop=224).images[0], corrupt(cropped, "snow", 3, index=4))
+        made.images[n]
 
 
 def test_what_cannot_be_corrupted_is_refused_with_its_name() -> None:
     once = corrupted(made_set(2), "fog", 1)
     with pytest.raises(ValueError, match=r"made is corrupted already \(fog, severity 1\)"):
         corrupted(once, "snow", 1)
-    with pytest.raises(ValueError, match="crop must be at least 32"):
-        corrupted(made_set(2), "fog", 1, crop=16)
     with pytest.raises(ValueError, match="Known"):
         corrupted(made_set(2), "rain", 1)
 
 
-def test_a_set_of_small_images_is_corrupted_quickly() -> None:
-    clean = made_set(256)
-    corruptions.frost_texture(0)
-    start = time.perf_counter()
-    for name in NAMES:
-        corrupted(clean, name, 5)
-    assert time.perf_counter() - start < 10
+def test_facts_beside_a_module_count_as_its_code(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text("A = 1")
+    versions = []
+    for facts in ("", "a: [1, 2]", "a: [1, 2]  # said", "a: [1, 3]"):
+        (tmp_path / "m.yaml").write_text(facts)
+        identity.code_version.cache_clear()
+        versions.append(identity.code_version(("m",), tmp_path))
+    assert versions[1] == versions[2]
+    assert len(set(versions)) == 3
+    identity.code_version.cache_clear()
+    assert depends.PACKAGE / "data" / "corruptions.yaml" in depends.closure({"data.corruptions"})

@@ -6,23 +6,29 @@ from apm.data import prompts
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("single", 1), ("released", 1), ("cifar10", 18), ("imagenet-80", 80), ("imagenet-7", 7)]
+    ("name", "count", "some"),
+    [
+        ("single", 1, ("a photo of a {}.",)),
+        ("released", 1, ("a photo of a {}",)),
+        ("cifar10", 18, ("a photo of a {}.", "a low contrast photo of the {}.", "a photo of the big {}.")),
+        ("cifar100", 18, ("a photo of the big {}.",)),
+        ("imagenet-80", 80, ("a bad photo of a {}.",)),
+        ("imagenet-7", 7, ("itap of a {}.",)),
+        ("clip-caltech101", 34, ("a embroidered {}.", "the toy {}.", "the {} in a video game.", "art of the {}.")),
+        ("clip-dtd", 8, ("a photo of a {} texture.", "a photo of the {} object.")),
+        ("clip-eurosat", 3, ("a centered satellite photo of {}.", "a centered satellite photo of the {}.")),
+        ("clip-aircraft", 2, ("a photo of the {}, a type of aircraft.",)),
+        ("clip-sun397", 2, ("a photo of the {}.",)),
+        ("clip-ucf101", 48, ("a photo of a person {}.", "a demonstration of the person practicing {}.")),
+        ("ucf101", 1, ("a photo of a person doing {}.",)),
+        ("dtd", 1, ("{} texture.",)),
+    ],
 )
-def test_published_prompt_sets_have_their_published_size(name, count):
+def test_published_prompt_sets_have_their_size_and_order(name, count, some):
     found = prompts.templates(name)
-    assert len(set(found)) == count
+    assert len(set(found)) == len(found) == count
+    assert [t for t in found if t in some] == list(some)
     assert prompts.check(found) == found
-
-
-def test_imagenet_prompts_are_those_of_open_clip():
-    assert prompts.templates("imagenet-80")[0] == "a bad photo of a {}."
-    assert "itap of a {}." in prompts.templates("imagenet-7")
-
-
-def test_cifar_prompts_read_as_published():
-    assert prompts.CIFAR[0] == "a photo of a {}."
-    assert "a low contrast photo of the {}." in prompts.CIFAR
-    assert prompts.CIFAR[-1] == "a photo of the big {}."
 
 
 def test_unknown_prompt_set_lists_the_known_ones():
@@ -44,3 +50,10 @@ def test_any_class_name_is_filled_in_literally(name):
 def test_digits_are_said_in_words_and_numerals_and_other_names_once():
     assert prompts.forms("seven") == ("seven", "7")
     assert prompts.forms("great white shark") == ("great white shark",)
+
+
+def test_prompts_in_a_few_words():
+    assert prompts.describe(prompts.SINGLE) == '"a photo of a {}."'
+    assert prompts.describe(prompts.templates("cifar10")) == '18 templates (cifar10), the first "a photo of a {}."'
+    assert prompts.describe(prompts.templates("imagenet-7")).startswith("7 templates (imagenet-7)")
+    assert prompts.describe([f"{i} {{}}" for i in range(7)]) == '7 templates, the first "0 {}"'

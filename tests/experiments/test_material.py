@@ -12,8 +12,8 @@ from bars import STUDENT, same_weights
 from open_clip.transform import PreprocessCfg
 from PIL import Image
 
+from apm import data as datasets
 from apm import teachers
-from apm.data import datasets
 from apm.experiments import answers, field, material
 from apm.experiments.field import FieldConfig
 
@@ -58,13 +58,6 @@ class Painted(Sequence[np.ndarray]):
 def lazy(n: int, broken: Sequence[int] = (), side: int = 8) -> datasets.Dataset:
     images, fingerprint = Painted(n, broken, side), f"painted-{n}-{side}"
     return datasets.Dataset("painted", images, np.arange(n) % 2, ("a", "b"), ("a {}",), fingerprint, np.arange(n))
-
-
-def test_halves_are_disjoint_and_complete() -> None:
-    data = datasets.load("digits-test").subset(range(5, 60))
-    one, other = material.halves(data)
-    assert (len(one), len(other)) == (27, 28)
-    assert sorted([*one.indices, *other.indices]) == sorted(data.indices)
 
 
 def test_a_dataset_is_encoded_once_into_files_that_are_mapped(tmp_path: Path) -> None:

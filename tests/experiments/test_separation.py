@@ -77,9 +77,3 @@ def test_an_embedding_needs_rows() -> None:
     assert separation.embed(rows).shape == (12, 2)
     with pytest.raises(ValueError, match="at least 10 rows, found 9"):
         separation.embed(rows[:9])
-
-
-def test_foreground_of_a_grid_as_wide_as_rgb_has_channels_is_no_colour_image() -> None:
-    colours = np.zeros((5, 4, 4, 3))
-    colours[:, 1:3, 1:3] = 0.9
-    np.testing.assert_array_equal(separation.ink(colours), colours.mean(axis=-1) > 0.5)

@@ -1,0 +1,195 @@
+"""The other methods that a profile runs beside the APM, on the same teacher and images: its list `baselines`, one line each.
+
+    baselines:
+      - {method: zero, samples: 64, flip: false}             # a name that apm.methods knows, and its options
+      - {method: tda, samples: 64, orders: [0, 1, 2]}        # online: the images once in each of three orders
+      - {method: zero, name: "ZERO, 16 views", views: 16}    # another row of the same method, whose name says what is different
+
+samples: images per set (a part of those that the other rows see; "all" for the same ones), orders: seeds of random orders of the
+images, for methods that carry state from one to the next. All see the same images and views, so differences are paired; and the set's
+prompts, unless a line says otherwise (`prompts: original`) or a method tunes its own: `apm.analysis.compare.notes` says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from apm import methods, teachers
+from apm.data.datasets import Dataset
+from apm.data.sets import check_samples, take
+from apm.runs import records
+from apm.teachers import Teacher
+from apm.ttt import TTTConfig
+
+PUBLISHED = {"iterations": 20, "learning_rate": 1e-4}  # section 3.6; the released code
+AT_PUBLISHED = "APM, published rate and K"  # row of a student trained so
+ONE_PROMPT = "zero-shot, one prompt"
+FIXED = (ONE_PROMPT, "zero-shot", "APM", AT_PUBLISHED)  # rows that notebooks have besides those of `baselines`
+TARGET = "target, no student"  # what the distilled feature alone predicts: row of methods that say it
+STATES = ("episodic", "trained once", "online")
+KEYS = ("method", "name", "samples", "orders")  # of a line; every other one is an option of the method
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a comparison: a method, or the same one for several orders of the images."""
+
+    name: str
+    runs: tuple[tuple[Any, int | None], ...]  # (method, seed of the order; None where there is none)
+    samples: int | str  # images per set; "all" that the other rows see
+
+
+def own_rows(teacher: Teacher, config: TTTConfig, prompt: str) -> tuple[Any, Any, Any]:
+    """The rows that every benchmark has: the teacher with one prompt, with the set's own, and the APM."""
+    one_prompt = methods.ZeroShot(teacher, name=ONE_PROMPT, templates=(prompt,))
+    return one_prompt, methods.ZeroShot(teacher), methods.APM(teacher, config)
+
+
+def as_published(config: TTTConfig) -> TTTConfig:
+    """The same student, trained with the published rate and number of iterations."""
+    return replace(config, **PUBLISHED)  # type: ignore[arg-type]
+
+
+def at_published(teacher: Teacher, config: TTTConfig, samples: int | str = "all") -> list[Entry]:
+    """The row of a student trained as published; none where that is the setting already. Raises ValueError for bad samples."""
+    check_samples(samples)
+    method = methods.APM(teacher, as_published(config), name=AT_PUBLISHED)
+    return [] if method.config == config else [Entry(AT_PUBLISHED, ((method, None),), samples)]
+
+
+def parse(lines: Sequence[Mapping[str, Any]], teacher: Teacher, config: TTTConfig) -> list[Entry]:
+    """The entries of a profile's list `baselines`.
+
+    config: of the student, for methods that train one. Raises ValueError, naming the line, for a line that is no mapping or has no
+    method, unknown methods and options, values of another type than the option's, two rows of one name or one that notebooks
+    have besides (FIXED), too few samples for an interval, and orders of a method that has none.
+    """
+    entries: list[Entry] = []
+    taken = dict.fromkeys(FIXED, "of the notebooks")
+    for place, line in enumerate(lines, start=1):
+        where = f"baselines, line {place}"
+        if not isinstance(line, Mapping) or "method" not in line:
+            known = ", ".join(sorted(methods.REGISTRY))
+            raise ValueError(f"{where}: expected {{method: NAME, ...}} with one of {known}; found {line!r}")
+        try:
+            entry = _entry(line, teacher, config)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{where}: {error}") from error
+        for row in [entry.name, target_row(entry.name)][: 1 + _takes(line["method"], "config")]:
+            if row in taken:
+                raise ValueError(f"{where}: there is a row {row!r} {taken[row]} already: give this one another name")
+            taken[row] = f"of line {place}"
+        entries.append(entry)
+    return entries
+
+
+def _entry(line: Mapping[str, Any], teacher: Teacher, config: TTTConfig) -> Entry:
+    kind, samples = str(line["method"]), line.get("samples", "all")
+    check_samples(samples)
+    options = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in line.items() if key not in KEYS or key == "name"
+    }
+    if _takes(kind, "config"):
+        options["config"] = config
+    first = methods.create(kind, teacher, **options)
+    if "orders" not in line:
+        return Entry(first.name, ((first, None),), samples)
+    orders = line["orders"]
+    if not _takes(kind, "order_seed"):
+        raise ValueError(f"{kind} is episodic: the order of the images has no effect; remove orders:")
+    if "order_seed" in options:
+        raise ValueError("order_seed: is one order and orders: are several: remove one of them")
+    seeds = [seed for seed in orders if type(seed) is int and seed >= 0] if isinstance(orders, list | tuple) else []
+    if not seeds or len(set(seeds)) < len(orders):
+        raise ValueError(f"orders must be different seeds, a list of whole numbers from 0, found {orders!r}")
+    runs = tuple((methods.create(kind, teacher, **options, order_seed=seed), seed) for seed in seeds)
+    return Entry(first.name, runs, samples)
+
+
+def _takes(method: Any, option: str) -> bool:
+    return option in getattr(methods.REGISTRY.get(str(method)), "__dataclass_fields__", {})
+
+
+def further_teachers(lines: Sequence[Mapping[str, Any]], **defaults: Any) -> dict[str, Teacher]:
+    """The teachers of a profile's list `further_teachers`, by the heading of each.
+
+    lines: `{teacher: NAME, pretrained: TAG or FILE, name: HEADING}`; further keys are options of `apm.teachers.load`, and defaults
+    those of lines that do not say their own. Raises ValueError for a line without a teacher, two of one name, and as `load` does.
+    """
+    found: dict[str, Teacher] = {}
+    for line in lines:
+        if not isinstance(line, Mapping) or "teacher" not in line:
+            raise ValueError(
+                f"further_teachers: expected {{teacher: NAME, pretrained: TAG, name: HEADING}}, found {line!r}"
+            )
+        heading = str(line.get("name", line["teacher"]))
+        if heading in found:
+            raise ValueError(f"further_teachers: two lines are named {heading!r}")
+        options = {key: value for key, value in line.items() if key not in ("teacher", "name")}
+        found[heading] = teachers.load(str(line["teacher"]), **{**defaults, **options})
+    return found
+
+
+def run(
+    entries: Sequence[Entry], sets: Sequence[Dataset], *, folder: Path | str, seed: int = 0, on_error: str = "record"
+) -> pd.DataFrame:
+    """The records of every entry on every set, with a column `state`, one of STATES.
+
+    on_error: as of `apm.runs.records.run`; "record": an image on which a method fails is a failed row of that method. A method that
+    says what its target alone predicts gets a second row for that, "NAME: target, no student". Returns an empty frame for no
+    entries. Raises as `apm.runs.records.run`.
+    """
+    if entries and not sets:
+        raise ValueError("nothing to compare on: expected at least one dataset")
+    found: dict[tuple[str, int | None], list[pd.DataFrame]] = {
+        (e.name, order): [] for e in entries for _, order in e.runs
+    }
+    for whole in sets:  # set by set: methods share an image's views in memory, which holds those of one set, not of all
+        for entry in entries:
+            chosen = take(whole, entry.samples)
+            for method, order in entry.runs:
+                # the order stands in the records as the seed: views are drawn from it too
+                made = records.run(
+                    method, chosen, folder=folder, seed=seed if order is None else order, on_error=on_error
+                )
+                found[entry.name, order].append(made.assign(state=_state(method, chosen)))
+    frames = [pd.DataFrame(columns=[*records.SCHEMA.names, "state"])] if not entries else []
+    for entry in entries:
+        own = pd.concat([rows for _, order in entry.runs for rows in found[entry.name, order]], ignore_index=True)
+        frames += [own, _of_targets(own)] if "target_prediction" in own else [own]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _state(method: Any, dataset: Dataset) -> str:
+    """What a method knows besides the image: nothing, labelled images of a training split, or earlier test images."""
+    if getattr(method, "online", False):
+        return "online"
+    reads = getattr(method, "data_identity", lambda _: None)
+    return "trained once" if reads(dataset) else "episodic"
+
+
+def target_row(name: str) -> str:
+    """The row of what a method's target alone predicts."""
+    return f"{name}: {TARGET}"
+
+
+def target_rows(known: Iterable[Any]) -> dict[Any, str]:
+    """Of the methods that are there, those beside which the row of what their targets predict stands, with its name."""
+    known = list(known)
+    return {name: target_row(name) for name in known if target_row(name) in known}
+
+
+def _of_targets(own: pd.DataFrame) -> pd.DataFrame:
+    """The records of what a method's targets predict by themselves."""
+    return own.assign(
+        method=own["method"].astype(str).map(target_row),
+        prediction=own["target_prediction"].fillna(-1).astype(int),
+        confidence=own["target_confidence"],
+        milliseconds=own["target_milliseconds"],
+        **dict.fromkeys(("path", "minimum_loss_prediction", "first_loss", "last_loss")),
+    )

@@ -1,0 +1,157 @@
+"""Which published sets are there: `python -m apm.data.check --profile paper --data DIR`, which `make check-data` calls.
+
+Which sets those are is read from the profile's YAML files. One line a set: found, missing (where to get it, licence, size, expected
+layout) or wrong (expected and found). The exit status is 1 when a set that the profile needs is missing or wrong. No image is decoded.
+
+    --download   first fetch what torchvision can fetch; it needs a connection
+    --partial    accept a part of a set, as in a rehearsal on small trees
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from apm.data import corruptions, derived, layouts
+from apm.data.corruptions import NAMES as CORRUPTIONS
+from apm.data.corruptions import SEVERITIES
+from apm.data.published_sets import SETS, Condition, MissingSet, WrongSet
+from apm.project import data_dir, profiles, unknown
+
+# what a profile that names the set can be given besides
+ALSO = {"cifar10": ("cifar10-c", "cifar10.1"), "cifar100": ("cifar100-c",), "coco-val": ("coco-train",)}
+# of a corruption benchmark that no profile is asked about: the level of the paper's Table 2
+USUAL = frozenset((corruption, 5) for corruption in CORRUPTIONS)
+
+
+def needs(profile: str) -> dict[str, frozenset[Condition]]:
+    """The published sets that the notebooks of a profile read, each with the conditions asked of a corruption benchmark.
+
+    They are the names of published sets among the profile's values, and the set from which a derived one is made. Raises
+    ValueError as `profiles.load`, and FileNotFoundError for a list file that is not there.
+    """
+    found: dict[str, set[Condition]] = {}
+    for notebook in profiles.runs(profile):
+        values = profiles.load(profile, notebook)
+        lines = profiles.load_lines(profile, values["lines"]) if "lines" in values else []
+        for text in _texts([values, lines]):
+            name, *condition = text.split("/")
+            if name in derived.names():
+                name = derived.base(name)
+            if name in SETS:
+                found.setdefault(name, set()).update([(condition[0], int(condition[1]))] if len(condition) == 2 else [])
+        if values.get("corruption_set"):
+            kinds, levels = corruptions.selection(values["corruptions"], values["severities"])
+            curves = SEVERITIES if values.get("curve_samples") else ()
+            found[values["corruption_set"]].update((kind, level) for kind in kinds for level in {*levels, *curves})
+        if values.get("table10"):
+            found[values["table10"]["corruption_set"]].update(USUAL)
+    return {name: frozenset(conditions) for name, conditions in found.items()}
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+def check(
+    name: str, data: Path | str | None, *, partial: bool = False, conditions: frozenset[Condition] = USUAL
+) -> tuple[str, str]:
+    """("found", "missing" or "wrong", what to say about it) of one set; of a corruption benchmark in these conditions, by
+    default the 15 types at severity 5; with `partial`, in some of them. Raises ValueError for an unknown name."""
+    if name not in SETS:
+        raise unknown("published set", name, SETS)
+    entry, found, lacking = SETS[name], [], dict[str, str]()
+    for one in [f"{name}/{kind}/{level}" for kind, level in sorted(conditions)] if entry.origin else [name]:
+        try:
+            found.append(layouts.find(one, data, partial=partial))
+        except MissingSet as error:
+            lacking[one] = str(error)
+        except (WrongSet, OSError) as error:  # OSError: a folder that may not be read
+            return "wrong", str(error)
+    if not found:
+        return "missing", next(iter(lacking.values()))
+    if lacking and not partial:
+        missing = f"{len(lacking)} of {len(conditions)} conditions are missing: {layouts.first(list(lacking), 15)}"
+        return "wrong", f"{missing}. {entry.where}"
+    listing = found[0]
+    size = f"{len(listing):,} images" + (f", {entry.classes:,} classes" if entry.classes > 1 else "")
+    if len(listing) != entry.images:
+        size = f"a part, {len(listing):,} of {entry.images:,} images,"
+    if entry.origin:
+        folder = layouts.folder_of(entry, Path(data or ".").expanduser())
+        return "found", f"{size} in each of {len(found)} conditions in {folder}"
+    said = listing.remark or (listing.note.rstrip(".") if listing.array is not None else "")
+    return "found", f"{size} in {listing.folder}" + (f": {said}" if said else "")
+
+
+def download(names: Sequence[str], data: Path) -> list[str]:
+    """Let torchvision fetch those of the sets that it can and that are not there. Returns the names that failed.
+
+    CoOp's split files are not among what torchvision has: the check that follows names those that are missing.
+    """
+    from torchvision import datasets as torchvision_sets
+
+    failed: list[str] = []
+    done: set[str] = set()
+    for name in names:
+        entry = SETS[name]
+        if not entry.torchvision:
+            print(f"by hand  {name}: {entry.source} ({entry.size})", flush=True)
+            continue
+        if entry.torchvision in done or any((data / place).is_dir() for place in entry.places):
+            continue
+        print(f"fetching {name} ({entry.size}) into {data}", flush=True)
+        done.add(entry.torchvision)
+        try:
+            data.mkdir(parents=True, exist_ok=True)
+            getattr(torchvision_sets, entry.torchvision)(root=data, download=True)
+        except (OSError, RuntimeError, ImportError, ValueError) as error:
+            failed.append(name)
+            said = f"{type(error).__name__}: {error} (is this machine offline?); by hand: {entry.source}"
+            print(f"failed   {name}: {said}", file=sys.stderr, flush=True)
+    return failed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit status: 0, 1 for sets that are missing or wrong, 2 for a wrong call."""
+    parser = argparse.ArgumentParser(prog="python -m apm.data.check", description="Which published sets are there.")
+    parser.add_argument("--profile", default="paper", help="whose sets (default: %(default)s)")
+    parser.add_argument("--data", metavar="DIR", help="the folder that holds the sets (default: $DATA)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these sets instead of a profile's")
+    parser.add_argument("--partial", action="store_true", help="accept a part of a set")
+    parser.add_argument("--download", action="store_true", help="first fetch what torchvision can fetch")
+    options = parser.parse_args(arguments)
+    try:
+        needed = dict.fromkeys(options.only, USUAL) if options.only else needs(options.profile)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    for name in needed:
+        if name not in SETS:
+            parser.error(str(unknown("published set", name, SETS)))
+    optional = [] if options.only else [also for name in needed for also in ALSO.get(name, ()) if also not in needed]
+    if not needed:
+        print(f"profile {options.profile} needs no downloaded set")
+        return 0
+    data = Path(options.data).expanduser() if options.data else data_dir()
+    if data is None:
+        parser.error(f"say where the sets are: --data DIR (with make: make ... PROFILE={options.profile} DATA=DIR)")
+    failed = download(list(needed), data) if options.download else []
+    missing, width = 0, max(map(len, (*needed, *optional)))
+    for name in (*needed, *optional):
+        state, text = check(name, data, partial=options.partial, conditions=needed.get(name) or USUAL)
+        missing += state != "found" and name in needed
+        text = f"{'(optional) ' if name in optional else ''}{text.removeprefix(f'dataset {name}: ')}"
+        print(f"{state:8} {name:{width}}  {text}", flush=True)
+    if missing:
+        print(f"{missing} of the {len(needed)} sets that are needed are missing or wrong")
+    return 1 if missing or failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""Images in files: reading them, class folders (`folder:PATH`), what determines their pixels; photographs that libraries ship."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from apm.data import prompts
+from apm.data.dataset import Dataset, Lazy, UnreadableImage
+from apm.project import atomic_write, cache_dir, sha256_of, unknown
+from apm.project.progress import progress
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+PHOTOGRAPHS = {  # name: (package, name there, licence as the package states it)
+    "astronaut": ("skimage", "astronaut", "NASA, public domain"),
+    "cat": ("skimage", "chelsea", "CC0, Stefan van der Walt"),
+    "coffee": ("skimage", "coffee", "CC0, Rachel Michetti"),
+    "rocket": ("skimage", "rocket", "CC0, SpaceX"),
+    "china": ("sklearn", "china.jpg", "CC BY, Zoltan Vas"),
+    "flower": ("sklearn", "flower.jpg", "CC BY, dany13"),
+}
+
+
+def photograph(name: str) -> np.ndarray:
+    """A real photograph (H, W, 3) uint8 that scikit-image or scikit-learn ships. Raises ValueError with the known names."""
+    if name not in PHOTOGRAPHS:
+        raise unknown("photograph", name, PHOTOGRAPHS)
+    package, inner, _ = PHOTOGRAPHS[name]
+    if package == "skimage":
+        from skimage import data
+
+        return np.asarray(getattr(data, inner)())
+    from sklearn.datasets import load_sample_image
+
+    return np.asarray(load_sample_image(inner))
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as uint8 RGB (H, W, 3), upright by its EXIF tag, first frame only.
+
+    Transparency is dropped and CMYK converted as CLIP's own preprocessing does (PIL's conversion to RGB); 16-bit grey is
+    scaled to 8 bits. Raises UnreadableImage (a ValueError with the path) for missing, truncated or undecodable files.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):  # 16-bit grey (mode I;16), or integers that must be such
+                values = np.asarray(image).astype(np.int64)
+                if values.min() < 0 or values.max() > 65535:
+                    raise ValueError(f"grey values {values.min()}..{values.max()} are no 16-bit image")
+                image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+            elif image.mode == "F":
+                raise ValueError("floating-point pixels have no defined range")
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UnreadableImage(path, error) from error
+
+
+def of_system(name: str) -> bool:
+    """Whether a file or folder is hidden or left by a system: macOS archives, Windows, NAS indices, Python. Never data."""
+    left = ("__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found")
+    return name.startswith(".") or name.lower() in (*left, "thumbs.db", "desktop.ini")
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Image files right in a folder, by name; what a system left is no image."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not of_system(p.name))
+
+
+def folders_in(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted; those that a system left are none."""
+    return sorted(p.name for p in folder.iterdir() if not of_system(p.name) and p.is_dir())
+
+
+def class_folders(name: str, root: Path | None) -> Dataset:
+    """The dataset "folder:PATH": a tree with one folder per class, whose name, underscores read as spaces, is the class's.
+
+    A relative PATH starts at root. Raises FileNotFoundError, NotADirectoryError and ValueError for a path that is no such tree.
+    """
+    given = name.removeprefix("folder:")
+    if not given:
+        raise ValueError("dataset 'folder:' needs a path: folder:PATH, PATH holding one folder of images per class")
+    path = Path(root or "", Path(given).expanduser()).resolve()
+    layout = f"expected {path}/<class name>/<image>.jpg (or {', '.join(s for s in SUFFIXES if s != '.jpg')})"
+    if not path.exists():
+        raise FileNotFoundError(f"dataset {name}: folder {path} does not exist; {layout}")
+    if not path.is_dir():
+        raise NotADirectoryError(f"dataset {name}: {path} is a file; {layout}")
+    classes = folders_in(path)
+    if not classes:
+        raise ValueError(f"dataset {name}: {path} holds no class folders; {layout}")
+    images: list[Path] = []
+    labels: list[int] = []
+    ignored: list[Path] = []
+    for label, folder in enumerate(path / name for name in classes):
+        inside = sorted((p.relative_to(folder) for p in folder.rglob("*") if p.is_file()), key=Path.as_posix)
+        files = [folder / p for p in inside if not any(map(of_system, p.parts))]
+        found = [file for file in files if file.suffix.lower() in SUFFIXES]
+        if not found:
+            raise ValueError(
+                f"dataset {name}: class folder {folder} holds no images ({len(files)} other files); {layout}. "
+                "Add images or remove the folder"
+            )
+        images += found
+        labels += [label] * len(found)
+        ignored += [file for file in files if file.suffix.lower() not in SUFFIXES]
+    notes = f"Image tree {path}: {len(images)} images in {len(classes)} class folders."
+    if ignored:
+        notes += f" {len(ignored)} files that are no images were left out, the first: {ignored[0].relative_to(path)}."
+    classnames = tuple(name.replace("_", " ") for name in classes)
+    return Dataset(
+        name=name,
+        images=Lazy(images, read_image),
+        labels=np.array(labels, dtype=np.int64),
+        classnames=classnames,
+        templates=prompts.SINGLE,
+        fingerprint=files_fingerprint(path, images, labels, classnames),
+        indices=np.arange(len(images)),
+        notes=notes,
+    )
+
+
+def files_fingerprint(
+    folder: Path, files: Sequence[Path], labels: Sequence[int] | np.ndarray, names: Sequence[str]
+) -> str:
+    """sha256 over names, labels, the files' paths below `folder` and their bytes: the same wherever the folder lies.
+
+    A large tree is read once. Its fingerprint is kept in `apm.project.cache_dir()`, together with a digest of the listing
+    (label, relative path, size, modification time in ns); while the listing is the same no file is read again. So a file
+    that is replaced by one of the same size with its modification time set back goes unnoticed: delete
+    `fingerprints/` in the cache after such a change. Raises UnreadableImage for a file that cannot be read.
+    """
+    relative = [file.relative_to(folder).as_posix() for file in files]
+    listing, digest = (hashlib.sha256(json.dumps(list(names)).encode()) for _ in range(2))
+    for label, file, name in zip(labels, files, relative, strict=True):
+        try:
+            stat = file.stat()
+        except OSError as error:
+            raise UnreadableImage(file, error) from error
+        listing.update(json.dumps([int(label), name, stat.st_size, stat.st_mtime_ns]).encode())
+    kept, known = None, None
+    with contextlib.suppress(OSError, ValueError):  # no project and no cache, nothing kept yet, or a damaged file
+        kept = cache_dir() / "fingerprints" / f"{sha256_of([str(folder.resolve()), list(names)])}.json"
+        known = json.loads(kept.read_text(encoding="utf-8"))
+    if isinstance(known, dict) and known.get("listing") == listing.hexdigest():
+        return str(known["fingerprint"])
+
+    with ThreadPoolExecutor(max_workers=8) as pool:  # reading waits for the disk, hashing releases the interpreter lock
+        contents: Iterable[str] = pool.map(_file_digest, files)
+        if len(files) > 2000:
+            contents = progress(contents, total=len(files), desc=f"fingerprint of {folder.name}", unit="file")
+        for label, name, content in zip(labels, relative, contents, strict=True):
+            digest.update(json.dumps([int(label), name, content]).encode())
+    if kept is not None:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            atomic_write(kept, json.dumps({"listing": listing.hexdigest(), "fingerprint": digest.hexdigest()}))
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UnreadableImage(path, error) from error

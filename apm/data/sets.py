@@ -1,0 +1,112 @@
+"""The sets that a notebook asks for: several by name, a choice of their images, their corrupted forms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from apm import project
+from apm.data import corruptions, datasets, prompts
+from apm.data.datasets import Dataset
+
+MINIMUM_SAMPLES = 10  # images that an interval needs (`apm.analysis.stats`): said before the long runs
+
+
+def check_samples(samples: Any) -> None:
+    """Raises ValueError for what is neither "all" nor a number of images that is enough for an interval."""
+    if samples != "all" and not (type(samples) is int and samples >= MINIMUM_SAMPLES):
+        raise ValueError(
+            f'samples must be "all" or a whole number of at least {MINIMUM_SAMPLES} images (for an interval), found {samples!r}'
+        )
+
+
+def take(dataset: Dataset, samples: int | str = "all") -> Dataset:
+    """A stratified choice of `samples` images; the whole set for "all" and where it has no more."""
+    return dataset if samples == "all" or int(samples) >= len(dataset) else dataset.subset(int(samples), seed=0)
+
+
+def load_sets(
+    names: Sequence[str], samples: int | str = "all", *, ensemble: str | None = None, **options: str | bool | None
+) -> list[Dataset]:
+    """The datasets of these names, of each a choice of images (`take`).
+
+    ensemble: name of the prompts of all of them, such as "imagenet-7" (`apm.data.prompts.names`); None: each set's own. options: of
+    `apm.data.datasets.load`. Raises ValueError for no names, a name given twice, too few samples, unknown prompts, and as `load` does.
+    """
+    check_samples(samples)
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"expected names of datasets, each once, found {list(names)}")
+    loaded = [datasets.load(name, **options) for name in names]  # type: ignore[arg-type]
+    if ensemble is not None:
+        loaded = [replace(d, templates=prompts.templates(ensemble)) for d in loaded]
+    return [take(d, samples) for d in loaded]
+
+
+def readable(dataset: Dataset, *, on_error: str = "raise", most: int | None = None) -> Dataset:
+    """The images of a dataset that can be read, the first `most` of them.
+
+    on_error: "raise": an image that cannot be read raises `apm.data.datasets.UnreadableImage`, which names it; "record": it is left
+    out. Raises ValueError for another on_error and where no image is left.
+    """
+    if on_error not in ("raise", "record"):
+        raise project.unknown("on_error", on_error, ("raise", "record"))
+    found: list[int] = []
+    for i in range(len(dataset)):
+        try:
+            dataset.images[i]
+            found.append(i)
+        except datasets.UnreadableImage:
+            if on_error == "raise":
+                raise
+        if len(found) == most:
+            break
+    if not found:
+        raise ValueError(f"none of the {len(dataset)} images of {dataset.name} can be read")
+    return dataset.subset(found)
+
+
+def examples(dataset: Dataset, count: int) -> list[np.ndarray]:
+    """Up to `count` images (H, W, 3) of a stratified choice, to be shown; a grey square for one that cannot be read."""
+    shown = []
+    chosen = dataset.subset(min(count, len(dataset)), seed=0)
+    for i in range(len(chosen)):
+        try:
+            shown.append(np.asarray(chosen.images[i]))
+        except datasets.UnreadableImage:
+            shown.append(np.full((datasets.SIDE, datasets.SIDE, 3), 128, dtype=np.uint8))
+    return shown
+
+
+def corrupted_sets(
+    data: Dataset, kinds: Sequence[str], levels: Sequence[int], *, source: str | None = None, seed: int = 0
+) -> list[Dataset]:
+    """The images of a dataset under every corruption and severity, severities outermost.
+
+    source: None: made by `apm.data.corruptions`; "cifar10-c", "imagenet-c", ...: the published download of the same images, read
+    from disk. Raises ValueError where the download has fewer images than `data` refers to, or other labels there: then its
+    images are not in the order of `data`, and every prediction would be paired with that of another image.
+    """
+    conditions = [(kind, level) for level in levels for kind in kinds]
+    if source is None:
+        return [corruptions.corrupted(data, kind, level, seed=seed) for kind, level in conditions]
+    made = []
+    for kind, level in conditions:
+        name, last = f"{source}/{kind}/{level}", int(data.indices.max())
+        whole = datasets.load(name)
+        if len(whole) <= last:
+            raise ValueError(
+                f"{name} has {len(whole)} images, {data.name} refers to image {last}: is it the corrupted form of another set?"
+            )
+        part = whole.subset(data.indices)
+        agreeing = float(np.mean(part.labels == data.labels))
+        if agreeing < 1:
+            raise ValueError(
+                f"{name} and {data.name} have the same label on {100 * agreeing:.1f} % of the images only, so they are in another "
+                "order. The download follows the published order: read the clean images in it too (CIFAR: torchvision's files, not "
+                "folders of images by class), or set corruption_set: null to make the corrupted images here"
+            )
+        made.append(replace(part, templates=data.templates))
+    return made

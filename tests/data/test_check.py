@@ -1,0 +1,153 @@
+"""`python -m apm.data.check`: one line a set, found, missing or wrong; what a profile needs."""
+
+import shutil
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import yaml
+from trees import TENCH, coop_split, imagenet_classes
+
+from apm.data import check, corruptions
+from apm.data.published_sets import SETS
+from apm.project import profiles
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def ask(monkeypatch, *names, also=()):
+    monkeypatch.setattr(check, "needs", lambda profile: dict.fromkeys(names, frozenset()))
+    monkeypatch.setattr(check, "ALSO", {names[0]: also})
+
+
+def test_one_line_a_set_found_missing_and_wrong(data, monkeypatch, capsys, expect):
+    expect("imagenet", 6, 3)
+    imagenet_classes(data / "imagenet" / "val")
+    coop_split(data, "dtd")
+    ask(monkeypatch, "imagenet", "dtd", "eurosat", also=("cifar10.1",))
+    assert check.main(["--profile", "paper", "--data", str(data)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:4]] == [
+        ["found", "imagenet"], ["wrong", "dtd"], ["missing", "eurosat"], ["missing", "cifar10.1"],
+    ]  # fmt: skip
+    assert "6 images, 3 classes" in lines[0]
+    assert "expected 0..46, found 3 labels" in lines[1]
+    for part in ("eurosat/2750/<class>", "phelber/EuroSAT", "Licence: MIT", "Size: 0.1 GB"):
+        assert part in lines[2]
+    assert "(optional)" in lines[3]
+    assert lines[4] == "2 of the 3 sets that are needed are missing or wrong"
+    assert len(lines) == 5
+
+
+def test_the_exit_status_is_0_when_all_that_is_needed_is_there(data, monkeypatch, capsys, expect):
+    expect("imagenet", 6, 3)
+    imagenet_classes(data / "imagenet" / "val")
+    ask(monkeypatch, "imagenet", also=("cifar10.1",))
+    assert check.main(["--data", str(data)]) == 0
+    coop_split(data, "dtd")
+    assert check.main(["--only", "dtd", "--data", str(data)]) == 1
+    assert check.main(["--only", "dtd", "--partial", "--data", str(data)]) == 0
+    assert "a part, 3 of 1,692 images" in capsys.readouterr().out
+
+
+def test_mini_needs_no_data_and_the_others_say_where_to_name_it(monkeypatch, capsys):
+    monkeypatch.delenv("DATA", raising=False)
+    assert check.main(["--profile", "mini"]) == 0
+    assert "needs no downloaded set" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        check.main(["--profile", "cifar10"])
+    assert "say where the sets are" in capsys.readouterr().err
+
+
+def test_corruption_benchmarks_need_15_types_at_severity_5(data, expect):
+    expect("imagenet-c", 2, 1)
+    assert check.check("imagenet-c", data)[0] == "missing"
+    for name in corruptions.NAMES[:-1]:
+        imagenet_classes(data / "imagenet-c" / name / "5", classes=(TENCH,))
+    state, text = check.check("imagenet-c", data)
+    assert (state, "1 of 15 conditions are missing: imagenet-c/jpeg_compression/5" in text) == ("wrong", True)
+    assert check.check("imagenet-c", data, partial=True)[0] == "found"
+    imagenet_classes(data / "imagenet-c" / "jpeg_compression" / "5", classes=(TENCH,))
+    assert check.check("imagenet-c", data) == ("found", f"2 images in each of 15 conditions in {data / 'imagenet-c'}")
+    next((data / "imagenet-c" / "fog" / "5" / TENCH).iterdir()).unlink()
+    state, text = check.check("imagenet-c", data)
+    assert (state, "found 1 images" in text, "fog/5" in text) == ("wrong", True, True)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--only", "imagenet-z", "--data", "x"], ["--profile", "maxi"]])
+def test_wrong_calls_say_what_is_known(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        check.main(arguments)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err
+
+
+def test_downloads_without_a_connection_end_with_a_clear_line(data, monkeypatch, capsys):
+    import torchvision.datasets
+
+    asked = []
+
+    class Offline:
+        def __init__(self, root, download):
+            asked.append((root, download))
+            raise URLError("[Errno -3] Temporary failure in name resolution")
+
+    monkeypatch.setattr(torchvision.datasets, "EuroSAT", Offline)
+    ask(monkeypatch, "eurosat", "imagenet")
+    assert check.main(["--download", "--data", str(data)]) == 1
+    assert asked == [(data, True)]
+    shown = capsys.readouterr()
+    assert "failed   eurosat: URLError" in shown.err
+    assert "by hand: github phelber/EuroSAT" in shown.err
+    assert "by hand  imagenet: image-net.org" in shown.out
+
+
+def own_profile(tmp_path, monkeypatch, **values):
+    """A profile that is not among ours, with one notebook: 02, as profile paper has it but for `values`."""
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    folder = tmp_path / "profiles" / "mine"
+    folder.mkdir(parents=True)
+    paper = ROOT / "profiles" / "paper"
+    shutil.copy(paper / "common.yaml", folder)
+    own = {**yaml.safe_load((paper / "02_corruptions.yaml").read_text()), "baselines": [], "table10": None, **values}
+    (folder / "02_corruptions.yaml").write_text(yaml.safe_dump(own))
+    monkeypatch.setenv("APM_ROOT", str(tmp_path))
+
+
+def test_what_a_profile_needs_is_read_from_its_files(tmp_path, monkeypatch):
+    assert check.needs("mini") == {}
+    assert set(check.needs("cifar10")) == {"cifar10", "cifar10-train"}  # with the sets derived from it
+    paper = check.needs("paper")
+    nine = profiles.load("paper", "03_cross_dataset")["datasets"]
+    assert {*nine, "imagenet", "imagenet-a", "imagenet-train", "cifar100", "coco-val"} <= set(
+        paper
+    )  # in lists, methods, lines
+    assert len(paper["imagenet-c"]) == 75  # all five severities: its curves read them
+    assert paper["cifar10-c"] == check.USUAL  # Table 10
+    assert {also for names in check.ALSO.values() for also in names} <= set(SETS)
+    own_profile(tmp_path, monkeypatch, dataset="cifar10", corruption_set="cifar10-c", severities=[3], curve_samples=0)
+    assert check.needs("mine") == {
+        "cifar10": frozenset(), "cifar10-c": frozenset((name, 3) for name in corruptions.NAMES),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"unknown profile 'maxi'\. Known: mine"):
+        check.needs("maxi")
+
+
+def test_severities_that_only_the_curves_read_are_asked_for(data, tmp_path, monkeypatch, capsys, expect):
+    own_profile(tmp_path, monkeypatch)
+    expect("imagenet", 6, 3)
+    expect("imagenet-c", 2, 1)
+    imagenet_classes(data / "imagenet" / "val")
+    for name in corruptions.NAMES:
+        imagenet_classes(data / "imagenet-c" / name / "5", classes=(TENCH,))
+    assert check.main(["--profile", "mine", "--data", str(data)]) == 1
+    assert (
+        "60 of 75 conditions are missing: imagenet-c/brightness/1, imagenet-c/brightness/2" in capsys.readouterr().out
+    )
+    for level in "1234":
+        for name in corruptions.NAMES:
+            imagenet_classes(data / "imagenet-c" / name / level, classes=(TENCH,))
+    assert check.main(["--profile", "mine", "--data", str(data)]) == 0
+
+
+# --------------------------------------------------------------------------------------------------------------- prompts
