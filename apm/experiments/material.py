@@ -190,7 +190,7 @@ def prepare(
     determines what they hold.
 
     Raises ValueError for a student that is not square or not of the teacher's width, a tower without tokens, another type or
-    on_error, and where no image can be read; `apm.data.datasets.UnreadableImage`, which names the file.
+    on_error, and where no image can be read; `apm.data.UnreadableImage`, which names the file.
     """
     h, w = student.image_size
     if h != w:
