@@ -19,7 +19,6 @@ from apm.analysis import figures, lineup, numbers, stats, tables
 from apm.analysis.numbers import Number
 from apm.data import prompts, published
 from apm.data.datasets import Dataset
-from apm.data.sets import readable
 from apm.teachers import Teacher
 from apm.ttt import TTTConfig
 
@@ -378,7 +377,7 @@ def pass_milliseconds(teacher: Teacher, dataset: Dataset) -> float:
 
     What methods that read the teacher's stored features did not spend again. Images that cannot be read are passed over.
     """
-    chosen = readable(dataset, on_error="record", most=32)
+    chosen = dataset.readable("record", most=32)
     pictures = [chosen.images[i] for i in range(len(chosen))]
     # .cpu(): a GPU answers before it is done
     seconds = timeit.repeat(lambda: teacher.encode(teacher.transform(pictures)).feature.cpu(), number=1, repeat=3)

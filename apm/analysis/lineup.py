@@ -21,7 +21,7 @@ import pandas as pd
 
 from apm import methods, teachers
 from apm.data.datasets import Dataset
-from apm.data.sets import check_samples, take
+from apm.data.sets import check_samples
 from apm.runs import records
 from apm.teachers import Teacher
 from apm.ttt import TTTConfig
@@ -151,7 +151,7 @@ def run(
     }
     for whole in sets:  # set by set: methods share an image's views in memory, which holds those of one set, not of all
         for entry in entries:
-            chosen = take(whole, entry.samples)
+            chosen = whole.take(entry.samples)
             for method, order in entry.runs:
                 # the order stands in the records as the seed: views are drawn from it too
                 made = records.run(

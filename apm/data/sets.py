@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from apm import project
 from apm.data import corruptions, datasets, prompts
 from apm.data.datasets import Dataset
 
@@ -23,15 +22,10 @@ def check_samples(samples: Any) -> None:
         )
 
 
-def take(dataset: Dataset, samples: int | str = "all") -> Dataset:
-    """A stratified choice of `samples` images; the whole set for "all" and where it has no more."""
-    return dataset if samples == "all" or int(samples) >= len(dataset) else dataset.subset(int(samples), seed=0)
-
-
 def load_sets(
     names: Sequence[str], samples: int | str = "all", *, ensemble: str | None = None, **options: str | bool | None
 ) -> list[Dataset]:
-    """The datasets of these names, of each a choice of images (`take`).
+    """The datasets of these names, of each a choice of images (`Dataset.take`).
 
     ensemble: name of the prompts of all of them, such as "imagenet-7" (`apm.data.prompts.names`); None: each set's own. options: of
     `apm.data.datasets.load`. Raises ValueError for no names, a name given twice, too few samples, unknown prompts, and as `load` does.
@@ -42,30 +36,7 @@ def load_sets(
     loaded = [datasets.load(name, **options) for name in names]  # type: ignore[arg-type]
     if ensemble is not None:
         loaded = [replace(d, templates=prompts.templates(ensemble)) for d in loaded]
-    return [take(d, samples) for d in loaded]
-
-
-def readable(dataset: Dataset, *, on_error: str = "raise", most: int | None = None) -> Dataset:
-    """The images of a dataset that can be read, the first `most` of them.
-
-    on_error: "raise": an image that cannot be read raises `apm.data.datasets.UnreadableImage`, which names it; "record": it is left
-    out. Raises ValueError for another on_error and where no image is left.
-    """
-    if on_error not in ("raise", "record"):
-        raise project.unknown("on_error", on_error, ("raise", "record"))
-    found: list[int] = []
-    for i in range(len(dataset)):
-        try:
-            dataset.images[i]
-            found.append(i)
-        except datasets.UnreadableImage:
-            if on_error == "raise":
-                raise
-        if len(found) == most:
-            break
-    if not found:
-        raise ValueError(f"none of the {len(dataset)} images of {dataset.name} can be read")
-    return dataset.subset(found)
+    return [d.take(samples) for d in loaded]
 
 
 def examples(dataset: Dataset, count: int) -> list[np.ndarray]:

@@ -72,18 +72,6 @@ def tree(tmp_path):
     return datasets.load(f"folder:{tmp_path}")
 
 
-def test_readable_images_are_chosen_or_the_broken_one_is_named(tree) -> None:
-    assert sets.readable(tree, on_error="record").indices.tolist() == [0, *range(2, 20)]
-    assert sets.readable(tree, on_error="record", most=2).indices.tolist() == [0, 2]
-    assert sets.readable(tree, most=1).indices.tolist() == [0]
-    with pytest.raises(datasets.UnreadableImage, match=r"1\.png"):
-        sets.readable(tree)
-    with pytest.raises(ValueError, match="none of the 1 images"):
-        sets.readable(tree.subset([1]), on_error="record")
-    with pytest.raises(ValueError, match="unknown on_error 'skip'"):
-        sets.readable(tree, on_error="skip")
-
-
 def test_pictures_of_a_set_leave_a_grey_square_for_an_image_that_cannot_be_read(tree) -> None:
     shown = sets.examples(tree, 30)
     assert len(shown) == 20
