@@ -50,7 +50,7 @@ def test_a_line_is_a_method_with_its_options(teacher, config) -> None:
         ({"views": 3}, "expected {method: NAME"),
         ({"method": "zeo"}, "unknown baseline 'zeo'.*Did you mean 'zero'"),
         ({"method": "zero", "veiws": 3}, "unknown option of baseline 'zero' 'veiws'"),
-        ({"method": "zero", "views": 10.5}, "option views of baseline 'zero': expected a whole number, found 10.5"),
+        ({"method": "zero", "views": 10.5}, "Zero: views: expected a whole number, found 10.5"),
         ({"method": "zero", "samples": 3}, 'samples must be "all" or a whole number of at least 10 images'),
         ({"method": "zero", "samples": True}, "samples must be .* found True"),
         ({"method": "zero", "orders": [0, 1]}, "zero is episodic"),
@@ -158,7 +158,7 @@ def test_the_caller_says_what_an_image_with_an_error_does(tmp_path, monkeypatch,
             raise RuntimeError("no")
         return original(teacher, dataset, positions, *arguments, **options)
 
-    monkeypatch.setattr("apm.methods.zero.encoded", failing)
+    monkeypatch.setattr("apm.methods.method.encoded", failing)
     entries = lineup.parse([{"method": "zero", "views": 10}], teacher, config)
     rows = lineup.run(entries, data[:1], folder=tmp_path)
     assert np.flatnonzero(rows["prediction"] < 0).tolist() == [4]
