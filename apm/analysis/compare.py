@@ -486,45 +486,13 @@ def cost_figure(compared: pd.DataFrame) -> Figure:
         "ms per image": "milliseconds\nper image",
     }
     cells = compared.set_index("state", append=True)
-    figure = dots({label: cells[name].unstack("state", sort=False) for name, label in labels.items()})  # noqa: PD010
+    figure = figures.dots({label: cells[name].unstack("state", sort=False) for name, label in labels.items()})  # noqa: PD010
     gain, *costs = figure.axes
     gain.set_xscale("symlog", linthresh=5, linscale=1.5)  # a few far ones would press all others together
     low, high = gain.get_xlim()
     gain.set_xticks(ticks := [tick for tick in (-80, -20, -5, 0, 5, 20, 80) if low <= tick <= high], map(str, ticks))
     for axes in costs:
         axes.set_xscale("log")
-    return figure
-
-
-def dots(panels: Mapping[str, pd.DataFrame]) -> Figure:
-    """Tables of `Number`s as marks with their 95 % intervals: rows down, a colour and a marker for each column.
-
-    panels: label of the x axis -> table; several stand side by side and share rows and colours. What is called "any", an upper bound
-    and no score, is drawn open.
-    """
-    import matplotlib.pyplot as plt
-
-    figures.style()
-    rows = list(dict.fromkeys(row for cells in panels.values() for row in cells.index))
-    columns = list(dict.fromkeys(column for cells in panels.values() for column in cells))
-    height = (0.17 + 0.08 * len(columns)) * len(rows) + 1.5
-    figure = plt.figure(figsize=(figures.WIDTH, height), layout="constrained")
-    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=[2, *[1] * (len(panels) - 1)])
-    for axes, (label, cells) in zip(grid.flat, panels.items(), strict=True):
-        filled = ~cells.map(numbers.is_empty)
-        apart = 0.6 / len(columns) if (filled.sum(axis="columns") > 1).any() else 0.0  # marks of one row
-        for i, (column, (colour, marker)) in enumerate(zip(columns, figures.series(len(columns)), strict=True)):
-            there = cells.loc[filled[column], column]
-            y = [rows.index(row) + apart * (i - (len(columns) - 1) / 2) for row in there.index]
-            x, ends = there.map(float).to_numpy(), np.array([cell.bounds for cell in there]).reshape(-1, 2).T
-            fill = {"markerfacecolor": "none"} if column.startswith("any") else {}
-            axes.errorbar(x, y, xerr=np.abs(ends - x), color=colour, fmt=marker, capsize=2, label=column, **fill)
-        if np.prod(axes.get_xlim()) < 0:
-            axes.axvline(0, color="0.3", linewidth=1.2, zorder=1)
-        names = [numbers.SEPARATOR.join(row) if isinstance(row, tuple) else row for row in rows]
-        axes.set(xlabel=label, ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)), yticklabels=names)
-        axes.grid(visible=False, axis="y")
-    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,8 @@ from PIL import Image, ImageChops
 
 from apm import project
 from apm.analysis import stats, text
-from apm.analysis.numbers import is_empty
-from apm.analysis.tables import CONDITION, RULE_LABELS, condition_label
+from apm.analysis.numbers import SEPARATOR, is_empty
+from apm.analysis.tables import CONDITION, RULE_LABELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,36 +130,36 @@ def series(n: int) -> list[tuple[str, str]]:
 # --------------------------------------------------------------------------------------------------- estimates with intervals
 
 
-def _ends(cells: pd.Series) -> np.ndarray:
-    """Values and ends (3, n) of `Number`s' intervals; NaN for an empty cell."""
-    return np.array([(np.nan,) * 3 if is_empty(cell) else (cell.value, *cell.bounds) for cell in cells]).T
+def dots(panels: Mapping[str, pd.DataFrame]) -> Figure:
+    """Tables of `Number`s as marks with their 95 % intervals: rows down, a colour and a marker for each column.
 
+    panels: label of the x axis -> table; several stand side by side and share rows and colours. What is called "any", an upper bound
+    and no score, is drawn open.
+    """
+    import matplotlib.pyplot as plt
 
-def _dots(axes: Axes, cells: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
-    """Rows of `Number`s down, a mark with its interval for each column in looks (options of matplotlib's errorbar)."""
-    for i, (heading, look) in enumerate(looks.items()):
-        value, low, high = _ends(cells[heading])
-        y = np.arange(len(cells)) + 0.7 * ((i + 0.5) / len(looks) - 0.5)
-        style: dict[str, Any] = {
-            "markersize": 5,
-            "capsize": 2,
-            "elinewidth": 1.2,
-            "label": RULE_LABELS.get(heading, heading),
-        }
-        axes.errorbar(value, y, xerr=np.abs([low - value, high - value]), **style, **look)
-    axes.set_yticks(range(len(cells)), cells.index)
-    axes.set_ylim(len(cells) - 0.4, -0.6)
-    axes.grid(visible=False, axis="y")
-
-
-def _chance(axes: Axes, chance: Sequence[float]) -> None:
-    """One line where all chances look the same, else a short one at each row."""
-    low, high = f"{min(chance):.1f}", f"{max(chance):.1f}"
-    if low == high:
-        axes.axvline(chance[0], label=f"chance ({low} %)", **CHANCE)
-    else:
-        y = np.arange(len(chance))
-        axes.vlines(chance, y - 0.45, y + 0.45, label=f"chance ({low} to {high} %)", **CHANCE)
+    style()
+    rows = list(dict.fromkeys(row for cells in panels.values() for row in cells.index))
+    columns = list(dict.fromkeys(column for cells in panels.values() for column in cells))
+    height = (0.17 + 0.08 * len(columns)) * len(rows) + 1.5
+    figure = plt.figure(figsize=(WIDTH, height), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=[2, *[1] * (len(panels) - 1)])
+    for axes, (label, cells) in zip(grid.flat, panels.items(), strict=True):
+        filled = ~cells.map(is_empty)
+        apart = 0.6 / len(columns) if (filled.sum(axis="columns") > 1).any() else 0.0  # marks of one row
+        for i, (column, (colour, marker)) in enumerate(zip(columns, series(len(columns)), strict=True)):
+            there = cells.loc[filled[column], column]
+            y = [rows.index(row) + apart * (i - (len(columns) - 1) / 2) for row in there.index]
+            x, ends = there.map(float).to_numpy(), np.array([cell.bounds for cell in there]).reshape(-1, 2).T
+            fill = {"markerfacecolor": "none"} if column.startswith("any") else {}
+            axes.errorbar(x, y, xerr=np.abs(ends - x), color=colour, fmt=marker, capsize=2, label=column, **fill)
+        if np.prod(axes.get_xlim()) < 0:
+            axes.axvline(0, color="0.3", linewidth=1.2, zorder=1)
+        names = [SEPARATOR.join(row) if isinstance(row, tuple) else row for row in rows]
+        axes.set(xlabel=label, ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)), yticklabels=names)
+        axes.grid(visible=False, axis="y")
+    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
 
 
 def _legend_above(figure: Figure, axes: Axes) -> None:
@@ -169,75 +169,12 @@ def _legend_above(figure: Figure, axes: Axes) -> None:
     figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside upper center", ncols=columns)
 
 
-def _n(cells: pd.DataFrame) -> str:
-    low, high = int(cells["n"].min()), int(cells["n"].max())
-    return f"n = {low} images" if low == high else f"n = {low} to {high} images"
-
-
-def _drawn(summary: pd.DataFrame) -> list[str]:
-    """The counting rules that a summary has numbers for, but for the one of lowest loss."""
-    return [rule for rule in ("teacher", "final", "any") if summary[rule].notna().any()]
-
-
 def _one(frame: pd.DataFrame, column: str) -> str:
     """The one value of a column."""
     values = list(dict.fromkeys(frame[column]))
     if len(values) != 1:
         raise ValueError(f"this figure shows one {column}, found {', '.join(values) or 'none'}: choose one")
     return str(values[0])
-
-
-def accuracy_bars(summary: pd.DataFrame, *, chance: float | Sequence[float] | None = None) -> tuple[Figure, str]:
-    """Accuracy of one method per condition (rows of `apm.analysis.tables.summary`), one mark with its error bar per counting rule.
-
-    chance: accuracy of guessing in percent, drawn as a line; several, one per condition, where it differs, as a mark each.
-    Raises ValueError for several methods.
-    """
-    method, rules = _one(summary, "method"), _drawn(summary)
-    names = [condition_label(r.dataset, r.corruption, r.severity) for r in summary.itertuples()]
-    figure, axes = _plot(WIDTH * 0.8, 0.3 * len(names) + 1.6)
-    looks = {rule: {"fmt": marker, "color": COLOURS[rule]} for rule, marker in zip(rules, "so^", strict=False)}
-    if "any" in rules:
-        looks["any"] |= {"markerfacecolor": "none"}
-    _dots(axes, summary.set_axis(names), looks)
-    if chance is not None:
-        _chance(axes, list(chance) if isinstance(chance, Sequence) else [chance])
-    axes.set(xlabel="top-1 accuracy (%)", xlim=(0, 100))
-    _legend_above(figure, axes)
-    note = ANY_NOTE.replace("Dashed", "Open") if "any" in rules else ""
-    return figure, f"Top-1 accuracy of {method} by condition; {_n(summary)}. Error bars: 95 % intervals.{note}"
-
-
-def severity_curves(summary: pd.DataFrame) -> tuple[Figure, str]:
-    """Accuracy against severity, one small panel per corruption, one line with 95 % band per counting rule.
-
-    summary: rows of `apm.analysis.tables.summary`; the clean row, if there, is severity 0 in all panels. Raises ValueError for
-    several methods or datasets, or no corrupted rows.
-    """
-    rules, clean = _drawn(summary), summary[summary["severity"] == 0]
-    corrupted = dict(list(summary[summary["severity"] > 0].groupby("corruption", sort=False, observed=True)))
-    if not corrupted:
-        raise ValueError("severity curves need rows with severity 1 to 5, found clean rows only")
-    columns = min(5, len(corrupted))
-    rows = -(-len(corrupted) // columns)
-    size = (max(WIDTH * columns / 5, 3.2), 1.75 * rows + 0.9)
-    figure, grid = _plot(*size, nrows=rows, ncols=columns, sharex=True, sharey=True, squeeze=False)
-    for axes in list(grid.flat)[len(corrupted) :]:
-        axes.set_axis_off()
-    for axes, (corruption, part) in zip(grid.flat, corrupted.items(), strict=False):
-        panel = pd.concat([clean, part]).sort_values("severity")
-        for rule in rules:
-            value, low, high = _ends(panel[rule])
-            marker = "" if rule == "teacher" else "o"
-            axes.plot(panel["severity"], value, marker=marker, markersize=3, label=RULE_LABELS[rule], **LINES[rule])
-            axes.fill_between(panel["severity"], low, high, color=COLOURS[rule], alpha=0.13, linewidth=0)
-        axes.set(title=str(corruption).replace("_", " "), ylim=(0, 100), xticks=sorted(set(summary["severity"])))
-        axes.xaxis.set_tick_params(labelbottom=True)
-    figure.supxlabel("severity (0: clean)" if len(clean) else "severity", fontsize="medium")
-    figure.supylabel("top-1 accuracy (%)", fontsize="medium")
-    _legend_above(figure, grid.flat[0])
-    caption = f"Top-1 accuracy of {_one(summary, 'method')} on {_one(summary, 'dataset')} by corruption and severity; "
-    return figure, f"{caption}{_n(summary)} per point. Bands: 95 % intervals.{ANY_NOTE if 'any' in rules else ''}"
 
 
 def accuracy_over_iterations(records: pd.DataFrame, *, chance: float | None = None) -> tuple[Figure, str]:
@@ -270,49 +207,6 @@ def accuracy_over_iterations(records: pd.DataFrame, *, chance: float | None = No
     over = f", mean of {conditions} conditions" if conditions > 1 else ""
     caption = f"Top-1 accuracy of {method} after each iteration{over}; n = {final.n} images. "
     return figure, f"{caption}Error bar at K and band around the teacher: 95 % intervals over images.{ANY_NOTE}"
-
-
-def steps(published: pd.DataFrame, ours: pd.DataFrame) -> tuple[Figure, str]:
-    """How far a student is from its reference, set by set: published on the left, ours with 95 % intervals on the right.
-
-    Both have the index (set, reference) and the columns step and n (ours). Both panels have the same scale.
-    """
-    panels = {
-        title: frame.reset_index().pivot_table("step", "set", "reference", aggfunc="first", sort=False)
-        for title, frame in {"published": published, "ours": ours}.items()
-    }
-    height = 0.34 * max(map(len, panels.values())) + 2.0
-    figure, grid = _plot(WIDTH * 1.1, height, ncols=2, sharex=True)
-    below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.62 / height * 1.9), "fontsize": "small"}
-    for axes, (title, cells) in zip(grid, panels.items(), strict=True):
-        looks = zip(cells, series(len(cells.columns)), strict=True)
-        _dots(axes, cells, {name: {"fmt": marker, "color": colour} for name, (colour, marker) in looks})
-        axes.axvline(0, color="0.3", linewidth=1.2, zorder=1)
-        axes.set(title=title, xlabel="student - reference (percentage points)")
-        axes.legend(title="reference", **below)
-    return figure, (
-        f"Accuracy of APM's student minus its reference. Ours: final, {_n(ours)} per set, bars are 95 % intervals over images. "
-        "Published: differences of printed values, which come without intervals."
-    )
-
-
-def seen_and_named(naming: pd.DataFrame) -> tuple[Figure, str]:
-    """Per set what the image features hold, what the text tower can name of it, and what the student makes of it.
-
-    naming: from `apm.experiments.naming.naming`.
-    """
-    figure, axes = _plot(WIDTH, 0.42 * len(naming) + 1.7)
-    looks = {
-        "probe of image features (uses labels)": {"fmt": "D", "color": "#cc78bc"},
-        RULE_LABELS["teacher"]: {"fmt": "s", "color": COLOURS["teacher"]},
-        "APM, final": {"fmt": "o", "color": COLOURS["final"]},
-    }
-    _dots(axes, naming, looks)
-    _chance(axes, [float(cell) for cell in naming["chance"]])
-    axes.set(xlabel="accuracy (%)", xlim=(0, 101))
-    _legend_above(figure, axes)
-    caption = f"Accuracy per label space; {_n(naming)} per set. Bars: 95 % intervals (Wilson)."
-    return figure, f"{caption} Chance: the most frequent class."
 
 
 # ------------------------------------------------------------------------------------------------------ one image, or a few

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from apm import methods, teachers
-from apm.analysis import compare, lineup, numbers, stats
+from apm.analysis import compare, figures, lineup, numbers, stats
 from apm.data import datasets, published
 from apm.data.sets import load_sets
 from apm.model import APMConfig
@@ -283,6 +283,10 @@ def test_published_steps_stand_beside_ours(every: pd.DataFrame) -> None:
     )
 
 
+def test_the_time_of_a_teacher_pass_is_measured(sets) -> None:
+    assert 0 < compare.pass_milliseconds(teachers.load("mini"), sets[0]) < 10_000
+
+
 def test_figures_show_every_row_with_its_interval(every: pd.DataFrame) -> None:
     made = compare.table(every, pass_milliseconds=0.5)
     figure = compare.cost_figure(made)
@@ -291,11 +295,7 @@ def test_figures_show_every_row_with_its_interval(every: pd.DataFrame) -> None:
     shown = pd.DataFrame(
         {"final": [numbers.Number(50, 40, 60)], "any (upper bound)": [numbers.Number(70)]}, index=["a"]
     )
-    (axes,) = compare.dots({"accuracy": shown}).axes
+    (axes,) = figures.dots({"accuracy": shown}).axes
     marks = [container.lines[0] for container in axes.containers]
     assert [mark.get_xdata().tolist() for mark in marks] == [[50.0], [70.0]]
     assert [mark.get_markerfacecolor() == "none" for mark in marks] == [False, True]
-
-
-def test_the_time_of_a_teacher_pass_is_measured(sets) -> None:
-    assert 0 < compare.pass_milliseconds(teachers.load("mini"), sets[0]) < 10_000

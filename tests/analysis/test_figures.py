@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from apm.analysis import figures, stats, tables
+from apm.analysis import figures, stats
 from apm.analysis.figures import grid_rgb
-from apm.analysis.numbers import Number
-from apm.experiments.naming import PROBE
 
 ANY = "any (upper bound, uses labels)"
 
@@ -58,82 +56,22 @@ def records(n=40, corruptions=("fog", "snow"), severities=(1, 5), iterations=6, 
 
 @pytest.fixture(scope="module")
 def data():
-    frame = records()
-    return frame, tables.summary(frame)
+    return records()
 
 
 def labels(figure):
     return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
-def marks(axes):
-    """Values and ends of the intervals of each errorbar."""
-    return [
-        (list(container[0].get_xdata()), [(s[0][0], s[1][0]) for s in container[2][0].get_segments()])
-        for container in axes.containers
-    ]
-
-
-def test_bars_show_the_numbers_of_the_table(data):
-    figure, caption = figures.accuracy_bars(data[1], chance=25.0)
-    axes = figure.axes[0]
-    for rule, (values, ends) in zip(("teacher", "final", "any"), marks(axes), strict=True):
-        assert values == [cell.value for cell in data[1][rule]]
-        np.testing.assert_allclose(ends, [cell.bounds for cell in data[1][rule]])
-    assert [t.get_text() for t in axes.get_yticklabels()][:2] == ["digits-test", "fog 1"]
-    assert axes.containers[2][0].get_markerfacecolor() == "none"  # any: an upper bound
-    assert labels(figure) == ["teacher (zero-shot)", "final", ANY, "chance (25.0 %)"]
-    for said in ("n = 40 images", "95 % intervals", "upper bound that uses the labels"):
-        assert said in caption
-
-
-def test_chance_is_one_line_or_a_mark_per_condition_where_it_differs(data):
-    figure, _ = figures.accuracy_bars(data[1], chance=[25.0] * 5)
-    assert labels(figure)[-1] == "chance (25.0 %)"
-    chances = [25.0, 50.0, 10.0, 25.0, 25.0]
-    figure, _ = figures.accuracy_bars(data[1], chance=chances)
-    assert labels(figure)[-1] == "chance (10.0 to 50.0 %)"
-    found = next(c for c in figure.axes[0].collections if str(c.get_label()).startswith("chance"))
-    assert [segment[0][0] for segment in found.get_segments()] == chances
-
-
-def test_any_is_drawn_only_when_there_is_one(data):
-    figure, caption = figures.accuracy_bars(tables.summary(data[0].assign(path=None)))
-    assert labels(figure) == ["teacher (zero-shot)", "final"]
-    assert "upper bound" not in caption
-
-
 def test_figures_of_one_method_refuse_several(data):
-    both = [pd.concat([frame, frame.assign(method="B")]) for frame in data]
-    for draw, frame in ((figures.accuracy_bars, both[1]), (figures.accuracy_over_iterations, both[0])):
-        with pytest.raises(ValueError, match="one method, found APM, B"):
-            draw(frame)
-
-
-def test_severity_curves_start_at_the_clean_images(data):
-    figure, caption = figures.severity_curves(data[1])
-    panels = [axes for axes in figure.axes if axes.get_title()]
-    assert [axes.get_title() for axes in panels] == ["fog", "snow"]
-    line = next(line for line in panels[1].lines if line.get_label() == "final")
-    rows = data[1].set_index(["corruption", "severity"])["final"].map(float)
-    assert list(line.get_xdata()) == [0, 1, 5]
-    assert list(line.get_ydata()) == [rows["none", 0], rows["snow", 1], rows["snow", 5]]
-    assert figure.get_supxlabel() == "severity (0: clean)"
-    assert "n = 40 images per point" in caption
-
-
-def test_severity_curves_need_one_dataset_with_corruptions(data):
-    with pytest.raises(ValueError, match="clean rows only"):
-        figures.severity_curves(data[1][data[1]["severity"] == 0])
-    with pytest.raises(ValueError, match="one dataset, found digits-test, other"):
-        figures.severity_curves(pd.concat([data[1], data[1].assign(dataset="other")]))
+    with pytest.raises(ValueError, match="one method, found APM, B"):
+        figures.accuracy_over_iterations(pd.concat([data, data.assign(method="B")]))
 
 
 def test_accuracy_over_iterations_ends_at_final_and_any(data):
-    frame, _ = data
-    figure, caption = figures.accuracy_over_iterations(frame, chance=25.0)
+    figure, caption = figures.accuracy_over_iterations(data, chance=25.0)
     lines = {line.get_label(): line for line in figure.axes[0].lines}
-    final, ever, teacher = (stats.mean_accuracy(frame, rule).value for rule in ("final", "any", "teacher"))
+    final, ever, teacher = (stats.mean_accuracy(data, rule).value for rule in ("final", "any", "teacher"))
     assert lines["final, had K been k"].get_ydata()[-1] == pytest.approx(final)
     assert lines[ANY].get_ydata()[-1] == pytest.approx(ever)
     assert lines["teacher (zero-shot)"].get_ydata()[0] == pytest.approx(teacher)
@@ -141,7 +79,7 @@ def test_accuracy_over_iterations_ends_at_final_and_any(data):
     assert (np.diff(lines[ANY].get_ydata()) >= 0).all()
     assert "mean of 5 conditions; n = 40 images" in caption
     with pytest.raises(ValueError, match="needs a method with iterations"):
-        figures.accuracy_over_iterations(frame.assign(path=None))
+        figures.accuracy_over_iterations(data.assign(path=None))
 
 
 def test_loss_curve_is_the_median_on_a_log_axis():
@@ -155,35 +93,6 @@ def test_loss_curve_is_the_median_on_a_log_axis():
     assert "n = 1 image;" in figures.loss_curve(losses[:1])[1]
     with pytest.raises(ValueError, match="none of 1 images"):
         figures.loss_curve(losses[3:])
-
-
-def test_steps_show_every_difference_with_our_intervals():
-    key = ["set", "reference"]
-    values = {"published": [1.5, -2.0], "ours": [0.5, 0.0, -1.0]}
-    frames = {
-        name: pd.DataFrame(
-            {"set": list("zyx")[: len(own)], "reference": "teacher", "n": [20, 30, 30][: len(own)]}
-            | {"step": [Number(v, v - 1, v + 2) if name == "ours" else Number(v) for v in own]}
-        ).set_index(key)
-        for name, own in values.items()
-    }
-    figure, caption = figures.steps(frames["published"], frames["ours"])
-    left, right = figure.axes
-    assert [t.get_text() for t in left.get_yticklabels()] == ["z", "y"]
-    assert marks(left)[0][0] == [1.5, -2.0]
-    assert marks(right) == [([0.5, 0.0, -1.0], [(-0.5, 2.5), (-1.0, 2.0), (-2.0, 1.0)])]
-    assert left.get_xlim() == right.get_xlim()
-    assert "n = 20 to 30 images per set" in caption
-
-
-def test_seen_and_named_shows_probe_teacher_student_and_chance():
-    table = pd.DataFrame({"n": [40, 40], "chance": [Number(50.0), Number(10.0)]}, index=["parity", "digits"])
-    for key, values in ((PROBE, [96, 98]), ("teacher (zero-shot)", [31, 97]), ("APM, final", [30, 97])):
-        table[key] = [Number(value, value - 5, value + 2) for value in values]
-    figure, caption = figures.seen_and_named(table)
-    assert [values for values, _ in marks(figure.axes[0])] == [[96, 98], [31, 97], [30, 97]]
-    assert "chance (10.0 to 50.0 %)" in labels(figure)
-    assert "n = 40 images per set" in caption
 
 
 def test_classes_over_the_iterations_have_a_colour_and_a_marker_each():
@@ -247,7 +156,7 @@ def test_grid_rgb_edges():
 def test_saved_figures_repeat_byte_for_byte_without_dates(data, tmp_path):
     contents = []
     for folder in ("a", "b"):
-        figure, _ = figures.severity_curves(data[1])
+        figure, _ = figures.accuracy_over_iterations(data)
         paths = figures.save(figure, "curves", tmp_path / folder)
         assert sorted(p.name for p in (tmp_path / folder).iterdir()) == ["curves.pdf", "curves.png"]
         contents.append({suffix: path.read_bytes() for suffix, path in paths.items()})
@@ -263,7 +172,7 @@ def png(pixels):
 
 
 def test_a_plot_gets_a_palette_that_cannot_be_seen_and_a_photograph_keeps_its_colours(data):
-    figure, _ = figures.severity_curves(data[1])
+    figure, _ = figures.accuracy_over_iterations(data)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     plot = buffer.getvalue()
