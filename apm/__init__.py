@@ -1,8 +1,7 @@
 """apm: the Asynchronous Perception Machine (Modi & Rawat, NeurIPS 2024), experiment by experiment.
 
-    from apm import TTTConfig, adapt, preset  # test-time training of one student per image
-    from apm import teachers, methods
-    from apm.data import datasets  # any module, as always
+    from apm import TTTConfig, adapt, preset        # test-time training of one student per image
+    from apm import data, methods, teachers         # any room, as always
 
 What training needs comes from `apm.ttt` and `apm.model` at the first use: `import apm` alone loads no torch.
 """

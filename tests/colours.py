@@ -9,7 +9,7 @@ from open_clip.transform import PreprocessCfg
 from torch import nn
 
 from apm import methods, teachers
-from apm.data.datasets import Dataset
+from apm.data import Dataset
 from apm.methods import views
 from apm.model import APMConfig
 from apm.teachers import Encoding

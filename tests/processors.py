@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from test_other_cpu import AVX2
 
+from apm import data as datasets
 from apm import methods, teachers, ttt
-from apm.data import datasets
 from apm.experiments import field, material
 from apm.project import profiles
 

@@ -7,8 +7,9 @@ import plain
 import pytest
 import torch
 
+from apm import data as datasets
 from apm import methods, teachers, ttt
-from apm.data import corruptions, datasets
+from apm.data import corruptions
 from apm.project import profiles
 
 KINDS = ("gaussian_noise", "glass_blur", "frost", "contrast", "pixelate")

@@ -23,7 +23,8 @@ import sys
 import pandas as pd
 from apm import methods, teachers
 from apm.analysis import tables
-from apm.data import corruptions, datasets
+from apm import data as datasets
+from apm.data import corruptions
 from apm.runs import records
 from apm.analysis.publish import Publisher
 
@@ -42,7 +43,7 @@ FIELD = """
 import sys
 import torch
 from apm import teachers
-from apm.data import datasets
+from apm import data as datasets
 from apm.experiments import field, material
 from safetensors.torch import save_file
 

@@ -17,8 +17,7 @@ import pandas as pd
 from apm import methods, project
 from apm.analysis import figures, lineup, numbers, stats, tables
 from apm.analysis.numbers import Number
-from apm.data import prompts, published
-from apm.data.datasets import Dataset
+from apm.data import Dataset, prompts, published
 from apm.teachers import Teacher
 from apm.ttt import TTTConfig
 

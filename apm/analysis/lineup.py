@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from apm import methods, teachers
-from apm.data.datasets import Dataset
+from apm.data import Dataset
 from apm.data.sets import check_samples
 from apm.runs import records
 from apm.teachers import Teacher

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from apm.data import corruptions, datasets, prompts
-from apm.data.datasets import Dataset
+from apm.data import Dataset, UnreadableImage, corruptions, prompts
+from apm.data import load as load_dataset
+from apm.data.digits import SIDE
 
 MINIMUM_SAMPLES = 10  # images that an interval needs (`apm.analysis.stats`): said before the long runs
 
@@ -28,12 +29,12 @@ def load_sets(
     """The datasets of these names, of each a choice of images (`Dataset.take`).
 
     ensemble: name of the prompts of all of them, such as "imagenet-7" (`apm.data.prompts.names`); None: each set's own. options: of
-    `apm.data.datasets.load`. Raises ValueError for no names, a name given twice, too few samples, unknown prompts, and as `load` does.
+    `apm.data.load`. Raises ValueError for no names, a name given twice, too few samples, unknown prompts, and as `load` does.
     """
     check_samples(samples)
     if not names or len(set(names)) != len(names):
         raise ValueError(f"expected names of datasets, each once, found {list(names)}")
-    loaded = [datasets.load(name, **options) for name in names]  # type: ignore[arg-type]
+    loaded = [load_dataset(name, **options) for name in names]  # type: ignore[arg-type]
     if ensemble is not None:
         loaded = [replace(d, templates=prompts.templates(ensemble)) for d in loaded]
     return [d.take(samples) for d in loaded]
@@ -46,8 +47,8 @@ def examples(dataset: Dataset, count: int) -> list[np.ndarray]:
     for i in range(len(chosen)):
         try:
             shown.append(np.asarray(chosen.images[i]))
-        except datasets.UnreadableImage:
-            shown.append(np.full((datasets.SIDE, datasets.SIDE, 3), 128, dtype=np.uint8))
+        except UnreadableImage:
+            shown.append(np.full((SIDE, SIDE, 3), 128, dtype=np.uint8))
     return shown
 
 
@@ -66,7 +67,7 @@ def corrupted_sets(
     made = []
     for kind, level in conditions:
         name, last = f"{source}/{kind}/{level}", int(data.indices.max())
-        whole = datasets.load(name)
+        whole = load_dataset(name)
         if len(whole) <= last:
             raise ValueError(
                 f"{name} has {len(whole)} images, {data.name} refers to image {last}: is it the corrupted form of another set?"

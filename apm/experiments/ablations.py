@@ -25,8 +25,8 @@ from torch.nn.functional import cosine_similarity
 from apm import methods, project, teachers, ttt
 from apm.analysis import stats, tables
 from apm.analysis.numbers import Number
-from apm.data import datasets
-from apm.data.datasets import Dataset
+from apm.data import Dataset
+from apm.data import load as load_dataset
 from apm.experiments.other_students import OneSampleStudent
 from apm.model import APMConfig, count_parameters
 from apm.project import profiles
@@ -141,7 +141,7 @@ def run(
             f"expected at least {MINIMUM_SEEDS} different seeds for a spread over seeds, found {list(seeds)}: set seeds in the profile"
         )
     chosen = []
-    sets = {name: datasets.load(name) for name in dict.fromkeys(line.dataset for line in lines) if name}
+    sets = {name: load_dataset(name) for name in dict.fromkeys(line.dataset for line in lines) if name}
     for line in lines:
         made = method(line, teacher, student, training)
         data = sets[line.dataset] if line.dataset else dataset

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from apm import methods, teachers
-from apm.data.datasets import Dataset
+from apm.data import Dataset
 from apm.experiments import compute
 from apm.model import APM, APMConfig, OnlineFold
 

@@ -24,7 +24,7 @@ import pandas as pd
 from apm import teachers
 from apm.analysis import compare, stats, tables
 from apm.analysis.numbers import Number
-from apm.data.datasets import Dataset
+from apm.data import Dataset
 from apm.experiments import judge
 
 FOLDS = 5

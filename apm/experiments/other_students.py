@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from apm import lockstep, methods, project, teachers, ttt
-from apm.data.datasets import Dataset
+from apm.data import Dataset
 from apm.methods import Predictions
 from apm.project.identity import RUN_MODULES
 from apm.teachers import Teacher

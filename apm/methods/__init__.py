@@ -10,7 +10,7 @@ what a method needs by itself, and milliseconds + saved_milliseconds what it wou
 All have the prompts of the dataset, so that rows differ in the method alone; ZERO, MTA and TDA have those of their own releases with
 `prompts: original`, to stand beside their papers' numbers.
 
-To add a method, write one file here and import it below; README has an example of twenty lines. `Method` is the interface and the base
+To add a method, write one file here and import it below; docs/your-own.md has an example of twenty lines. `Method` is the interface and the base
 of all, `WithViews` and `WithPrompts` add the options that many have, and `create("mine", teacher, views=32)` builds what is
 registered as "mine".
 

@@ -20,7 +20,7 @@ from open_clip.transform import PreprocessCfg
 from torch import Tensor
 
 from apm import model, teachers, ttt
-from apm.data.datasets import Dataset
+from apm.data import Dataset
 from apm.methods.method import Predictions, WithPrompts, WithViews, outcome, register
 from apm.methods.views import VIEWS, confident, kept
 from apm.project import unknown

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apm.data import prompts
-from apm.data.datasets import Dataset, UnreadableImage
+from apm.data import Dataset, UnreadableImage, prompts
 from apm.methods.views import VIEWS, Encoded, encoded
 from apm.project import plain, unknown
 from apm.project.identity import RUN_MODULES

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm.data.datasets import Dataset
+from apm.data import Dataset
 from apm.methods.method import Predictions, WithOriginalPrompts, WithViews, outcome, register
 
 LAMBDA_Q = 4.0  # weight of the affinity term: --lambda_q in main.py

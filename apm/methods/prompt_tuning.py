@@ -30,8 +30,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from apm.data import datasets, prompts
-from apm.data.datasets import Dataset
+from apm import data as datasets
+from apm.data import Dataset, prompts
 from apm.lockstep import caller_free
 from apm.methods.method import Method, Predictions, WithViews, create, outcome, register
 from apm.methods.views import confident, encoded, kept
@@ -189,7 +189,7 @@ def _load(name: str, root: Path, partial: str | None) -> Dataset:
 class CoOp(Method):
     """CoOp: context vectors learned from labelled training images, then used as they are. Nothing is adapted at test time.
 
-    train: name of the labelled set (`apm.data.datasets.load`) whose classes it learns from; the vectors are then used with the class
+    train: name of the labelled set (`apm.data.load`) whose classes it learns from; the vectors are then used with the class
         names of whatever is tested, as the paper's Tables 1 and 3 do with ImageNet. None: the training split of the tested set.
     shots: 16 images of a class (section 4.1). epochs: 50, what CoOp's configurations have for ImageNet
         (configs/trainers/CoOp/vit_b16_ep50.yaml); for 16 shots of its other sets MAX_EPOCH is 200 (vit_b16.yaml). rate: 0.002,

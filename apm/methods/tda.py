@@ -28,8 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apm import teachers
-from apm.data import published
-from apm.data.datasets import Dataset
+from apm.data import Dataset, published
 from apm.data.prompts import templates
 from apm.methods.method import Predictions, WithOriginalPrompts, WithViews, outcome, register
 from apm.methods.views import confident, kept

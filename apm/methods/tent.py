@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apm.data.datasets import Dataset
+from apm.data import Dataset
 from apm.lockstep import caller_free
 from apm.methods.method import Predictions, WithPrompts, WithViews, outcome, register
 from apm.methods.views import entropy, view_pixels

@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from apm.data.datasets import Dataset
+from apm.data import Dataset
 from apm.teachers import Teacher
 from apm.ttt import image_seed
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm.data.datasets import Dataset
+from apm.data import Dataset
 from apm.methods.method import Predictions, WithOriginalPrompts, WithViews, outcome, register
 from apm.methods.views import confident, entropy, kept
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from apm import teachers, ttt
-from apm.data.datasets import Dataset
+from apm.data import Dataset
 from apm.methods.method import Predictions, WithPrompts, outcome
 from apm.typed import checked
 

@@ -248,7 +248,7 @@ class _Work:
         for place in range(len(positions)):
             try:
                 self.dataset.images[int(positions[place])]
-            except ValueError as unreadable:  # `apm.data.datasets.UnreadableImage`
+            except ValueError as unreadable:  # `apm.data.UnreadableImage`
                 one = positions[place : place + 1]
                 rows.append((one, self.failure(one, f"{type(unreadable).__name__}: {unreadable}", unreadable)))
         rest = positions[~np.isin(positions, [one[0] for one, _ in rows])]

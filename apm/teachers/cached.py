@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apm.data.datasets import Dataset, UnreadableImage
+from apm.data import Dataset, UnreadableImage
 from apm.project import atomic_path, cache_dir, sha256_of
 from apm.project.identity import RUN_MODULES, code_version, libraries
 from apm.project.progress import progress
@@ -135,7 +135,7 @@ def features(teacher: Teacher, dataset: Dataset) -> np.ndarray:
 def features_at(teacher: Teacher, dataset: Dataset, positions: np.ndarray) -> Tensor:
     """(n, D) float32 features of the images at `positions`, from the cached ones of the whole dataset.
 
-    Raises `apm.data.datasets.UnreadableImage`, which names the file, for an image that could not be read, and ValueError for a
+    Raises `apm.data.UnreadableImage`, which names the file, for an image that could not be read, and ValueError for a
     feature that is not finite.
     """
     rows = np.array(features(teacher, dataset)[positions])

@@ -25,7 +25,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from apm.data import datasets
+from apm.data import load as load_dataset
 from apm.project import atomic_write, cache_dir, located, portable, profiles, root, sha256_file
 from apm.project.identity import libraries
 from apm.teachers import train, weights
@@ -72,7 +72,7 @@ def notes(path: Path) -> dict[str, Any]:
 def train_anew(local: Local) -> None:
     """Train into the cache where none trained so is there. Raises as `train.run` and `notes`."""
     if local.trained.exists():
-        wanted = train.determined_by(datasets.load(local.options["data"]), train.configured(local.options))
+        wanted = train.determined_by(load_dataset(local.options["data"]), train.configured(local.options))
         had, now = (
             {**said["settings"], "images": said["data"], "code": said.get("recipe"), **said.get("versions", {})}
             for said in (notes(local.trained), wanted)
@@ -98,7 +98,7 @@ class Distance(NamedTuple):
 
 def distance(local: Local, first: Path, second: Path) -> Distance:
     """Of two checkpoints of the profile's architecture. Raises as loading teacher and data does."""
-    test, model = datasets.load(local.options["test"]), train.configured(local.options).model
+    test, model = load_dataset(local.options["test"]), train.configured(local.options).model
     one, other = (train.cosines(load(model, pretrained=path), test) for path in (first, second))  # (N, C)
     a, b, labels = one.argmax(dim=-1), other.argmax(dim=-1), torch.tensor(test.labels)
     first_right, second_right, same = (
@@ -126,7 +126,7 @@ def freeze(local: Local, source: Path) -> None:
     Raises ValueError for a file that was not trained here or on other images, and one that decides otherwise in float16 on more than
     one in a hundred held-out images; for one that is too large where a smaller one is shipped.
     """
-    said, trained, data = notes(source), load_file(str(source)), datasets.load(local.options["data"])
+    said, trained, data = notes(source), load_file(str(source)), load_dataset(local.options["data"])
     if said["data"] != data.fingerprint:
         raise ValueError(f"{source} was trained on other images: expected {data.fingerprint}, found {said['data']}")
     half = {key: value.half() if value.is_floating_point() else value for key, value in trained.items()}

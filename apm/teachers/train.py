@@ -25,9 +25,8 @@ from open_clip.pos_embed import get_2d_sincos_pos_embed
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor
 
-from apm.data import prompts
-from apm.data.datasets import Dataset
-from apm.data.datasets import load as load_dataset
+from apm.data import Dataset, prompts
+from apm.data import load as load_dataset
 from apm.lockstep import caller_free
 from apm.project import unknown
 from apm.project.identity import code_version

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from apm import data as datasets
 from apm import methods, teachers
 from apm.analysis import compare, figures, lineup, numbers, stats
-from apm.data import datasets, published
+from apm.data import published
 from apm.data.sets import load_sets
 from apm.model import APMConfig
 from apm.ttt import TTTConfig

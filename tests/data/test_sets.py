@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from apm import data as datasets
 from apm.analysis import stats
-from apm.data import datasets, sets
+from apm.data import sets
 
 
 def test_sets_are_stratified_choices_and_small_ones_are_taken_whole() -> None:

@@ -13,8 +13,7 @@ from fakes import FakeTeacher
 from apm import methods, teachers, ttt
 from apm.analysis import stats
 from apm.analysis.numbers import Number
-from apm.data import published
-from apm.data.datasets import Dataset, UnreadableImage
+from apm.data import Dataset, UnreadableImage, published
 from apm.experiments import ablations
 from apm.experiments.other_students import OneSampleStudent
 from apm.ttt import TTTConfig

@@ -10,7 +10,7 @@ from open_clip.transform import PreprocessCfg
 from safetensors.torch import save_file
 
 from apm import methods, teachers
-from apm.data.datasets import Dataset
+from apm.data import Dataset
 from apm.experiments import checks
 from apm.model import APMConfig, preset
 from apm.ttt import TTTConfig

@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from apm import data as datasets
 from apm import methods, teachers
-from apm.data import datasets
+from apm.data import digits
 from apm.experiments import naming
 from apm.experiments.naming import PROBE, probe, random_namings, unread_words
 from apm.runs import records
@@ -37,7 +38,7 @@ def test_unread_words_are_those_no_caption_has():
     assert unread_words(Words(), ["number five", "odd number", "Seven or odd"], captions) == ("odd", "or")
     real = teachers.load("mini")
     captions = [text for texts in train.captions(datasets.load("digits-train")) for text in texts]
-    assert unread_words(real, datasets.DIGIT_NAMES, captions) == ()
+    assert unread_words(real, digits.NAMES, captions) == ()
     assert unread_words(real, ["7", "even number"], captions) == ("even",)
 
 

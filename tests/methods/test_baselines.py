@@ -15,8 +15,7 @@ from torch import nn
 
 from apm import methods, teachers
 from apm import methods as baselines
-from apm.data import prompts
-from apm.data.datasets import UnreadableImage
+from apm.data import UnreadableImage, prompts
 from apm.methods import apm as student
 from apm.methods import method as room
 from apm.methods import mta, tda, tent, views, zero
@@ -691,7 +690,7 @@ def test_more_views_give_the_student_another_target() -> None:
 
 
 def test_all_run_on_a_vision_transformer_and_leave_it_alone() -> None:
-    from apm.data.datasets import load
+    from apm.data import load
 
     teacher = teachers.load("mini")
     before = {name: value.clone() for name, value in teacher.model.state_dict().items()}

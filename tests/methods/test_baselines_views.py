@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from apm.data.datasets import Dataset
+from apm.data import Dataset
 from apm.methods import views
 from apm.teachers import Encoding
 

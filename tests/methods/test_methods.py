@@ -12,7 +12,7 @@ from fakes import FakeTeacher
 from PIL import Image
 
 from apm import methods, teachers, ttt
-from apm.data.datasets import Dataset, UnreadableImage
+from apm.data import Dataset, UnreadableImage
 from apm.model import APMConfig
 from apm.runs import records
 from apm.ttt import TTTConfig

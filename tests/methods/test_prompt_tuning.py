@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from colours import units
 
+from apm import data as datasets
 from apm import methods as baselines
 from apm import teachers
-from apm.data import corruptions, datasets
-from apm.data.datasets import Dataset
+from apm.data import Dataset, corruptions
 from apm.methods import method as room
 from apm.methods import prompt_tuning, views
 from apm.methods.prompt_tuning import CoOp, Prompts

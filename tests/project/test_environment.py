@@ -82,7 +82,7 @@ class Hiding(PathFinder):
 sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
 for name in {modules!r}:
     importlib.import_module(name)
-from apm.data import datasets
+from apm import data as datasets
 datasets.load("digits-test")
 """
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from apm import data as datasets
 from apm import methods, teachers, ttt
 from apm.analysis import tables
-from apm.data import datasets
 from apm.model import preset
 from apm.runs import cluster, records, shards
 

@@ -7,8 +7,8 @@ import open_clip
 import pytest
 import torch
 
+from apm import data as datasets
 from apm import teachers
-from apm.data import datasets
 from apm.teachers import loading
 
 TINY = {

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from apm import data as datasets
 from apm import teachers
-from apm.data import datasets
 from apm.teachers import cached, train
 
 

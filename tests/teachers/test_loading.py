@@ -16,8 +16,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from apm import data as datasets
 from apm import teachers
-from apm.data import datasets
 from apm.project import located
 from apm.teachers import loading, train, weights
 

@@ -11,8 +11,8 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from apm import data as datasets
 from apm import teachers
-from apm.data import datasets
 from apm.project import sha256_file
 from apm.teachers import shipped, train, weights
 

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from apm import data as datasets
 from apm import teachers
-from apm.data import datasets, prompts
+from apm.data import prompts
 from apm.teachers import train
 
 QUICK = train.TrainConfig(epochs=1, groups=2, threads=1)
