@@ -48,7 +48,7 @@ def test_corruptions_come_from_our_code_or_from_the_published_download(monkeypat
     data = whole.subset([5, 2, 9])
     own = sets.corrupted_sets(data, ["fog", "snow"], [3, 5])
     assert [(d.corruption, d.severity) for d in own] == [("fog", 3), ("snow", 3), ("fog", 5), ("snow", 5)]
-    monkeypatch.setattr(datasets, "load", lambda name: whole if name == "cifar10-c/fog/5" else None)
+    monkeypatch.setattr(sets, "load_dataset", lambda name: whole if name == "cifar10-c/fog/5" else None)
     (read,) = sets.corrupted_sets(data, ["fog"], [5], source="cifar10-c")
     assert read.indices.tolist() == data.indices.tolist()
     # class folders are sorted by class, CIFAR-10-C is not: image i of one is not image i of the other
@@ -56,7 +56,7 @@ def test_corruptions_come_from_our_code_or_from_the_published_download(monkeypat
     by_class = replace(by_class, indices=np.arange(len(whole)))
     with pytest.raises(ValueError, match=r"fog/5 and digits-test have the same label on \d+\.\d %.*torchvision"):
         sets.corrupted_sets(by_class.subset(20), ["fog"], [5], source="cifar10-c")
-    monkeypatch.setattr(datasets, "load", lambda name: whole.subset(4))
+    monkeypatch.setattr(sets, "load_dataset", lambda name: whole.subset(4))
     with pytest.raises(ValueError, match="cifar10-c/fog/5 has 4 images, digits-test refers to image"):
         sets.corrupted_sets(data, ["fog"], [5], source="cifar10-c")
 

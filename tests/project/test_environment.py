@@ -96,7 +96,7 @@ def test_the_extras_are_not_needed_by_training_teachers_data_and_methods() -> No
         "ttt",
         "model",
         "teachers",
-        "data.datasets",
+        "data",
         "methods",
         "data.corruptions",
         "runs.records",

@@ -24,7 +24,7 @@ def test_importing_apm_takes_under_two_seconds_and_leaves_torch_alone() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *("data.datasets", "data.corruptions", "runs.records", "project.profiles", "project.run"),
+        *("data", "data.corruptions", "runs.records", "project.profiles", "project.run"),
         *("analysis.stats", "analysis.tables", "analysis.figures", "analysis.report"),
     ],
 )
