@@ -307,7 +307,7 @@ def test_a_line_can_have_a_dataset_of_its_own_and_no_step_to_the_base(
     teacher: FakeTeacher, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = replace(data, name="other", labels=np.roll(data.labels, 1), fingerprint="e" * 64)
-    monkeypatch.setattr(ablations.datasets, "load", lambda name: {"other": other}[name])
+    monkeypatch.setattr(ablations, "load_dataset", lambda name: {"other": other}[name])
     lines = ablations.parse([line(), line(name="elsewhere", dataset="other")])
     found = ablations.run(lines, teacher, data, folder=tmp_path, **COMMON)
     table = ablations.after(found, "base").droplevel("part")
@@ -321,7 +321,7 @@ def test_a_line_can_have_a_dataset_of_its_own_and_no_step_to_the_base(
 def test_images_of_equal_number_but_other_places_are_another_run(
     teacher: FakeTeacher, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ablations.datasets, "load", lambda name: data.subset(np.arange(10)))
+    monkeypatch.setattr(ablations, "load_dataset", lambda name: data.subset(np.arange(10)))
     lines = ablations.parse([line(), line(name="elsewhere", dataset="toy")])
     part = data.subset(np.arange(2, 12))
     found = ablations.run(lines, teacher, part, folder=tmp_path, **COMMON)
