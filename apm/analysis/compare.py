@@ -488,7 +488,8 @@ def cost_figure(compared: pd.DataFrame) -> Figure:
     figure = figures.dots({label: cells[name].unstack("state", sort=False) for name, label in labels.items()})  # noqa: PD010
     gain, *costs = figure.axes
     gain.set_xscale("symlog", linthresh=5, linscale=1.5)  # a few far ones would press all others together
-    low, high = gain.get_xlim()
+    low, high = (1.5 * end for end in gain.get_xlim())  # margins of a linear axis are too narrow for a logarithmic one
+    gain.set_xlim(low, high)
     gain.set_xticks(ticks := [tick for tick in (-80, -20, -5, 0, 5, 20, 80) if low <= tick <= high], map(str, ticks))
     for axes in costs:
         axes.set_xscale("log")

@@ -134,25 +134,27 @@ def dots(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Tables of `Number`s as marks with their 95 % intervals: rows down, a colour and a marker for each column.
 
     panels: label of the x axis -> table; several stand side by side and share rows and colours. What is called "any", an upper bound
-    and no score, is drawn open.
+    and no score, is drawn open; counting rules have their own colours.
     """
     import matplotlib.pyplot as plt
 
     style()
     rows = list(dict.fromkeys(row for cells in panels.values() for row in cells.index))
     columns = list(dict.fromkeys(column for cells in panels.values() for column in cells))
-    height = (0.17 + 0.08 * len(columns)) * len(rows) + 1.5
-    figure = plt.figure(figsize=(WIDTH, height), layout="constrained")
+    own = {label: COLOURS[rule] for rule, label in RULE_LABELS.items() if rule in COLOURS}
+    filled = {label: ~cells.map(is_empty) for label, cells in panels.items()}
+    most = max(int(there.sum(axis="columns").max()) for there in filled.values())  # marks of one row
+    figure = plt.figure(figsize=(WIDTH, (0.17 + 0.08 * most) * len(rows) + 1.5), layout="constrained")
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=[2, *[1] * (len(panels) - 1)])
     for axes, (label, cells) in zip(grid.flat, panels.items(), strict=True):
-        filled = ~cells.map(is_empty)
-        apart = 0.6 / len(columns) if (filled.sum(axis="columns") > 1).any() else 0.0  # marks of one row
-        for i, (column, (colour, marker)) in enumerate(zip(columns, series(len(columns)), strict=True)):
-            there = cells.loc[filled[column], column]
-            y = [rows.index(row) + apart * (i - (len(columns) - 1) / 2) for row in there.index]
+        place = filled[label].cumsum(axis="columns").sub((filled[label].sum(axis="columns") + 1) / 2, axis="index")
+        for column, (colour, marker) in zip(columns, series(len(columns)), strict=True):
+            there = cells.loc[filled[label][column], column]
+            y = [rows.index(row) + 0.6 / most * place.loc[row, column] for row in there.index]
             x, ends = there.map(float).to_numpy(), np.array([cell.bounds for cell in there]).reshape(-1, 2).T
-            fill = {"markerfacecolor": "none"} if column.startswith("any") else {}
-            axes.errorbar(x, y, xerr=np.abs(ends - x), color=colour, fmt=marker, capsize=2, label=column, **fill)
+            look: dict[str, Any] = {"color": own.get(column, colour), "fmt": marker, "capsize": 2, "label": column}
+            look |= {"markerfacecolor": "none"} if column.startswith("any") else {}
+            axes.errorbar(x, y, xerr=np.abs(ends - x), **look)
         if np.prod(axes.get_xlim()) < 0:
             axes.axvline(0, color="0.3", linewidth=1.2, zorder=1)
         names = [SEPARATOR.join(row) if isinstance(row, tuple) else row for row in rows]
