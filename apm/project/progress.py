@@ -46,6 +46,7 @@ def progress(
         disable=stream is None,
         file=stream if terminal or stream is None else _Lines(stream),
         leave=False,
+        position=None if terminal else 0,  # a log has no line above the last
         dynamic_ncols=terminal,
         ncols=None if terminal else 100,
         mininterval=0.1 if terminal else LOG_EVERY,
