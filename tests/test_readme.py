@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
 OWN = PAGES[ROOT / "docs" / "your-own.md"]
+EXAMPLES = re.findall(r"```python\n(.*?)```", OWN, flags=re.S)  # of a method, of a dataset, of test-time training alone
 
 
 def committed(path: str) -> str:
@@ -79,7 +80,7 @@ def test_every_make_target_it_names_exists(page: Path) -> None:
 
 
 def test_the_example_runs_as_written() -> None:
-    _, example = re.findall(r"```python\n(.*?)```", OWN, flags=re.S)
+    *_, example = EXAMPLES
     names: dict = {}
     exec(example, names)
     assert names["result"].losses.shape == (8, 51)
@@ -180,7 +181,7 @@ def test_the_example_of_a_new_method_runs_as_written(monkeypatch: pytest.MonkeyP
     from apm import methods as baselines
 
     monkeypatch.setitem(baselines.REGISTRY, "mine", None)  # and so it is gone again after the test
-    example, *_ = re.findall(r"```python\n(.*?)```", OWN, flags=re.S)
+    example, *_ = EXAMPLES
     exec(example, {"__name__": "readme"})
     method = baselines.create("mine", Colour(), views=5)
     said = method.predict(noise(), np.arange(4), seed=0)
@@ -188,6 +189,17 @@ def test_the_example_of_a_new_method_runs_as_written(monkeypatch: pytest.MonkeyP
     expected = (2.0 * seen @ torch.eye(2)).softmax(-1).mean(1).argmax(-1)
     assert said.prediction.tolist() == expected.tolist()
     assert method.settings()["method"] == "Mine"
+
+
+def test_the_example_of_a_new_dataset_runs_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    from apm import data
+
+    monkeypatch.setitem(data.OWN, "flipped-digits", None)  # and so it is gone again after the test
+    exec(EXAMPLES[1], {})
+    made, known = data.load("flipped-digits"), data.load("digits-test")
+    assert np.array_equal(made.images[3][::-1], known.images[3])
+    assert made.fingerprint != known.fingerprint
+    assert made.name in data.names()
 
 
 def test_every_entry_of_the_first_floor_is_on_its_map() -> None:
