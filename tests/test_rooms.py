@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from apm.project import depends
+
 PACKAGE = Path(__file__).resolve().parents[1] / "apm"
 # each may import what stands before it: lazy imports and those for a type checker included
 ORDER = (
@@ -14,16 +16,12 @@ ORDER = (
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
-def imports(file: Path) -> set[str]:
+def imports(file: Path) -> frozenset[str]:
     """Dotted names below apm that a file imports."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            assert not node.level, f"{file}: imports are absolute"
-            found |= {f"{node.module}.{name.name}" for name in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
-    return {name.removeprefix("apm.") for name in found if name.startswith("apm.")}
+    source = (PACKAGE / file).read_text(encoding="utf-8")
+    relative = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.level]
+    assert not relative, f"{file}: imports are absolute"  # `imported` sees no others
+    return depends.imported(source)
 
 
 def room(name: str | Path) -> str:
@@ -40,14 +38,8 @@ def test_a_file_imports_from_rooms_before_its_own(file: Path) -> None:
 
 def module(name: str) -> Path | None:
     """The file of this package that a dotted name is defined in: a module's, or that of a room whose door is used."""
-    parts = name.split(".")
-    for length in (len(parts), len(parts) - 1):
-        base = Path(*parts[:length]) if length else None
-        if base and (PACKAGE / base.with_suffix(".py")).is_file():
-            return base.with_suffix(".py")
-        if base and (PACKAGE / base / "__init__.py").is_file():
-            return base / "__init__.py"
-    return None
+    files = depends.files_of(name)
+    return files[-1].relative_to(PACKAGE) if files else None
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:

@@ -7,7 +7,7 @@ other images, other teachers and other scales that can be put side by side.
 from __future__ import annotations
 
 import timeit
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +113,7 @@ def overview(
     counterparts: set -> the published column that it stands for; the others stand for none. taught: the labelled set that the teacher
     was trained on; None where it is unknown. Raises ValueError for a counterpart of a set that is not there.
     """
-    _known("dataset with a counterpart", counterparts or {}, [d.name for d in sets])
+    project.among("dataset with a counterpart", counterparts or {}, [d.name for d in sets])
     lines = {
         d.name: {
             "images": len(d),
@@ -202,8 +202,8 @@ def settings_grid(
 
     Index (rate, K). in use: in the tables. Raises ValueError where the grid lacks the setting of `config`.
     """
-    _known("rate of selection", [config.learning_rate], rates)
-    _known("K of selection", [config.iterations], iterations)
+    project.among("rate of selection", [config.learning_rate], rates)
+    project.among("K of selection", [config.iterations], iterations)
     positions = np.arange(len(data))
     said = methods.ZeroShot(teacher).predict(data, positions, seed).prediction
     lines = {}
@@ -331,8 +331,8 @@ def beside(
     published column. means: published column of an average -> the published columns that it is over; ours is over those of them that
     have a counterpart. The first of our rows names our sets. Raises ValueError for unknown names.
     """
-    _known("set of ours", counterparts, ours.columns)
-    _known("published column", counterparts.values(), published.columns)
+    project.among("set of ours", counterparts, ours.columns)
+    project.among("published column", counterparts.values(), published.columns)
     if len(set(counterparts.values())) < len(counterparts):
         raise ValueError(f"two sets stand for the same published column: {dict(counterparts)}")
     mine = ours[list(counterparts)].rename(columns=dict(counterparts))
@@ -494,14 +494,6 @@ def cost_figure(compared: pd.DataFrame) -> Figure:
     for axes in costs:
         axes.set_xscale("log")
     return figure
-
-
-def _known(what: str, names: Iterable[Any], known: Iterable[Any]) -> None:
-    """Raises ValueError for the first of the names that is not among the known ones."""
-    known = list(known)
-    for name in names:
-        if name not in known:
-            raise project.unknown(what, name, [str(k) for k in known])
 
 
 def _by_pair(lines: Mapping[tuple[Any, Any], dict[str, Any]], *names: str) -> pd.DataFrame:

@@ -79,9 +79,7 @@ def parse(lines: Sequence[Mapping[str, Any]]) -> list[Ablation]:
                 f"ablation {number}: expected {{part: ..., name: ..., ...}}, found {type(line).__name__} {line!r}"
             )
         try:
-            for option in line:
-                if option not in known:
-                    raise project.unknown("option", option, known)
+            project.among("option", line, known)
             if not (line.get("part") and line.get("name")):
                 raise ValueError(f"needs a part and a name, found {line.get('part')!r} and {line.get('name')!r}")
             made = Ablation(**line)

@@ -93,9 +93,7 @@ def settings(
     """The settings of a training from a profile's plain values: fields of the student, as `apm.methods.training_config` takes them,
     and of `FieldConfig`. Raises ValueError for an unknown field, with the list of known ones."""
     known = [f.name for f in fields(FieldConfig) if f.name != "student"]
-    for name in training or {}:
-        if name not in known:
-            raise project.unknown("field of the training", name, known)
+    project.among("field of the training", training or {}, known)
     return FieldConfig(methods.training_config(teacher, student).student, **(training or {}))
 
 

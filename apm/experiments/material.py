@@ -203,8 +203,7 @@ def prepare(
         ("token_dtype", token_dtype, ("float32", "float16")),
         ("on_error", on_error, ("raise", "record")),
     ):
-        if value not in known:
-            raise project.unknown(kind, value, known)
+        project.among(kind, [value], known)
     if tokens and teacher.grid is None:
         raise ValueError(f"teacher {teacher.name} has no patch tokens: choose one with them, or loss_grid: 0.0")
     images = teachers.identity(teacher, dataset) | {

@@ -5,6 +5,7 @@ for an unknown name; its modules are `identity`, `profiles`, `progress`, `depend
 """
 
 from apm.project.paths import (
+    among,
     atomic_path,
     atomic_write,
     cache_dir,
@@ -22,6 +23,7 @@ from apm.project.paths import (
 )
 
 __all__ = [
+    "among",
     "atomic_path",
     "atomic_write",
     "cache_dir",

@@ -132,7 +132,7 @@ def _parsed(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        return None  # `apm.profiles` says what is wrong with it, before the notebook runs
+        return None  # `apm.project.profiles` says what is wrong with it, before the notebook runs
 
 
 def _pretrained(values: Any) -> list[str]:

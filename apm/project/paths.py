@@ -186,3 +186,11 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return ValueError(f"unknown {kind} {name!r}. Known: {', '.join(names) or 'none'}.{hint}")
+
+
+def among(kind: str, names: Iterable[object], known: Iterable[object]) -> None:
+    """Raises `unknown` for the first of the names that is not among the known ones."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise unknown(kind, name, map(str, known))
