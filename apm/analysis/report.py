@@ -6,7 +6,6 @@ Made from the manifest and the tidy numbers of a results folder (`apm.analysis.n
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from apm import project
 from apm.analysis import figures, numbers, tables, verify
 from apm.analysis.numbers import NoSuchNumber, Number
 from apm.analysis.text import CONSTRUCTION, FAILS, HOLDS, NOT_RUN, UNTESTED
-from apm.project import manifest, profiles
+from apm.project import manifest, profiles, run
 from apm.runs import records
 
 LONG = 25  # rows from which a table is folded away
@@ -112,8 +111,7 @@ def times(folder: Path, notebooks: list[str]) -> pd.DataFrame:
 
     Notebooks without an entry are left out; an empty frame where nothing was measured.
     """
-    path = folder / "records" / "times.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = run.times(folder)
     rows = {name: known[name] for name in notebooks if name in known}
     if not rows:
         return pd.DataFrame()
@@ -150,7 +148,7 @@ def _shown(frame: pd.DataFrame, caption: str) -> str:
 
 
 def write(profile: str) -> Path:
-    """Make results/<profile>/report.html; returns its path.
+    """Make results/<profile>/report.html, or report.by-hand.html where the notebook is run by hand; returns its path.
 
     Raises FileNotFoundError when no notebook has published anything, ValueError for an unknown profile or a damaged manifest.
     """
@@ -201,4 +199,5 @@ def write(profile: str) -> Path:
         records=_shown(_by_method(shards), "Records by dataset, method and seed"),
         provenance=provenance(shards) if len(shards) else "no records of the present code here",
     )
-    return project.atomic_write(folder / "report.html", page + "\n")
+    name = ".".join(filter(None, ("report", project.by_hand(), "html")))
+    return project.atomic_write(folder / name, page + "\n")

@@ -165,8 +165,7 @@ def _whole(profile: str, folder: Path) -> None:
 
 
 def _found_on(folder: Path) -> dict[str, str]:
-    path = folder / "numbers" / "machine.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return project.kept(folder / "numbers" / "machine.json")
 
 
 def accept(profile: str) -> Path:

@@ -18,7 +18,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("APM_ROOT", str(tmp_path))
     for name, source in {
         "01_first": 'profile = "mini"\nsamples = 10\nrates = [1.0, 2.0]  # comment',
-        "99_last": 'profile = "mini"',
+        "99_report": 'profile = "mini"',
     }.items():
         cell = new_code_cell(source, metadata={"tags": ["parameters"]})
         (tmp_path / "notebooks").mkdir(exist_ok=True)
@@ -68,14 +68,14 @@ def test_the_profiles_give_every_parameter(profile: str) -> None:
 
 
 def test_common_values_that_another_notebook_uses_are_left_out(project: Path) -> None:
-    assert profiles.load("mini", "99_last") == {"profile": "mini"}
+    assert profiles.load("mini", "99_report") == {"profile": "mini"}
 
 
 @pytest.mark.parametrize(
     ("profile", "notebook", "message"),
     [
         ("maxi", "01_first", "unknown profile 'maxi'. Known: mini"),
-        ("mini", "02_first", "unknown notebook '02_first'. Known: 01_first, 99_last"),
+        ("mini", "02_first", "unknown notebook '02_first'. Known: 01_first, 99_report"),
     ],
 )
 def test_unknown_names_list_the_known_ones(project: Path, profile: str, notebook: str, message: str) -> None:
@@ -122,9 +122,9 @@ def test_a_notebook_without_parameters_cell_is_an_error(project: Path) -> None:
 
 
 def test_a_profile_runs_the_notebooks_that_it_has_a_file_for_and_the_report(project: Path) -> None:
-    (project / "profiles" / "mini" / "99_last.yaml").unlink(missing_ok=True)
+    (project / "profiles" / "mini" / "99_report.yaml").unlink(missing_ok=True)
     ran = profiles.runs("mini")
-    assert "99_last" in ran
+    assert "99_report" in ran
     assert [name for name in ran if not name.startswith("99_")] == [
         name for name in profiles.notebooks() if (project / "profiles" / "mini" / f"{name}.yaml").is_file()
     ]

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from apm.project import depends, run
+from apm.project import depends, manifest, profiles, run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -159,9 +159,6 @@ def test_a_deleted_result_is_made_again(project: Path) -> None:
 
 
 def test_what_the_settings_no_longer_make_is_removed_and_nothing_else(project: Path) -> None:
-    (project / "apm" / "__init__.py").write_text(
-        f"__path__ = [{str(ROOT / 'apm')!r}]"
-    )  # the notebook needs the package itself
     write_notebook(
         project / "notebooks" / "01_a.ipynb",
         "import pandas as pd\nfrom apm.analysis.publish import Publisher\npublish = Publisher(profile, '01_a')\n"
@@ -243,36 +240,34 @@ def package(project: Path) -> Path:
     return project
 
 
-def needs(package: Path, notebook: str) -> set[str]:
-    paths = depends.inputs(package, "mini", package / "notebooks" / f"{notebook}.ipynb")
-    return {p.name for p in paths if p.parent.name == "apm"}
+def needs(notebook: str) -> set[str]:
+    return {p.name for p in depends.inputs("mini", notebook) if p.parent.name == "apm"}
 
 
 def test_a_notebook_depends_on_exactly_the_modules_it_imports_directly_or_not(package: Path) -> None:
-    assert needs(package, "01_a") == {"__init__.py", "late.py", "middle.py", "base.py"}
-    assert needs(package, "02_b") == {"__init__.py", "other.py"}
+    assert needs("01_a") == {"__init__.py", "late.py", "middle.py", "base.py"}
+    assert needs("02_b") == {"__init__.py", "other.py"}
 
 
-def names_of(package: Path, notebook: str) -> set[str]:
-    return {path.name for path in depends.inputs(package, "mini", package / "notebooks" / f"{notebook}.ipynb")}
+def names_of(notebook: str) -> set[str]:
+    return {path.name for path in depends.inputs("mini", notebook)}
 
 
 def test_published_numbers_count_also_where_another_module_reads_them(package: Path) -> None:
     (package / "data" / "published").mkdir(parents=True)
     (package / "data" / "published" / "table1.csv").write_text("")
-    assert "table1.csv" not in names_of(package, "01_a")
+    assert "table1.csv" not in names_of("01_a")
     (package / "apm" / "data").mkdir()
     for name in ("__init__", "published"):
         (package / "apm" / "data" / f"{name}.py").write_text("")
     (package / "apm" / "middle.py").write_text("from apm.data import published")
-    assert "table1.csv" in names_of(package, "01_a")
-    assert "table1.csv" not in names_of(package, "02_b")
+    assert "table1.csv" in names_of("01_a")
+    assert "table1.csv" not in names_of("02_b")
 
 
 def test_islands_and_audit_depend_on_the_published_numbers() -> None:
     for notebook in ("06_islands", "08_claims_audit"):
-        paths = depends.inputs(ROOT, "mini", ROOT / "notebooks" / f"{notebook}.ipynb")
-        assert ROOT / "data" / "published" / "settings.csv" in paths
+        assert ROOT / "data" / "published" / "settings.csv" in depends.inputs("mini", notebook)
 
 
 def test_checkpoints_are_found_wherever_a_profile_names_them(package: Path) -> None:
@@ -282,8 +277,7 @@ def test_checkpoints_are_found_wherever_a_profile_names_them(package: Path) -> N
         'further: [{teacher: b, pretrained: "/w w/b.pt", name: B}, {pretrained: openai}, {pretrained: openai=/w/c.pt}]\n'
         "pretrained: null\n"
     )
-    found = depends.weights(package, "mini", package / "notebooks" / "01_a.ipynb")
-    assert set(found) == {Path("/w w/b.pt"), Path("/w/c.pt"), package / "cache" / "a.safetensors"}
+    assert set(depends.weights("mini", "01_a")) == {Path("/w w/b.pt"), Path("/w/c.pt"), package / "cache" / "a.safetensors"}
 
 
 # ----------------------------------------------------------------------------------------------------- the true Makefile
@@ -292,15 +286,13 @@ def test_checkpoints_are_found_wherever_a_profile_names_them(package: Path) -> N
 def test_weights_in_the_cache_are_looked_for_where_the_cache_is(
     package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    book = package / "notebooks" / "01_a.ipynb"
     (package / "profiles" / "mini" / "01_a.yaml").write_text("pretrained: data/cache/teachers/a.safetensors  # ours\n")
     monkeypatch.setenv("APM_CACHE", str(tmp_path / "elsewhere"))
-    assert depends.weights(package, "mini", book) == [tmp_path / "elsewhere" / "teachers" / "a.safetensors"]
+    assert depends.weights("mini", "01_a") == [tmp_path / "elsewhere" / "teachers" / "a.safetensors"]
     monkeypatch.delenv("APM_CACHE")
-    monkeypatch.setenv("APM_ROOT", str(package))
-    assert depends.weights(package, "mini", book) == [package / "data" / "cache" / "teachers" / "a.safetensors"]
+    assert depends.weights("mini", "01_a") == [package / "data" / "cache" / "teachers" / "a.safetensors"]
     (package / "profiles" / "mini" / "01_a.yaml").write_text("pretrained: [\n")
-    assert depends.weights(package, "mini", book) == []  # no YAML: the run says so
+    assert depends.weights("mini", "01_a") == []  # no YAML: the run says so
 
 
 def test_a_changed_teacher_makes_stale_what_uses_teachers_and_nothing_else(package: Path) -> None:
@@ -310,30 +302,16 @@ def test_a_changed_teacher_makes_stale_what_uses_teachers_and_nothing_else(packa
     card = package / "data" / "teachers" / "mini.yaml"
     card.parent.mkdir(parents=True)
     card.write_text("sha256: 1\n")
-    books = [package / "notebooks" / f"{name}.ipynb" for name in ("01_a", "02_b")]
-    before = [depends.state(package, "mini", book) for book in books]
+    before = [depends.state("mini", name) for name in ("01_a", "02_b")]
     card.write_text("sha256: 2\n")
-    after = [depends.state(package, "mini", book) for book in books]
+    after = [depends.state("mini", name) for name in ("01_a", "02_b")]
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False]
 
 
 @pytest.fixture
 def clone(package: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The project with our Makefile and apm, notebooks of one cell, and an environment that is this one."""
-    outside = (
-        "APM_ROOT",
-        "APM_RESULTS",
-        "APM_CACHE",
-        "DATA",
-        "PARTIAL",
-        "MAKEFLAGS",
-        "MFLAGS",
-        "MAKELEVEL",
-        "PROFILE",
-        "ONLY",
-        "ENV",
-    )
-    for name in outside:
+    for name in ("APM_ROOT APM_RESULTS APM_CACHE DATA PARTIAL MAKEFLAGS MFLAGS MAKELEVEL PROFILE ONLY ENV").split():
         monkeypatch.delenv(name, raising=False)
     for name in ("Makefile", "requirements.lock", "environment.yml", "pyproject.toml"):
         shutil.copy(ROOT / name, package)
@@ -373,15 +351,18 @@ def finish(clone: Path, monkeypatch: pytest.MonkeyPatch, results: Path | None = 
         patch.setenv("APM_ROOT", str(clone))
         patch.setenv("APM_RESULTS", str(results))
         patch.setenv("DATA", data)
-        for notebook in depends.notebooks(clone, "mini"):
-            left = [f"notebooks/{notebook.name}", f"tables/{notebook.stem[:2]}_table.csv"]
-            left += ["report.html"] if notebook.stem == "99_report" else []
-            for name in left:
+        for notebook in profiles.runs("mini"):
+            table = f"tables/{notebook[:2]}_table.csv"
+            entry = {"name": "t", "kind": "table", "caption": "", "notes": "", "files": [table]}
+            manifest.note(results / "mini", notebook, [entry], complete=True)
+            page = ["report.html"] if notebook == "99_report" else []
+            for name in [f"notebooks/{notebook}.ipynb", table, *page]:
                 (results / "mini" / name).parent.mkdir(parents=True, exist_ok=True)
                 (results / "mini" / name).write_text("")
-            stamp = clone / ".make" / "mini" / f"{notebook.stem}.done"
+            stamp = clone / ".make" / "mini" / f"{notebook}.done"
             stamp.parent.mkdir(exist_ok=True)
-            stamp.write_text("\n".join([depends.state(clone, "mini", notebook), *left]) + "\n")
+            lines = [depends.state("mini", notebook), *depends.left(results / "mini", notebook)]
+            stamp.write_text("\n".join(lines) + "\n")
 
 
 def test_make_runs_every_notebook_of_the_profile_once(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -496,12 +477,11 @@ def test_a_retrained_teacher_makes_results_stale(clone: Path, monkeypatch: pytes
 def test_what_the_report_is_laid_out_by_and_held_against_changes_it(
     clone: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
-    report = clone / "notebooks" / "99_report.ipynb"
     monkeypatch.setenv("APM_ROOT", str(clone))
-    before = depends.state(clone, "mini", report)
+    before = depends.state("mini", "99_report")
     (clone / file).parent.mkdir(parents=True, exist_ok=True)
     (clone / file).write_text("another")
-    assert depends.state(clone, "mini", report) != before
+    assert depends.state("mini", "99_report") != before
 
 
 def test_make_runs_what_is_stale_and_then_nothing(clone: Path) -> None:
@@ -521,7 +501,7 @@ def test_datasets_below_a_folder_with_spaces_reach_the_check(clone: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["reproduce", "PROFILE=maxi"], r"unknown profile 'maxi'\. Known: mini"),
+        (["reproduce", "PROFILE=maxi"], r"unknown profile 'maxi'\. Known, one at a time: mini"),
         (["reproduce", "ONLY=02_a"], r"unknown notebook '02_a'\. Known: 01_a 02_b 99_report"),
         (["teacher"], "profile mini trains no teacher of its own"),
     ],
