@@ -23,7 +23,7 @@ unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONOPTIMIZE PYTHONWARNINGS PIP_T
 export PYTHONNOUSERSITE := 1
 export PIP_USER := 0
 endif
-PYTHON3 ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python,$(shell $(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && command -v $(p))))
+PYTHON3 ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python,$(shell $(p) -E -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && command -v $(p))))
 UV := $(shell sed -n 's/^\(uv==[0-9.]*\).*/\1/p' requirements.lock)
 # executed notebooks that `make test` runs again, comparing the outputs of their checked cells and all of their numbers; 01, 02
 # and 05 take longest without records: tests recompute a slice of 02 and the numbers of 05
@@ -53,7 +53,7 @@ env: $(ENVIRONMENT) ## the environment: conda where present, else .venv with the
 
 # an environment that is gone, or was made for a clone elsewhere, is made again
 HERE := import os, sys, apm; sys.exit(not os.path.samefile(os.path.dirname(apm.__path__[0]), os.getcwd()))
-$(ENVIRONMENT): requirements.lock environment.yml pyproject.toml $(shell $(PYTHON) -P -c '$(HERE)' 2>/dev/null || echo FORCE)
+$(ENVIRONMENT): requirements.lock environment.yml pyproject.toml $(shell env -u PYTHONPATH -u PYTHONHOME $(PYTHON) -P -c '$(HERE)' 2>/dev/null || echo FORCE)
 	@mkdir -p .make
 ifneq ($(CONDA),)
 	@if [ -x $(PYTHON) ]; then $(CONDA) env update --prefix $(CURDIR)/.conda --file environment.yml; \

@@ -399,7 +399,7 @@ def show(
     ]
     # a rule per column, by place: a class or an id in each cell would be most of the page
     for place in cells:
-        if (characters := int(texts.iloc[:, place].str.len().max())) > LONG_TEXT:
+        if (characters := max(map(len, texts.iloc[:, place]), default=0)) > LONG_TEXT:
             width = 22 if characters > 3 * LONG_TEXT else 13
             rules.append(([f"td:nth-child({place + 1})"], f"white-space: normal; min-width: {width}em"))
     if numeric := [f"{cell}:nth-child({place + 1})" for place in cells if right[place] for cell in ("th", "td")]:

@@ -15,6 +15,9 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
 PACKAGE = str(Path(__file__).resolve().parents[2])  # the folder that holds this package
+# this package, wherever another is installed; but no other file beside it is taken for a library
+START = "import sys; sys.path.insert(0, {0!r}); import apm; sys.path.append(sys.path.pop(0)); "
+START += "from apm.project.kernel import main; main()"
 # variables that change what these libraries compute, show or import; TORCH_HOME says where weights are
 FOREIGN = ("PYTHON", "IPYTHON", "TORCH_", "NVIDIA_TF32", "PANDAS_", "NPY_", "NUMPY_", "SCIPY_", "SKLEARN_", "PYDEVD_")
 
@@ -22,7 +25,7 @@ FOREIGN = ("PYTHON", "IPYTHON", "TORCH_", "NVIDIA_TF32", "PANDAS_", "NPY_", "NUM
 def environment() -> dict[str, str]:
     """The environment of a kernel: this one, without what could change a result."""
     own = {name: value for name, value in os.environ.items() if name == "TORCH_HOME" or not name.startswith(FOREIGN)}
-    own |= {"PYTHONPATH": PACKAGE, "PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
+    own |= {"PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
     own |= {"MATPLOTLIBRC": os.devnull, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     return own | {"APM_RUN": "1", "APM_PROGRESS": os.environ.get("APM_PROGRESS", _terminal())}
 
@@ -40,7 +43,7 @@ class Manager(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        argv = [sys.executable, "-m", __name__, "-f", "{connection_file}"]
+        argv = [sys.executable, "-c", START.format(PACKAGE), "-f", "{connection_file}"]
         return KernelSpec(argv=argv, display_name="Python 3 (ipykernel)", language="python")
 
     async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
@@ -58,10 +61,6 @@ def main() -> None:
         def _run_startup_files(self) -> None:
             """Nor these."""
 
-    sys.path[:] = [
-        *(path for path in sys.path if path != PACKAGE),
-        PACKAGE,
-    ]  # last: a file in the project is no library
     here = Path.cwd()
     with tempfile.TemporaryDirectory(prefix="apm-kernel-") as folder:
         os.environ["IPYTHONDIR"] = folder
@@ -70,7 +69,3 @@ def main() -> None:
 
         os.chdir(here)
         Kernel.launch_instance()
-
-
-if __name__ == "__main__":
-    main()
