@@ -144,14 +144,16 @@ def trees(profile: str, notebook: str) -> list[Path]:
         if text.startswith("folder:"):
             found.add(Path(base or root(), Path(text.removeprefix("folder:")).expanduser()).resolve())
         elif base:  # the name of a derived set begins with that of the set that it is made from
-            names = {name for name in _published() if re.match(rf"{re.escape(name)}([-/]|$)", text)}
-            found |= {base / place for name in names for place in _published()[name]["places"]}
+            names = [name for name in _places() if re.match(rf"{re.escape(name)}([-/]|$)", text)]
+            found |= {base / place for name in names for place in _places()[name]}
     return sorted(found)
 
 
 @functools.cache
-def _published() -> dict[str, Any]:
-    return facts(str(PACKAGE / "data" / "published_sets.py"))
+def _places() -> dict[str, list[str]]:
+    """Published set -> folders below $DATA in which it is looked for."""
+    sets = facts(str(PACKAGE / "data" / "published_sets.py"))
+    return {name: about["places"] for name, about in sets.items() if "places" in about}
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import errno
@@ -15,6 +14,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def portable(text: str) -> str:
     return re.sub(rf"(?<![\w./+-])(?:{either})", lambda found: places[found.group()], text)
 
 
-@contextlib.contextmanager
+@contextmanager
 def locked(path: Path | str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the lock file `path`, which is made where there is none; the lock goes with the process, however that ends.
 
@@ -119,12 +119,12 @@ def _without_locks(folder: Path, error: str) -> None:
 
 def say(text: str) -> None:
     """A line on the terminal that runs the work, also from a kernel: an executed notebook holds nothing of this machine."""
-    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-        terminal = os.environ.get("APM_PROGRESS")
-        print(text, file=stack.enter_context(Path(terminal).open("a")) if terminal else sys.stderr, flush=True)
+    terminal = os.environ.get("APM_PROGRESS")
+    with suppress(OSError), Path(terminal).open("a") if terminal else nullcontext(sys.stderr) as stream:
+        print(text, file=stream, flush=True)
 
 
-@contextlib.contextmanager
+@contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """A temporary path in the same folder, renamed to `path` on success and removed on any error.
 
@@ -133,14 +133,15 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     temporary: Path | None = None
     try:
-        with explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-            os.close(handle)
-            temporary = Path(name)
-            yield temporary
-            temporary.chmod(0o666 & ~_UMASK)
-            temporary.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        temporary.chmod(0o666 & ~_UMASK)
+        temporary.replace(path)
+    except OSError as error:
+        raise _explained(error, path) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -170,15 +171,20 @@ _ADVICE = {
 }
 
 
-@contextlib.contextmanager
+@contextmanager
 def explained(path: Path) -> Iterator[None]:
     """An OSError of what cannot be written names the folder of `path` and what to do."""
     try:
         yield
     except OSError as error:
-        if advice := _ADVICE.get(error.errno or 0):
-            raise type(error)(error.errno, f"cannot write {path.name} in {path.parent}: {advice}") from error
-        raise
+        raise _explained(error, path) from error
+
+
+def _explained(error: OSError, path: Path) -> OSError:
+    advice = _ADVICE.get(error.errno or 0)
+    if advice is None:
+        return error
+    return type(error)(error.errno, f"cannot write {path.name} in {path.parent}: {advice}")
 
 
 def kept(path: Path) -> dict[str, Any]:

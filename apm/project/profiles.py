@@ -24,6 +24,7 @@ REPORT = "99_report"  # comes after every profile's notebooks
 # defaults are those of `mini`.
 OPTIONAL = ("profile", "seed", "on_error", "precision", "feature_dtype", "ensemble")
 
+FIELDS = Mapping[str, Any]
 # What a parameter's value may be. It has the type of its default in the notebook, with these exceptions.
 SETTINGS = {  # fields of a settings class, module:class. "*": in any notebook
     "*": {"student": "model:APMConfig", "photo_student": "model:APMConfig", "training": "ttt:TTTConfig"},
@@ -37,10 +38,10 @@ OR_NULL = ("taught", "selection")
 TYPES: dict[str, Any] = {  # whose default does not tell
     **dict.fromkeys(("pretrained", "ensemble", "corruption_set", "labelled", "labelled_train"), str),
     **{
-        "table10": Mapping,
+        "table10": FIELDS,
         "corruptions": tuple[str, ...],
         "pair": tuple[int, int],
-        "further_teachers": tuple[Mapping, ...],
+        "further_teachers": tuple[FIELDS, ...],
     },
 }
 FILLED = ("datasets", "seeds", "start_seeds", "students", "severities", "corruptions")  # lists that cannot be empty
@@ -170,7 +171,7 @@ def _type(default: Any) -> Any:
     if isinstance(default, list):
         return tuple[_type(default[0]) if default else Any, ...]  # type: ignore[misc]
     if isinstance(default, dict):
-        return Mapping
+        return FIELDS
     return Any if default is None else int if default == "all" else type(default)
 
 

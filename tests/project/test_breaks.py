@@ -17,7 +17,7 @@ import pytest
 from apm import project as files
 from apm.analysis import report, tables
 from apm.analysis.publish import Publisher
-from apm.project import clean, depends, kernel, manifest, paths, profiles, run
+from apm.project import clean, kernel, manifest, paths, profiles, run
 from apm.runs import shards
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,11 +149,11 @@ def test_make_looks_at_what_the_files_contain(clone: Path, stale_of, finish, cha
     assert stale_of() == {"01_a", "99_report"}
 
 
-@pytest.mark.parametrize(("named", "place"), [("folder:sets/own", "own"), ("imagenet-r", "imagenet-r")])
+@pytest.mark.parametrize(("named", "place"), [("folder:sets/own", "own"), ("cifar10-grey", "cifar10")])
 def test_images_of_every_tree_that_a_profile_names_are_looked_at(
     clone: Path, stale_of, finish, monkeypatch: pytest.MonkeyPatch, named: str, place: str
 ) -> None:
-    monkeypatch.setenv("DATA", "sets" if place == "imagenet-r" else "")
+    monkeypatch.setenv("DATA", "sets" if place == "cifar10" else "")
     (clone / "profiles" / "mini" / "02_b.yaml").write_text(f"datasets: [{named}]\n")
     tree = clone / "sets" / place
     written(tree, "cat/1.png", "dog/1.png", "dog/2.png")
@@ -380,15 +380,11 @@ def test_an_environment_that_is_gone_or_of_another_place_is_made_again(clone: Pa
     assert done.returncode == 2
     assert "-m venv --clear .venv 0 [] []" in asked.read_text()
     written(clone, "elsewhere/mine.txt")
-    shutil_move(clone / ".venv", clone / "elsewhere")
+    (clone / ".venv").rename(clone / "elsewhere" / ".venv")
     (clone / ".venv").symlink_to(clone / "elsewhere" / ".venv")
     asked.write_text("")
     assert make("env", f"PYTHON3={stub}").returncode == 2
     assert "venv" not in asked.read_text()  # a link leads to what may be somebody's
-
-
-def shutil_move(path: Path, folder: Path) -> None:
-    path.rename(folder / path.name)
 
 
 def test_no_script_of_the_environment_is_called_by_its_path() -> None:
@@ -397,7 +393,3 @@ def test_no_script_of_the_environment_is_called_by_its_path() -> None:
     assert re.search(
         r"ifneq \(\$\(MAKECMDGOALS\),lab\)\nunexport PYTHONPATH", text
     )  # JupyterLab keeps what its user has
-
-
-def test_every_row_of_the_table_of_trees_can_be_read() -> None:
-    assert all(entry["places"] for entry in depends._published().values())
