@@ -45,7 +45,7 @@ def test_defaults_of_a_notebook_opened_by_hand_are_those_of_profile_mini(path: P
 
 @pytest.mark.parametrize("path", CLEAN, ids=lambda p: p.stem)
 def test_notebooks_define_no_functions(path: Path) -> None:
-    assert "def " not in depends.code(path)
+    assert "def " not in "\n".join(depends.cells(path))
 
 
 @pytest.mark.parametrize("profile", sorted(p.parent.name for p in ROOT.glob("results/*/report.html")))
@@ -67,7 +67,7 @@ def test_results_hold_no_path_of_a_machine(profile: str) -> None:
 
 @pytest.mark.parametrize("path", CLEAN, ids=lambda p: p.stem)
 def test_tensors_that_may_be_on_a_gpu_are_fetched_before_they_become_arrays(path: Path) -> None:
-    code = depends.code(path)
+    code = "\n".join(depends.cells(path))
     for place in re.finditer(r"\.numpy\(\)", code):
         line = code[: place.start()].rsplit("\n", 1)[-1]
         assert line.endswith(".cpu()") or "positional_encoding(" in line, line  # the code is made on the CPU

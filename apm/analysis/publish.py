@@ -26,7 +26,7 @@ class Publisher:
     """
 
     def __init__(self, profile: str, notebook: str) -> None:
-        self.folder: Path = project.results_dir(profile) / project.by_hand()
+        self.folder: Path = project.results_dir(profile) / project.paths.by_hand()
         self.notebook = notebook
         self.entries: list[dict[str, Any]] = []
         self.rows: list[pd.DataFrame] = []

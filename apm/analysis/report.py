@@ -199,5 +199,5 @@ def write(profile: str) -> Path:
         records=_shown(_by_method(shards), "Records by dataset, method and seed"),
         provenance=provenance(shards) if len(shards) else "no records of the present code here",
     )
-    name = ".".join(filter(None, ("report", project.by_hand(), "html")))
+    name = ".".join(filter(None, ("report", project.paths.by_hand(), "html")))
     return project.atomic_write(folder / name, page + "\n")

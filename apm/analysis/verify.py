@@ -165,7 +165,7 @@ def _whole(profile: str, folder: Path) -> None:
 
 
 def _found_on(folder: Path) -> dict[str, str]:
-    return project.kept(folder / "numbers" / "machine.json")
+    return project.paths.kept(folder / "numbers" / "machine.json")
 
 
 def accept(profile: str) -> Path:

@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from apm.project import data_dir, facts, located, manifest, profiles, results_dir, root, say, sha256_file, sha256_of
+from apm.project import data_dir, facts, located, manifest, profiles, results_dir, root, sha256_file, sha256_of
+from apm.project.paths import say
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ALWAYS = ("project.run", "project.kernel")  # what runs a notebook
@@ -82,11 +83,6 @@ def cells(notebook: Path) -> list[str]:
         raise SystemExit(f"{notebook}: not a notebook ({error}): restore it from the repository") from error
     lines = [source.splitlines() for source in sources if not source.startswith("%%")]
     return ["\n".join(line for line in cell if not line.lstrip().startswith(("%", "!"))) for cell in lines]
-
-
-def code(notebook: Path) -> str:
-    """The code cells of a notebook as one source."""
-    return "\n".join(cells(notebook))
 
 
 def inputs(profile: str, notebook: str) -> list[Path]:
@@ -218,7 +214,7 @@ def state(profile: str, notebook: str) -> str:
 
 
 def stamped(stamp: Path) -> list[str]:
-    """The lines of a stamp: a state, and what a run of it left. None where there is none, and, which is said, where it cannot be read."""
+    """The lines of a stamp, a state and what its run left (`left`): none where there is none or, which is said, it cannot be read."""
     try:
         return stamp.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -228,29 +224,16 @@ def stamped(stamp: Path) -> list[str]:
         return []
 
 
-def is_done(stamp: Path, wanted: str, results: Path, notebook: str) -> bool:
-    """Whether a stamp is of the state `wanted`, and the results folder holds what that run left, byte for byte."""
-    return stamped(stamp) == [wanted, *left(results, notebook)]
-
-
 def rules(profile: str) -> str:
     """Make rules for the notebooks of a profile: FORCE before the stamps that are stale, and for those that read results the
     stamps of the notebooks before them."""
     chosen, results = profiles.runs(profile), results_dir(profile)
     if wrong := [name for name in chosen if not re.fullmatch(r"[\w.+-]+", name)]:
-        raise SystemExit(
-            f"notebooks/{wrong[0]}.ipynb: make can run names of letters, digits and _ . + - only: rename it"
-        )
+        raise SystemExit(f"notebooks/{wrong[0]}.ipynb: make runs names of letters, digits and _ . + - only: rename it")
     stamps = {name: f".make/{profile}/{name}.done" for name in chosen}
     lines = [f"NOTEBOOKS := {' '.join(chosen)}"]
-    try:
-        manifest.read(results)
-    except FileNotFoundError:
-        pass  # nothing was made yet
-    except ValueError as error:
-        say(str(error))
     for name, stamp in stamps.items():
-        if not is_done(root() / stamp, state(profile, name), results, name):
+        if stamped(root() / stamp) != [state(profile, name), *left(results, name)]:
             lines.append(f"{stamp}: FORCE")
         if reads_results(name):
             earlier = [stamps[other] for other in chosen if other[:2] < name[:2]]

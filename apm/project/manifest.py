@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from apm.project import atomic_write, locked
+from apm.project.paths import say
 
 VERSION = 1
 NAME = "manifest.json"
@@ -44,10 +45,13 @@ def read(folder: Path | str) -> dict[str, Any]:
 
 
 def notebooks(folder: Path | str) -> dict[str, Any]:
-    """What each notebook published; nothing without a sound manifest."""
+    """What each notebook published; nothing where there is no manifest, and, which is said, where it cannot be read."""
     try:
         return read(folder)["notebooks"]
-    except (OSError, ValueError):
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        say(str(error))
         return {}
 
 

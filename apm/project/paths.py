@@ -108,17 +108,13 @@ def locked(path: Path | str, waiting: Callable[[], None] = lambda: None) -> Iter
             waiting()
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            _without_locks(path.parent, str(error))
+            say(f"{path.parent} is on a file system without locks ({error}): start no second run that writes there")
         yield
 
 
 @functools.cache
-def _without_locks(folder: Path, error: str) -> None:
-    say(f"{folder} is on a file system without locks ({error}): start no second run that writes there")
-
-
 def say(text: str) -> None:
-    """A line on the terminal that runs the work, also from a kernel: an executed notebook holds nothing of this machine."""
+    """Once, a line on the terminal that runs the work, also from a kernel: an executed notebook holds nothing of this machine."""
     terminal = os.environ.get("APM_PROGRESS")
     with suppress(OSError), Path(terminal).open("a") if terminal else nullcontext(sys.stderr) as stream:
         print(text, file=stream, flush=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from apm.project import among, root
+from apm.project import among, facts, root
 from apm.typed import check_fields, fitted, words
 
 REPORT = "99_report"  # comes after every profile's notebooks
@@ -24,36 +24,7 @@ REPORT = "99_report"  # comes after every profile's notebooks
 # defaults are those of `mini`.
 OPTIONAL = ("profile", "seed", "on_error", "precision", "feature_dtype", "ensemble")
 
-FIELDS = Mapping[str, Any]
-# What a parameter's value may be. It has the type of its default in the notebook, with these exceptions.
-SETTINGS = {  # fields of a settings class, module:class. "*": in any notebook
-    "*": {"student": "model:APMConfig", "photo_student": "model:APMConfig", "training": "ttt:TTTConfig"},
-    "07_field": dict.fromkeys(("training", "plain", "reconstruction"), "experiments.field:FieldConfig"),
-}
-RUNS = {"loss_runs": "ttt:TTTConfig", "variants": "model:APMConfig"}  # a mapping of names to such fields
-# mappings that have exactly the keys of their default, which is written here where it is null in the notebook
-KEYED = {"selection": None, "tpt": None, "published_size": None, "table10": {"corruption_set": "", "samples": 1}}
-OR_ALL = ("samples", "clustered", "corruptions", "severities")  # ends of names: or the word "all"
-OR_NULL = ("taught", "selection")
-TYPES: dict[str, Any] = {  # whose default does not tell
-    **dict.fromkeys(("pretrained", "ensemble", "corruption_set", "labelled", "labelled_train"), str),
-    **{
-        "table10": FIELDS,
-        "corruptions": tuple[str, ...],
-        "pair": tuple[int, int],
-        "further_teachers": tuple[FIELDS, ...],
-    },
-}
-FILLED = ("datasets", "seeds", "start_seeds", "students", "severities", "corruptions")  # lists that cannot be empty
-FROM_ZERO = ("position", "seed", "seeds", "start_seeds", "curve_samples", "shown", "looks", "pair", "counts", "early")
-CHOICES = {
-    "precision": ("fp32", "bf16", "fp16", "fp64"),
-    "precisions": ("float32", "bfloat16", "float16", "float64"),
-    "feature_dtype": ("float32", "float16"),
-    "token_dtype": ("float32", "float16"),
-    "on_error": ("raise", "record"),
-    "device": ("cpu", "cuda", "mps", "xpu"),  # or one of several: cuda:1
-}
+RULES = facts(__file__)  # what a parameter may be
 
 
 def names() -> list[str]:
@@ -105,7 +76,7 @@ def load(profile: str, notebook: str) -> dict[str, Any]:
             f"all notebooks, to {folder / 'common.yaml'} (the values in the notebook's parameters cell are those of mini, for "
             "running it by hand)"
         )
-    classes = {**SETTINGS["*"], **SETTINGS.get(notebook, {})}
+    classes = {**RULES["settings"]["any"], **RULES["settings"].get(notebook, {})}
     for name, value in values.items():
         where = folder / (f"{notebook}.yaml" if name in own else "common.yaml")
         _check(name, value, known[name], f"{where}: {name}", classes)
@@ -130,40 +101,35 @@ def _names(notebook: str) -> list[str]:
 
 def _check(name: str, value: Any, default: Any, where: str, classes: Mapping[str, str]) -> None:
     """Raise ValueError, which begins with `where`, for a value that is none of a parameter with this name and default."""
-    null, every = default is None or name in OR_NULL, name.endswith(OR_ALL)
+    null, every = default is None or name in RULES["or_null"], name.endswith(tuple(RULES["or_all"]))
     if (null and value is None) or (every and value == "all"):
         return
-    hint = TYPES.get(name) or _type(default)
+    default = RULES["defaults"].get(name, default)
+    hint, single, usual = _type(default), *(one if isinstance(one, list) else [one] for one in (value, default))
+    least = min([name not in RULES["from_zero"], *(one for one in usual if isinstance(one, int))])
+    choices = RULES["choices"].get(name)
+    expected = f"{words(hint)}{' or all' * every}{' or null' * null}"
     try:
         fitted(value, hint)
     except ValueError:
-        expected = f"{words(hint)}{' or all' * every}{' or null' * null}"
         raise ValueError(f"{where}: expected {expected}, found {value!r}") from None
-    single = value if isinstance(value, list) else [value]
-    usual = [one for one in (default if isinstance(default, list) else [default]) if isinstance(one, int)]
-    least = min([0 if name in FROM_ZERO else 1, *usual])
-    if low := [one for one in single if isinstance(one, int) and not isinstance(one, bool) and one < least]:
-        raise ValueError(f"{where}: expected a whole number from {least}, found {low[0]}")
-    if name in CHOICES:
-        if wrong := [one for one in single if (one.split(":")[0] if name == "device" else one) not in CHOICES[name]]:
-            raise ValueError(f"{where}: expected one of {', '.join(CHOICES[name])}, found {wrong[0]!r}")
-    elif name in FILLED and not value:
-        raise ValueError(f"{where}: expected {words(hint)}, found an empty list")
-    elif name in KEYED:
-        shape = KEYED[name] or default
-        _known(where, "key", value, shape)
-        if lacking := sorted(shape.keys() - value.keys()):
-            raise ValueError(f"{where}: expected the keys {', '.join(shape)}, found none named {lacking[0]}")
-        for key, item in value.items():
-            _check(key, item, shape[key], f"{where}.{key}", classes)
-    elif name in RUNS:
-        for key, item in value.items():
-            _check_fields(item, RUNS[name], f"{where}.{key}")
-    elif name in classes:
+    for one in single:
+        if isinstance(one, int) and not isinstance(one, bool) and one < least:
+            raise ValueError(f"{where}: expected a whole number from {int(least)}, found {one}")
+        if choices and (one.split(":")[0] if name == "device" else one) not in choices:
+            raise ValueError(f"{where}: expected one of {', '.join(choices)}, found {one!r}")
+    if name in RULES["filled"] and not value:
+        raise ValueError(f"{where}: expected {expected}, found an empty list")
+    if name in RULES["keyed"] and value.keys() != default.keys():
+        raise ValueError(f"{where}: expected the keys {', '.join(default)}, found {', '.join(value) or 'none'}")
+    for key, item in value.items() if name in RULES["keyed"] else ():
+        _check(key, item, default[key], f"{where}.{key}", classes)
+    for key, item in value.items() if name in RULES["text"] else ():
+        _check("", item, "", f"{where}.{key}", classes)
+    for key, item in value.items() if name in RULES["named"] else ():
+        _check_fields(item, RULES["named"][name], f"{where}.{key}")
+    if name in classes:
         _check_fields(value, classes[name], where)
-    elif name == "counterparts":
-        for key, item in value.items():
-            _check("", item, "", f"{where}.{key}", classes)
 
 
 def _type(default: Any) -> Any:
@@ -171,17 +137,16 @@ def _type(default: Any) -> Any:
     if isinstance(default, list):
         return tuple[_type(default[0]) if default else Any, ...]  # type: ignore[misc]
     if isinstance(default, dict):
-        return FIELDS
+        return Mapping[str, Any]
     return Any if default is None else int if default == "all" else type(default)
 
 
 def _check_fields(values: Any, cls: str, where: str) -> None:
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected a mapping, found {values!r}")
-    module, name = cls.split(
-        ":"
-    )  # imported here: make asks for names of profiles and notebooks, and needs no torch for them
-    check_fields(values, getattr(importlib.import_module(f"apm.{module}"), name), where) if values else None
+    module, name = cls.split(":")
+    if values:  # imported here: make asks for names of profiles and notebooks, and needs no torch for them
+        check_fields(values, getattr(importlib.import_module(f"apm.{module}"), name), where)
 
 
 def load_lines(profile: str, file: str) -> list[Any]:

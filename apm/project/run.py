@@ -19,21 +19,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from apm.project import (
-    atomic_path,
-    atomic_write,
-    depends,
-    explained,
-    kept,
-    locked,
-    manifest,
-    portable,
-    profiles,
-    results_dir,
-    root,
-    say,
-    sha256_file,
-)
+from apm.project import depends, locked, manifest, portable, profiles, results_dir, root, sha256_file
+from apm.project.paths import atomic_path, atomic_write, explained, kept, say
 
 
 def run(notebook: str, profile: str) -> Path:
@@ -111,13 +98,8 @@ def times(results: Path) -> dict[str, dict[str, float]]:
     It stands with the records, outside version control: a time belongs to a machine. The longest run since the records were
     cleared is the one that computed them; later ones read what is there.
     """
-    known = kept(results / "records" / "times.json")
-    numbers = {name: {key: took[key] for key in ("last", "longest")} for name, took in known.items() if _is_time(took)}
-    return numbers
-
-
-def _is_time(took: Any) -> bool:
-    return isinstance(took, dict) and all(isinstance(took.get(key), int | float) for key in ("last", "longest"))
+    known, sound = kept(results / "records" / "times.json"), {"last", "longest"}
+    return {name: took for name, took in known.items() if isinstance(took, dict) and took.keys() == sound}
 
 
 def note_time(results: Path, name: str, seconds: float) -> None:
@@ -167,13 +149,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ValueError, OSError) as error:
             print(f"{name}: {error}", file=sys.stderr)
             return 2
-        except Exception as error:  # RuntimeError: a kernel that did not start
-            if type(error).__name__ not in (
-                "PapermillExecutionError",
-                "DeadKernelError",
-                "CellTimeoutError",
-                "RuntimeError",
-            ):
+        except Exception as error:
+            if type(error).__name__ != "PapermillExecutionError" and not isinstance(
+                error, RuntimeError
+            ):  # of the kernel
                 raise
             partial = results_dir(options.profile) / "notebooks" / f"{name}.partial.ipynb"
             print(_failure(error), file=sys.stderr)

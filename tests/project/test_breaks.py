@@ -17,7 +17,7 @@ import pytest
 from apm import project as files
 from apm.analysis import report, tables
 from apm.analysis.publish import Publisher
-from apm.project import clean, kernel, manifest, paths, profiles, run
+from apm.project import clean, kernel, manifest, profiles, run
 from apm.runs import shards
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -240,6 +240,7 @@ def test_damaged_state_is_said_made_anew_and_fails_no_finished_work(
 ) -> None:
     results, every = clone / "results" / "mini", {"01_a", "02_b", "99_report"}
     finish()
+    files.paths.say.cache_clear()
     (results / manifest.NAME).write_bytes(DAMAGES[damage])
     assert stale_of() == every
     assert f"{results / manifest.NAME} " in capsys.readouterr().err
@@ -319,7 +320,6 @@ def test_without_locks_it_is_said_once_and_the_work_goes_on(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    paths._without_locks.cache_clear()
     for _ in range(2):
         manifest.note(tmp_path, "01_a", [], complete=True)
     assert capsys.readouterr().err.count(f"{tmp_path} is on a file system without locks") == 1
