@@ -131,7 +131,7 @@ def test_stacked_students_give_what_each_gives_alone() -> None:
 def test_unfolded_columns_hold_the_same_trigger_column_everywhere_and_their_own_code() -> None:
     model = student()
     percept = model.perceive(inputs(model.config)[0])
-    q = globals()["model"].unfold(percept, model.config)
+    q = unfold(percept, model.config)
     assert q.shape == (2, 12, model.config.query_width)
     assert torch.equal(q[:, :, :12], percept.column[:, None].expand(-1, 12, -1))
     assert torch.equal(q[0, :, 12:], positional_encoding((4, 3), 12, dtype=torch.float64).flatten(0, 1))
