@@ -19,8 +19,6 @@ from apm.data.dataset import Dataset, Lazy, UnreadableImage, fingerprint
 from apm.data.files import photograph, read_image
 from apm.project import data_dir, unknown
 
-__all__ = ["Dataset", "Lazy", "UnreadableImage", "fingerprint", "load", "names", "photograph", "read_image", "register"]
-
 OWN: dict[str, Callable[..., Dataset]] = {}
 
 

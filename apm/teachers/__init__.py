@@ -20,23 +20,3 @@ from apm.teachers.images import (
 from apm.teachers.loading import load
 from apm.teachers.teacher import Encoding, Teacher, token_grid
 from apm.teachers.weights import save
-
-__all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "Encoding",
-    "Images",
-    "Teacher",
-    "features",
-    "features_at",
-    "fitted",
-    "identity",
-    "load",
-    "patch_colours",
-    "pictures",
-    "preprocess",
-    "save",
-    "stored",
-    "student_images",
-    "token_grid",
-]

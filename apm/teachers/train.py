@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch import Tensor
 from apm.data import Dataset, prompts
 from apm.data import load as load_dataset
 from apm.lockstep import caller_free
-from apm.project import unknown
+from apm.project import among, unknown
 from apm.project.identity import code_version
 from apm.project.progress import progress
 from apm.teachers.cached import features
@@ -69,20 +69,11 @@ class TrainConfig:
             raise unknown("training precision", self.precision, ("fp32", "bf16"))
 
 
-CAPTIONS = (
-    "{}",
-    "a photo of {}.",
-    "a photo of a {}.",
-    "a photo of the {}.",
-    "an image of a {}.",
-    "a picture of the {}.",
-    "a drawing of a {}.",
-)
-
-
 def captions(dataset: Dataset) -> list[list[str]]:
     """Per class, all captions: general ones and the dataset's templates, with every form of the class name."""
-    templates = dict.fromkeys((*CAPTIONS, *dataset.templates))
+    photos = ("{}", "a photo of {}.", "a photo of a {}.", "a photo of the {}.")
+    others = ("an image of a {}.", "a picture of the {}.", "a drawing of a {}.")
+    templates = dict.fromkeys((*photos, *others, *dataset.templates))
     return [
         [prompts.fill(template, form) for template in templates for form in prompts.forms(name)]
         for name in dataset.classnames
@@ -93,13 +84,11 @@ def captions(dataset: Dataset) -> list[list[str]]:
 def train(dataset: Dataset, config: TrainConfig, *, device: str | torch.device = "cpu") -> dict[str, Tensor]:
     """Weights (a state dict on the CPU) of a CLIP trained from scratch on images and captions of their class names.
 
-    A batch is made of groups with one image per class. Within a group every caption is unique, so open_clip's ClipLoss
-    has no false negatives; in a plain random batch most negatives of a ten-class set would be true captions. Per step one
-    caption is drawn per class and encoded once for all groups, which gives the gradient of encoding it for each image.
-    Only the rows of the token embedding that occur in captions are trained: the others have no gradient.
-    The same config, data, machine and library versions give bit-identical weights.
-
-    Raises ValueError for a class without images, RuntimeError for a loss that is not finite.
+    A batch is made of groups with one image per class. Within a group every caption is unique, so open_clip's ClipLoss has no false
+    negatives; in a plain random batch most negatives of a ten-class set would be true captions. Per step one caption is drawn per
+    class and encoded once for all groups, which gives the gradient of encoding it for each image. Only the rows of the token embedding
+    that occur in captions are trained: the others have no gradient. The same config, data, machine and library versions give
+    bit-identical weights. Raises ValueError for a class without images, RuntimeError for a loss that is not finite.
     """
     counts = np.bincount(dataset.labels, minlength=len(dataset.classnames))
     if not counts.all():
@@ -125,14 +114,21 @@ def train(dataset: Dataset, config: TrainConfig, *, device: str | torch.device =
 def _fit(model: Any, dataset: Dataset, captions: list[Tensor], config: TrainConfig, device: torch.device) -> None:
     """The loop: AdamW, linear warm-up, cosine decay to zero."""
     preprocessing = PreprocessCfg(**model.visual.preprocess_cfg)
-    pixels = _training_pixels(dataset, preprocessing)
     normalise = image_transform_v2(preprocessing, is_train=False).transforms[-1]
+    seen = np.empty((len(dataset), *preprocessing.input_size[1:], 3), dtype=np.uint8)  # (N, S, S, 3)
+    for i in range(len(dataset)):
+        seen[i] = fitted(dataset.images[i], preprocessing)
+    pixels = torch.from_numpy(seen).permute(0, 3, 1, 2).contiguous()
     classes = len(dataset.classnames)
     per_epoch = math.ceil(len(dataset) / (classes * config.groups))
     steps = config.epochs * per_epoch
     generator = torch.Generator().manual_seed(config.seed)  # data, captions, augmentation; on the CPU for every device
     batches = _balanced(torch.tensor(dataset.labels), classes, config.groups, generator)
-    parameters = _decay_groups(model, config.weight_decay)
+    decayed, other = list[Tensor](), list[Tensor]()  # as open_clip: not gains, biases, embeddings and the temperature
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.ndim > 1 and "embedding" not in key else other).append(parameter)
+    parameters = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": other, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, config.beta2), eps=1e-6, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warmup_cosine(steps, config.warmup))
     clip_loss = open_clip.ClipLoss()
@@ -160,14 +156,6 @@ def _fit(model: Any, dataset: Dataset, captions: list[Tensor], config: TrainConf
                 model.logit_scale.clamp_(0, math.log(100))  # as open_clip trains
             bar.update(len(images))
     model.eval()
-
-
-def _training_pixels(dataset: Dataset, config: PreprocessCfg) -> Tensor:
-    """All images at the model's size, uint8 (N, 3, S, S), by the evaluation transform's resizing and cropping."""
-    result = np.empty((len(dataset), *config.input_size[1:], 3), dtype=np.uint8)
-    for i in range(len(dataset)):
-        result[i] = fitted(dataset.images[i], config)
-    return torch.from_numpy(result).permute(0, 3, 1, 2).contiguous()
 
 
 def _balanced(labels: Tensor, classes: int, groups: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -201,15 +189,6 @@ def augment(images: Tensor, config: TrainConfig, generator: torch.Generator) -> 
     matrices = torch.stack(rows, dim=1)  # (n, 2, 3)
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)  # (n, S, S, 2)
     return F.grid_sample(images, grid, align_corners=False, padding_mode="zeros")
-
-
-def _decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices only: not on gains, biases, embeddings and the temperature, as open_clip trains."""
-    decayed, other = list[Tensor](), list[Tensor]()
-    for key, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (decayed if parameter.ndim > 1 and "embedding" not in key else other).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}]
 
 
 def _warmup_cosine(steps: int, warmup: float) -> Any:
@@ -247,8 +226,7 @@ def _reproducible(seed: int, threads: int) -> Iterator[None]:
 
 
 def determined_by(dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
-    """All that determines the weights that `train` gives, the machine aside, as it is noted in a checkpoint: settings, model
-    configuration, captions, training data, versions of torch and open_clip, hash of the training code."""
+    """All that determines the weights that `train` gives, the machine aside, as it is noted in a checkpoint."""
     return {
         "settings": asdict(config),
         "model": open_clip.factory.get_model_config(register(config.model)),
@@ -261,8 +239,8 @@ def determined_by(dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
 
 def cosines(teacher: Teacher, dataset: Dataset) -> Tensor:
     """(N, C) cosine similarities of all images and classes, by the dataset's own prompts; NaN for an unreadable image."""
-    image_features = torch.from_numpy(np.array(features(teacher, dataset))).float()
-    return F.normalize(image_features, dim=-1) @ teacher.text_features(dataset.classnames, dataset.templates).cpu().T
+    own = torch.from_numpy(np.array(features(teacher, dataset))).float()
+    return F.normalize(own, dim=-1) @ teacher.text_features(dataset.classnames, dataset.templates).cpu().T
 
 
 def accuracy(teacher: Teacher, dataset: Dataset) -> float:
@@ -271,8 +249,6 @@ def accuracy(teacher: Teacher, dataset: Dataset) -> float:
     finite = scores.isfinite().all(dim=-1).numpy()
     return float((finite & (scores.argmax(dim=-1).numpy() == dataset.labels)).mean())
 
-
-# ------------------------------------------------------------------------------------------------------ command line
 
 OTHER = {
     "data": "dataset to train on, such as digits-train or folder:PATH (one folder of images per class)",
@@ -283,19 +259,15 @@ OTHER = {
 
 def configured(options: Mapping[str, Any]) -> TrainConfig:
     """The settings among the options of `run`. Raises ValueError for one that is neither a setting nor in `OTHER`, and without data."""
-    known = [*OTHER, *TrainConfig.__dataclass_fields__]
     if "data" not in options:
         raise ValueError(f"a teacher's training needs data: {OTHER['data']}")
-    for name in options.keys() - known:
-        raise unknown("option of a teacher's training", name, known)
+    among("option of a teacher's training", options, [*OTHER, *TrainConfig.__dataclass_fields__])
     return TrainConfig(**{name: value for name, value in options.items() if name not in OTHER})
 
 
 def run(options: Mapping[str, Any], out: Path) -> None:
     """Train a teacher, write it to `out`, print its accuracy on the held-out images. options: of the command, as in a teacher.yaml.
-
-    Raises as `configured`, `train`, `save` and loading a dataset do; ValueError for a test set with other classes.
-    """
+    Raises as `configured`, `train`, `save` and loading a dataset do; ValueError for a test set with other classes."""
     if out.suffix != ".safetensors":
         raise ValueError(f"checkpoints are written as .safetensors, found {out}")
     config, device = configured(options), options.get("device", "cpu")
@@ -305,8 +277,7 @@ def run(options: Mapping[str, Any], out: Path) -> None:
         raise ValueError(f"test set {test.name} has other classes than {data.name}: {test.classnames[:5]}...")
     start = time.perf_counter()
     save(train(data, config, device=device), out, determined_by(data, config))
-    seconds = time.perf_counter() - start
-    print(f"trained {config.model} on {len(data)} images of {data.name} in {seconds:.0f} s: {out}")
+    print(f"trained {config.model} on {len(data)} images of {data.name} in {time.perf_counter() - start:.0f} s: {out}")
     if test:
         right = accuracy(load(config.model, pretrained=out, device=device), test)
         print(f"zero-shot top-1 on {test.name}: {100 * right:.1f} % of {len(test)} images")
@@ -314,17 +285,12 @@ def run(options: Mapping[str, Any], out: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m apm.teachers.train",
-        description="Train a small CLIP teacher.",
-        argument_default=argparse.SUPPRESS,
-    )
+    parser = argparse.ArgumentParser("python -m apm.teachers.train", argument_default=argparse.SUPPRESS)
     parser.add_argument("--out", required=True, type=Path, help="checkpoint to write (.safetensors)")
     for name, text in OTHER.items():
         parser.add_argument(f"--{name}", required=name == "data", help=text)
-    for field in fields(TrainConfig):
-        default: Any = field.default
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(default), help=f"default: {default}")
+    for name, default in asdict(TrainConfig()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), help=f"default: {default}")
     options = vars(parser.parse_args(arguments))
     try:
         run(options, options.pop("out"))
