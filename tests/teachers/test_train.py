@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from apm import data as datasets
 from apm import teachers
 from apm.data import prompts
 from apm.teachers import train
@@ -90,8 +89,8 @@ def test_augmentation_of_nothing_is_the_identity_and_mirrors_on_request():
     assert (moved - images).abs().amax(dim=(1, 2, 3)).min() > 0.1
 
 
-def test_captions_say_words_and_numerals_and_nothing_of_print():
-    per_class = train.captions(datasets.load("digits-train"))
+def test_captions_say_words_and_numerals_and_nothing_of_print(few):
+    per_class = train.captions(few)
     assert {"a photo of the number seven.", "a photo of the number 7."} <= set(per_class[7])
     assert len({len(c) for c in per_class}) == 1
     assert len(set(per_class[3])) == len(per_class[3]) >= 2 * len(prompts.DIGITS)
