@@ -61,16 +61,17 @@ def shipped(name: str) -> Path:
 def check_file(file: Path) -> None:
     """Raises ValueError for a checkpoint that is not the one that the card beside it (.yaml, with a sha256) describes; warns of one
     whose weights are not those of the card of its name in data/teachers, which too large a file has alone."""
-    beside = file.with_suffix(".yaml")
-    card = beside if beside.is_file() else SHIPPED / beside.name
+    card = file.with_suffix(".yaml")
+    if not (beside := card.is_file()):
+        card = SHIPPED / card.name
     said = (yaml.safe_load(card.read_text(encoding="utf-8")) or {}) if card.is_file() else {}
-    if card == beside and (expected := said.get("sha256")) != (found := sha256_file(file)):
+    if beside and (expected := said.get("sha256")) != (found := sha256_file(file)):
         raise ValueError(
             f"{file} is not the file that {card.name} beside it describes: expected sha256 {expected}, found {found} "
             f"({file.stat().st_size:,} bytes). It was cut off or changed: `git checkout data/teachers` brings it back, "
             "`make teacher` trains another"
         )
-    expected = said.get("weights_sha256") if card != beside and file.suffix == ".safetensors" else None
+    expected = None if beside or file.suffix != ".safetensors" else said.get("weights_sha256")
     if expected and (found := weights_sha256(load_file(str(file)))) != expected:
         warnings.warn(
             f"{file}: these are not the weights that the committed results were made with: {card} describes weights of "
