@@ -34,10 +34,8 @@ def handwritten(half: str, seed: int = 0) -> Dataset:
     from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
-    train, test = train_test_split(
-        np.arange(len(bunch.target)), test_size=0.5, stratify=bunch.target, random_state=seed
-    )
-    chosen = np.sort(train if half == "train" else test)
+    halves = train_test_split(np.arange(len(bunch.target)), test_size=0.5, stratify=bunch.target, random_state=seed)
+    chosen = np.sort(halves[half == "test"])
     return made(
         _enlarged(bunch.images[chosen]),
         bunch.target[chosen],

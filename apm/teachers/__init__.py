@@ -2,8 +2,7 @@
 
 Uses `project`, `data` and the modules below all rooms. Offers `load` and `Teacher`; `features` and `features_at`, kept in files of the
 cache as all that `stored` makes; `token_grid`; what the student sees of an image (`student_images`, `patch_colours`); `save` for
-checkpoints. The small teachers are trained by `train`, and those of data/teachers kept by `shipped`: both are commands, and no
-door stands open to them.
+checkpoints. The small teachers are trained by `train`, a command, and no door stands open to it.
 """
 
 from apm.teachers.cached import features, features_at, identity, stored

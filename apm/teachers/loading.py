@@ -65,7 +65,6 @@ def load(
 
 
 def _misfit(file: str, model: str, error: Exception) -> ValueError:
-    """A state dict that does not fit fails in many ways."""
     return ValueError(
         f"the weights {file} cannot be loaded into {model}: {type(error).__name__}: {' '.join(str(error).split())[:300]}. "
         "Expected a checkpoint of this architecture (.safetensors, or a state dict saved by torch.save; what OpenAI published are "
@@ -81,8 +80,8 @@ def _timm(name: str, pretrained: str | None, device: str | torch.device, precisi
     if pixels and not pixels.isdecimal():
         raise ValueError(f"teacher {name}: expected the image size in pixels after @, such as @448, found {pixels!r}")
     if not timm.is_model(model_name):
-        near = timm.list_models(f"*{model_name.split('.')[0][:12]}*", pretrained=True)[:20]
-        raise unknown("timm model", model_name, near or timm.list_models("*dinov2*", pretrained=True))
+        near = timm.list_models([f"{model_name[:9]}*", "*dinov2*"], pretrained=True)
+        raise unknown("timm model", model_name, near)
     if pretrained is None:
         source = {"hf_hub": f"{getattr(timm.get_pretrained_cfg(model_name), 'hf_hub_id', None)}/model.safetensors"}
         weights.check_reachable(f"teacher {name}", source, "/path/to/weights.safetensors")

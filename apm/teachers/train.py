@@ -1,13 +1,18 @@
 """Training of a small CLIP teacher on images and captions of their class names.
 
-    python -m apm.teachers.train --data folder:PATH --out FILE.safetensors
+    python -m apm.teachers.train --data folder:PATH --out FILE.safetensors     # the further options are the fields of `TrainConfig`
+    python -m apm.teachers.train --profile mini                                # `make teacher PROFILE=mini`
 
-trains one on any class-per-folder image tree; the further options are the fields of `TrainConfig`.
+The second trains by the profile's teacher.yaml into the cache, where no teacher of these settings, images, code and libraries is there
+yet, and says how far it is from the one in data/teachers that comes with the clone. Results are made with the shipped weights: another
+processor trains others from the same seed. --freeze [FILE] makes FILE (default: the one in the cache) the shipped one; one that is too
+large to be shipped gets its card alone: `apm.teachers.load` then says of other weights that they are others.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import time
@@ -21,22 +26,27 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+import yaml
 from open_clip.pos_embed import get_2d_sincos_pos_embed
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from apm.data import Dataset, prompts
 from apm.data import load as load_dataset
 from apm.lockstep import caller_free
-from apm.project import among, unknown
-from apm.project.identity import code_version
+from apm.project import among, atomic_write, cache_dir, located, portable, profiles, root, sha256_file, unknown
+from apm.project.identity import code_of, libraries
 from apm.project.progress import progress
+from apm.teachers import weights
 from apm.teachers.cached import features
 from apm.teachers.images import fitted
 from apm.teachers.loading import load, register
 from apm.teachers.teacher import Teacher, tokenize
-from apm.teachers.weights import save
 from apm.typed import checked
+
+LARGEST = 10_000_000  # bytes of a shipped file
 
 
 @checked
@@ -225,6 +235,9 @@ def _reproducible(seed: int, threads: int) -> Iterator[None]:
             torch.set_deterministic_debug_mode(mode)
 
 
+HELPERS = (_balanced, augment, _warmup_cosine, _sinusoidal_positions, _reproducible)  # of `_fit` and `train`
+
+
 def determined_by(dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
     """All that determines the weights that `train` gives, the machine aside, as it is noted in a checkpoint."""
     return {
@@ -233,7 +246,7 @@ def determined_by(dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
         "captions": captions(dataset),
         "data": dataset.fingerprint,
         "versions": {"torch": str(torch.__version__), "open_clip": open_clip.__version__},
-        "recipe": code_version(("teachers.train",)),
+        "recipe": code_of(TrainConfig, captions, train, _fit, *HELPERS),
     }
 
 
@@ -276,24 +289,135 @@ def run(options: Mapping[str, Any], out: Path) -> None:
     if test and test.classnames != data.classnames:
         raise ValueError(f"test set {test.name} has other classes than {data.name}: {test.classnames[:5]}...")
     start = time.perf_counter()
-    save(train(data, config, device=device), out, determined_by(data, config))
+    weights.save(train(data, config, device=device), out, determined_by(data, config))
     print(f"trained {config.model} on {len(data)} images of {data.name} in {time.perf_counter() - start:.0f} s: {out}")
     if test:
         right = accuracy(load(config.model, pretrained=out, device=device), test)
         print(f"zero-shot top-1 on {test.name}: {100 * right:.1f} % of {len(test)} images")
 
 
+def notes(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of how it was trained (`determined_by`). Raises ValueError for a file that was not trained here."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = json.loads(file.metadata()["apm"])
+        return {"settings": found["settings"], "data": found["data"], **found}
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} says nothing of how it was trained: it is left as it is; move it away to train one"
+        ) from error
+
+
+def train_anew(options: Mapping[str, Any], out: Path) -> None:
+    """Train where no checkpoint trained so is at `out`. options: of `run`. Raises as that and `notes`."""
+    if out.exists():
+        wanted = determined_by(load_dataset(options["data"]), configured(options))
+        had, now = (
+            {**said["settings"], "images": said["data"], "code": said.get("recipe"), **said.get("versions", {})}
+            for said in (notes(out), wanted)
+        )
+        # what an older checkpoint does not say is no reason to train again
+        differs = [f"{k} {had[k]}, not {value}" for k, value in now.items() if had.get(k) not in (None, value)]
+        if not differs:
+            print(f"up to date: {out}, trained with these settings")
+            return
+        print(f"{out} was trained with {'; '.join(differs)}: training it again", flush=True)
+    run(options, out)
+
+
+def distance(options: Mapping[str, Any], first: Path, second: Path) -> tuple[float, float, float, float, int]:
+    """Of two checkpoints on the held-out images: accuracy of each (%), equal decisions (%), largest difference of a cosine, images."""
+    test, model = load_dataset(options["test"]), configured(options).model
+    one, other = (cosines(load(model, pretrained=path), test) for path in (first, second))  # (N, C)
+    a, b, labels = one.argmax(dim=-1), other.argmax(dim=-1), torch.tensor(test.labels)
+    shares = [100 * float((x == y).double().mean()) for x, y in ((a, labels), (b, labels), (a, b))]
+    return shares[0], shares[1], shares[2], float((one - other).abs().max()), len(test)
+
+
+def freeze(profile: str, options: Mapping[str, Any], source: Path) -> None:
+    """Write a trained checkpoint into data/teachers, in float16, with its card; of one larger than `LARGEST` the card alone, with
+    the hash of its weights.
+
+    Raises ValueError for a file that was not trained here or on other images, and one that decides otherwise in float16 on more than
+    one in a hundred held-out images; for one that is too large where a smaller one is shipped.
+    """
+    said, trained, data = notes(source), load_file(str(source)), load_dataset(options["data"])
+    if said["data"] != data.fingerprint:
+        raise ValueError(f"{source} was trained on other images: expected {data.fingerprint}, found {said['data']}")
+    half = {key: value.half() if value.is_floating_point() else value for key, value in trained.items()}
+    size = sum(value.nbytes for value in half.values())
+    path = weights.SHIPPED / source.name
+    card = path.with_suffix(".yaml")
+    if size > LARGEST:
+        if path.exists():
+            raise ValueError(f"{path} is shipped and {source} is too large to take its place: remove that one first")
+        single, right, _, _, images = distance(options, source, source)
+        file = {
+            "versions": said.get("versions") or "the checkpoint notes none",
+            "stored_as": f"not shipped: {size / 1e6:.0f} MB in float16, at most {LARGEST / 1e6:.0f} MB are",
+            "weights_sha256": weights.weights_sha256(trained),
+        }
+    else:
+        card.unlink(missing_ok=True)  # else it would be held against the new file
+        weights.save(half, path, said)
+        single, right, same, _, images = distance(options, source, path)
+        if same < 99:
+            path.unlink()
+            raise ValueError(f"{source}: in float16 it decides alike on {same:.1f} % of the images only")
+        file = {
+            "versions": {**libraries(("torch", "timm", "numpy")), "open_clip": open_clip.__version__},
+            "processor": f"{torch.backends.cpu.get_cpu_capability()}; another kind trains other weights from the same seed",
+            "stored_as": "float16; used as float32 with these rounded values",
+            "bytes": path.stat().st_size,
+            "sha256": sha256_file(path),
+        }
+    about = {
+        "command": f"make teacher PROFILE={profile}",
+        "model": said["settings"]["model"],
+        "data": f"{options['data']}: {portable(data.notes)}",
+        "images": len(data),
+        "data_sha256": said["data"],
+        "seed": said["settings"]["seed"],
+        "settings": said["settings"],
+        "accuracy": {options["test"]: round(right, 2), "images": images},
+        **file,
+    }
+    atomic_write(card, yaml.safe_dump(about, sort_keys=False, allow_unicode=True, width=120))
+    print(f"{card}: {about['stored_as']}; {right:.2f} % of the held-out images ({single:.2f} % in float32)")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
     parser = argparse.ArgumentParser("python -m apm.teachers.train", argument_default=argparse.SUPPRESS)
-    parser.add_argument("--out", required=True, type=Path, help="checkpoint to write (.safetensors)")
+    parser.add_argument("--out", type=Path, help="checkpoint to write (.safetensors)")
     for name, text in OTHER.items():
-        parser.add_argument(f"--{name}", required=name == "data", help=text)
+        parser.add_argument(f"--{name}", help=text)
     for name, default in asdict(TrainConfig()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), help=f"default: {default}")
-    options = vars(parser.parse_args(arguments))
+    parser.add_argument("--profile", help="train this profile's own teacher, by its teacher.yaml")
+    parser.add_argument("--freeze", nargs="?", const="", metavar="FILE", help="make FILE the one in data/teachers")
+    given = vars(parser.parse_args(arguments))
+    if "profile" not in given and "out" not in given:
+        parser.error("name --data and --out, or --profile")
     try:
-        run(options, options.pop("out"))
+        if "out" in given:
+            run(given, given.pop("out"))
+            return 0
+        among("option beside --profile", given, ("profile", "freeze"))
+        options, named = profiles.load_teacher(given["profile"])
+        configured(options)
+        used = root() / located(named)  # the checkpoint that the profile uses
+        trained = cache_dir() / "teachers" / used.name
+        if "freeze" in given:
+            freeze(given["profile"], options, Path(given["freeze"] or trained))
+            return 0
+        train_anew(options, trained)
+        if used != trained and used.is_file() and "test" in options:
+            first, second, same, largest, images = distance(options, used, trained)
+            print(
+                f"{options['test']}, {images} held-out images: shipped {first:.2f} %, trained here {second:.2f} %; the same decision "
+                f"on {same:.2f} %; cosines with the classes differ by {largest:.4f} at most. Results are made with the shipped one, {used}"
+            )
     except (ValueError, OSError, RuntimeError) as error:
         print(f"apm.teachers.train: {error}", file=sys.stderr)
         return 1

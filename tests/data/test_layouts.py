@@ -182,12 +182,19 @@ def test_a_and_r_are_classified_among_their_own_200(data, name):
     refused(name, data, WrongSet, rf"1 of 3 folders .* the first: {outsider}")
 
 
-def test_v2_folders_are_labels_in_numeric_order(data):
+def test_v2_folders_are_labels_in_numeric_order_and_coco_is_images_without_labels(data, expect):
     for label in (0, 2, 10, 207):
         uniform(data / "imagenetv2-matched-frequency-format-val" / str(label) / "abc.jpeg", label)
     found = part("imagenet-v2", data)
     assert found.labels.tolist() == values(found) == [0, 2, 10, 207]
     assert found.classnames[207] == "Golden Retriever"
+    for i in (2, 1):
+        uniform(data / "coco" / "train2017" / f"00000000000{i}.jpg", i)
+    expect("coco-train", 2, 1)
+    found = load("coco-train", root=data)
+    assert (values(found), found.labels.tolist()) == ([1, 2], [0, 0])
+    (data / "coco" / "val2017").mkdir()
+    refused("coco-val", data, WrongSet, "holds no images")
 
 
 def test_imagenet_c_has_the_name_and_the_indices_of_the_clean_images(data):
@@ -298,26 +305,29 @@ def test_lossless_class_folders_are_not_compared_and_published_files_are_said_to
     assert said.endswith("cifar-10-batches-py: The published files: their checksums agree")
 
 
-def cifar_c(folder: Path, rows: int = 3) -> tuple[np.ndarray, np.ndarray]:
+def arrays(folder: Path, images: str, labels: str, n: int = 15) -> np.ndarray:
+    """Two files of noise and labels 0, 1, 2, 0, ... Returns the pixels."""
     folder.mkdir(parents=True)
-    pixels = np.random.default_rng(1).integers(0, 256, (5 * rows, 32, 32, 3), dtype=np.uint8)
-    labels = np.tile(np.arange(rows) % 10, 5)
-    np.save(folder / "fog.npy", pixels)
-    np.save(folder / "labels.npy", labels)
-    return pixels, labels
+    pixels = np.random.default_rng(1).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+    np.save(folder / images, pixels)
+    np.save(folder / labels, np.arange(n, dtype=np.int32) % 3)
+    return pixels
 
 
 @pytest.mark.parametrize(("name", "folder"), [("cifar10", "CIFAR-10-C"), ("cifar100", "CIFAR-100-C")])
 def test_cifar_c_severities_are_consecutive_blocks_read_through_a_memory_map(data, name, folder):
-    pixels, labels = cifar_c(data / folder)
+    pixels = arrays(data / folder, "fog.npy", "labels.npy")
     one, four = (part(f"{name}-c/fog/{s}", data) for s in (1, 4))
     np.testing.assert_array_equal(one.images, pixels[:3])
     np.testing.assert_array_equal(four.images, pixels[9:12])
-    assert four.labels.tolist() == labels[:3].tolist()
+    assert four.labels.tolist() == [0, 1, 2]
     assert isinstance(four.images, np.memmap)
     assert (four.name, four.corruption, four.severity) == (name, "fog", 4)
     assert one.fingerprint != four.fingerprint
     refused(f"{name}-c/fog/4", data, WrongSet, "expected 10,000 images", partial=False)
+    pixels = arrays(data / "CIFAR-10.1" / "datasets", "cifar10.1_v6_data.npy", "cifar10.1_v6_labels.npy", 4)
+    np.testing.assert_array_equal(part("cifar10.1", data).images, pixels)
+    assert part("cifar10.1", data).labels.tolist() == [0, 1, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -335,22 +345,11 @@ def test_cifar_c_severities_are_consecutive_blocks_read_through_a_memory_map(dat
     ],
 )
 def test_arrays_of_the_wrong_kind_are_refused(data, file, array, message):
-    cifar_c(data / "CIFAR-10-C")
+    arrays(data / "CIFAR-10-C", "fog.npy", "labels.npy")
     path = data / "CIFAR-10-C" / file
     path.write_bytes(b"broken") if array is None else np.save(path, array, allow_pickle=True)
     refused("cifar10-c/fog/1", data, WrongSet, message)
     refused("cifar10-c/snow/1", data, MissingSet, r"no file .*snow\.npy")
-
-
-def test_cifar10_1(data):
-    folder = data / "CIFAR-10.1" / "datasets"
-    folder.mkdir(parents=True)
-    pixels = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    np.save(folder / "cifar10.1_v6_data.npy", pixels)
-    np.save(folder / "cifar10.1_v6_labels.npy", np.array([9, 0, 4], np.int32))
-    found = part("cifar10.1", data)
-    np.testing.assert_array_equal(found.images, pixels)
-    assert found.labels.tolist() == [9, 0, 4]
 
 
 # ---- lists of files
@@ -472,16 +471,6 @@ def test_the_authors_own_splits_are_read_by_torchvision(data, monkeypatch, expec
     assert (food.classnames, values(food)) == (("apple pie",), [5])
 
 
-def test_coco_is_images_without_labels(data, expect):
-    for i in (2, 1):
-        uniform(data / "coco" / "train2017" / f"00000000000{i}.jpg", i)
-    expect("coco-train", 2, 1)
-    found = load("coco-train", root=data)
-    assert (values(found), found.labels.tolist()) == ([1, 2], [0, 0])
-    (data / "coco" / "val2017").mkdir()
-    refused("coco-val", data, WrongSet, "holds no images")
-
-
 # ---- fingerprints
 
 
@@ -497,7 +486,7 @@ def hashed(monkeypatch):
 @pytest.mark.parametrize("name", ["imagenet", "folder:imagenet/val", "cifar10-c/fog/2"])
 def test_the_second_load_reads_no_file_and_the_cache_is_no_condition(data, hashed, tmp_path, monkeypatch, name):
     imagenet_classes(data / "imagenet" / "val")
-    cifar_c(data / "CIFAR-10-C")
+    arrays(data / "CIFAR-10-C", "fog.npy", "labels.npy")
     first = part(name, data).fingerprint
     assert hashed
     hashed.clear()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from apm import data as datasets
 from apm import teachers
 from apm.project import sha256_file
-from apm.teachers import shipped, train, weights
+from apm.teachers import train, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 CARDS = sorted((ROOT / "data" / "teachers").glob("*.yaml"))
@@ -44,6 +44,10 @@ def untrained(path: Path, without: tuple[str, ...] = ()) -> Path:
     return path
 
 
+def make(profile: str, *options: str) -> int:
+    return train.main(["--profile", profile, *options])
+
+
 @pytest.mark.parametrize("card", CARDS, ids=lambda path: path.stem)
 def test_a_shipped_teacher_is_what_its_card_says(card):
     said, file = yaml.safe_load(card.read_text()), card.with_suffix(".safetensors")
@@ -53,7 +57,7 @@ def test_a_shipped_teacher_is_what_its_card_says(card):
         assert "not shipped" in said["stored_as"]
         return
     assert said["sha256"] == sha256_file(file)
-    assert said["bytes"] == file.stat().st_size <= shipped.LARGEST
+    assert said["bytes"] == file.stat().st_size <= train.LARGEST
     with safe_open(file, "pt") as stored:
         assert {stored.get_slice(key).get_dtype() for key in stored.keys()} <= {"F16", "I64"}  # noqa: SIM118
         assert json.loads(stored.metadata()["apm"])["settings"] == said["settings"]
@@ -71,12 +75,12 @@ def test_it_trains_where_there_is_none_and_where_settings_or_images_differ_and_n
             teachers.save({"w": torch.zeros(1)}, out, said)
 
     monkeypatch.setattr(train, "run", run)
-    assert shipped.main(["cifar10"]) == 0
+    assert make("cifar10") == 0
     ((config, out),) = trained
     assert out == project / "cache" / "teachers" / "apm-cifar10.safetensors"
     assert (config.model, config.epochs) == ("apm-cifar10", 8)
     settings = project / "profiles" / "digits" / "teacher.yaml"
-    assert [shipped.main(["digits"]) for _ in range(2)] == [0, 0]
+    assert [make("digits") for _ in range(2)] == [0, 0]
     assert len(trained) == 2
     assert "up to date: " in capsys.readouterr().out
     for before, after, said in (
@@ -84,10 +88,10 @@ def test_it_trains_where_there_is_none_and_where_settings_or_images_differ_and_n
         ("digits-train", "digits-test", "was trained with images "),
     ):
         settings.write_text(settings.read_text().replace(before, after))
-        assert shipped.main(["digits"]) == 0
+        assert make("digits") == 0
         assert said in capsys.readouterr().out
     monkeypatch.setattr(train.open_clip, "__version__", "9.9")
-    assert shipped.main(["digits"]) == 0
+    assert make("digits") == 0
     assert ", not 9.9: training it again" in capsys.readouterr().out
     assert len(trained) == 5
 
@@ -97,17 +101,17 @@ def test_what_was_not_trained_here_is_not_replaced_nor_what_lacks_a_later_note(p
     path.parent.mkdir(parents=True)
     for metadata in (None, {"apm": json.dumps({"settings": {}})}, {"apm": "no JSON"}):
         save_file({"w": torch.zeros(1)}, str(path), metadata=metadata)
-        assert shipped.main(["digits"]) == 1
+        assert make("digits") == 1
         assert "says nothing of how it was trained" in capsys.readouterr().err
     before = untrained(path, without=("versions", "recipe")).read_bytes()
-    assert shipped.main(["digits"]) == 0
+    assert make("digits") == 0
     assert "up to date" in capsys.readouterr().out
     assert path.read_bytes() == before
 
 
 def test_slow_training_anew_is_compared_with_the_shipped_one(capsys):
     """Trains for half a minute. Another processor rounds otherwise: the weights differ, the decisions hardly."""
-    assert shipped.main(["mini"]) == 0
+    assert make("mini") == 0
     said = capsys.readouterr().out
     shares = re.search(r"shipped ([\d.]+) %, trained here ([\d.]+) %; the same decision on ([\d.]+) %", said)
     assert shares, said
@@ -118,27 +122,29 @@ def test_a_teacher_is_frozen_with_its_card_or_over_the_limit_as_its_card_alone(p
     monkeypatch.setattr(weights, "SHIPPED", project / "cards")
     (project / "cards").mkdir()
     source = untrained(project / "digits.safetensors")
-    monkeypatch.setattr(shipped, "LARGEST", 1000)
-    assert shipped.main(["digits", "--freeze", str(source)]) == 0
+    monkeypatch.setattr(train, "LARGEST", 1000)
+    assert make("digits", "--freeze", str(source)) == 0
     assert [path.name for path in (project / "cards").iterdir()] == ["digits.yaml"]
     said = yaml.safe_load((project / "cards" / "digits.yaml").read_text())
     assert said["accuracy"] == {"digits-test": pytest.approx(98, abs=0.3), "images": 899}
     assert said["weights_sha256"] == weights.weights_sha256(load_file(str(source)))
-    monkeypatch.setattr(shipped, "LARGEST", 10_000_000)
-    assert shipped.main(["digits", "--freeze", str(source)]) == 0
+    monkeypatch.setattr(train, "LARGEST", 10_000_000)
+    assert make("digits", "--freeze", str(source)) == 0
     said = yaml.safe_load((project / "cards" / "digits.yaml").read_text())
     assert said["sha256"] == sha256_file(project / "cards" / "digits.safetensors")
     assert said["settings"]["epochs"] == 2
-    monkeypatch.setattr(shipped, "LARGEST", 1000)
-    assert shipped.main(["digits", "--freeze", str(source)]) == 1
+    monkeypatch.setattr(train, "LARGEST", 1000)
+    assert make("digits", "--freeze", str(source)) == 1
     assert "too large to take its place" in capsys.readouterr().err
     settings = project / "profiles" / "digits" / "teacher.yaml"
     settings.write_text(settings.read_text().replace("digits-train", "digits-test"))
-    assert shipped.main(["digits", "--freeze", str(source)]) == 1
+    assert make("digits", "--freeze", str(source)) == 1
     assert "trained on other images" in capsys.readouterr().err
 
 
 def test_a_profile_without_a_teacher_of_its_own_is_said(project, capsys):
+    assert make("digits", "--epochs", "3") == 1
+    assert "unknown option beside --profile 'epochs'" in capsys.readouterr().err
     for profile, message in (("bare", "profile bare trains no teacher of its own"), ("maxi", "unknown profile 'maxi'")):
-        assert shipped.main([profile]) == 1
+        assert make(profile) == 1
         assert message in capsys.readouterr().err
