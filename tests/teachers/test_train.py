@@ -1,5 +1,6 @@
 """A small teacher is trained bit-identically, on captions that say what is seen; the command, and the teachers that are shipped."""
 
+import inspect
 import json
 import re
 import shutil
@@ -106,6 +107,12 @@ def test_captions_say_words_and_numerals_and_nothing_of_print(few):
     assert len({len(c) for c in per_class}) == 1
     assert len(set(per_class[3])) == len(per_class[3]) >= 2 * len(prompts.DIGITS)
     assert not any("print" in text for texts in per_class for text in texts)
+
+
+def test_the_recipe_is_made_of_all_functions_that_train():
+    called = {name for own in (train.train, train._fit) for name in inspect.unwrap(own).__code__.co_names}
+    here = {name for name, x in vars(train).items() if inspect.isfunction(x) and x.__module__ == train.__name__}
+    assert called & here == {"captions", "train", "_fit", *(helper.__name__ for helper in train.HELPERS)}
 
 
 def test_impossible_trainings_are_refused(few, tiny_config):
