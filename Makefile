@@ -152,7 +152,7 @@ check-data: $(ENVIRONMENT) ## which of PROFILE's datasets are in DATA=folder: fo
 
 .PHONY: teacher
 teacher: $(ENVIRONMENT) ## train the teacher of PROFILE anew, as its teacher.yaml says, and compare it with the shipped one
-	@$(PYTHON) -m apm.teachers.shipped $(PROFILE)
+	@$(PYTHON) -m apm.teachers.train --profile $(PROFILE)
 
 # ----------------------------------------------------------------------------------------------------------- cleaning
 
