@@ -169,7 +169,7 @@ check-data: $(ENVIRONMENT) ## which of PROFILE's datasets are in DATA=folder: fo
 
 .PHONY: teacher
 teacher: $(ENVIRONMENT) ## train the teacher of PROFILE anew, as its teacher.yaml says, and compare it with the shipped one
-	@$(APM).teachers.shipped $(PROFILE)
+	@$(APM).teachers.train --profile $(PROFILE)
 
 # ----------------------------------------------------------------------------------------------------------- cleaning
 

@@ -14,10 +14,8 @@ from apm.model import (
     PRESETS,
     APMConfig,
     OnlineFold,
-    activations,
     count_parameters,
     draw_parameters,
-    fold,
     patches,
     positional_encoding,
     preset,
@@ -52,60 +50,29 @@ def inputs(config: APMConfig, n: int = 2) -> tuple[torch.Tensor, torch.Tensor | 
 @pytest.mark.parametrize(("name", "count"), [("released", 22_820_176), ("five_layer", 53_494_349)])
 def test_presets_have_the_published_number_of_parameters(name: str, count: int) -> None:
     assert count_parameters(PRESETS[name]) == count
+    if name == "released":  # the paper's sizes of the MLP with its head, and of the RGB head
+        sizes = {key: math.prod(shape) for key, shape in model.parameter_shapes(PRESETS[name]).items()}
+        mlp, rgb = (sum(n for key, n in sizes.items() if key.startswith(of)) for of in (("mlp", "head"), "rgb"))
+        assert [round(mlp / 1e6, 1), round(rgb / 1e6, 1)] == [19.7, 0.8]
 
 
-def test_released_mlp_with_its_head_has_the_19_7_million_weights_of_the_paper_scale_student() -> None:
-    shapes = draw_parameters(PRESETS["released"], torch.Generator().manual_seed(0))
-    mlp = sum(v.numel() for k, v in shapes.items() if k.startswith(("mlp", "head")))
-    rgb = sum(v.numel() for k, v in shapes.items() if k.startswith("rgb"))
-    assert round(mlp / 1e6, 1) == 19.7
-    assert round(rgb / 1e6, 1) == 0.8
-
-
-def test_module_holds_exactly_the_counted_parameters() -> None:
-    for changes in VARIANTS.values():
-        model = student(**changes)
-        assert sum(p.numel() for p in model.parameters()) == count_parameters(model.config)
-
-
-def test_positional_code_is_the_sinusoid_written_out_entry_by_entry() -> None:
-    torch.testing.assert_close(
-        positional_encoding((5, 7), 24, dtype=torch.float64),
-        plain.positional_encoding(5, 7, 24),
-        rtol=1e-12,
-        atol=1e-12,
-    )
-
-
-def test_first_half_of_the_code_depends_on_x_only_and_second_half_on_y_only() -> None:
-    code = positional_encoding((5, 7), 24)
-    assert torch.equal(code[:1, :, :12].expand(5, -1, -1), code[..., :12])
-    assert torch.equal(code[:, :1, 12:].expand(-1, 7, -1), code[..., 12:])
-    assert code.flatten(0, 1).unique(dim=0).shape[0] == 35  # every location has its own code
-
-
-def test_patches_are_what_a_convolution_with_stride_p_sees() -> None:
-    model = student()
-    images, _ = inputs(model.config)
-    c = model.config
-    kernel = model.weights["column_weight"].T.reshape(c.kernels, 3, c.patch, c.patch)
-    expected = torch.nn.functional.conv2d(images, kernel, model.weights["column_bias"], stride=c.patch).flatten(1)
-    torch.testing.assert_close(model.perceive(images).column, expected)
+def test_positional_code_is_the_sinusoid_written_out_entry_by_entry_and_differs_everywhere() -> None:
+    code = positional_encoding((5, 7), 24, dtype=torch.float64)
+    torch.testing.assert_close(code, plain.positional_encoding(5, 7, 24), rtol=1e-12, atol=1e-12)
+    assert code.flatten(0, 1).unique(dim=0).shape[0] == 35
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
-def test_grid_and_fold_agree_with_the_plain_formulation(changes: dict) -> None:
+def test_grid_fold_and_colours_agree_with_the_plain_formulation(changes: dict) -> None:
     model = student(**changes)
+    assert sum(p.numel() for p in model.parameters()) == count_parameters(model.config)
     images, tokens = inputs(model.config)
     oracle = plain.PlainStudent(model.config, model.parameters_dict)
-    for k in range(len(images)):
-        token = None if tokens is None else tokens[k]
-        folded, grid, colour = oracle(images[k], token)
-        batch = (images[k : k + 1], None if token is None else token[None])
-        torch.testing.assert_close(model.grid(*batch)[0].flatten(0, 1), grid, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(model(*batch)[0], folded, rtol=1e-9, atol=1e-12)
-        percept = model.perceive(*batch)
-        torch.testing.assert_close(model.rgb(percept, model.columns(percept))[0], colour, rtol=1e-9, atol=1e-12)
+    percept = model.perceive(images, tokens)
+    found = model(images, tokens), model.grid(images, tokens).flatten(1, 2), model.rgb(percept, model.columns(percept))
+    for k, image in enumerate(images):
+        for ours, theirs in zip(found, oracle(image, None if tokens is None else tokens[k]), strict=True):
+            torch.testing.assert_close(ours[k], theirs, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
@@ -127,21 +94,19 @@ def test_any_order_and_any_chunks_give_the_same_grid_and_the_same_fold(changes: 
     torch.testing.assert_close(folded.result(), model(images, tokens), rtol=1e-9, atol=1e-12)
 
 
-def test_a_subset_of_locations_is_evaluated_without_the_others() -> None:
-    model = student(fold="attention")
-    images, _ = inputs(model.config)
-    percept = model.perceive(images)
-    subset = torch.tensor([7, 2, 9])
-    torch.testing.assert_close(model.columns(percept, subset), model.columns(percept)[:, subset])
+def folded(model: APM, percept, order=None, chunk: int = 1) -> torch.Tensor:
+    online = OnlineFold(model.parameters_dict, model.config)
+    for where, features in model.stream(percept, order, chunk):
+        online.update(features, where)
+    return online.result()
 
 
-def test_mean_fold_of_a_subset_is_the_mean_over_that_subset() -> None:
-    model = student()
+def test_a_subset_of_locations_is_evaluated_and_folded_without_the_others() -> None:
+    model, subset = student(), [7, 2, 9]
     percept = model.perceive(inputs(model.config)[0])
-    folded = OnlineFold(model.parameters_dict, model.config)
-    for where, features in model.stream(percept, [3, 1, 8]):
-        folded.update(features, where)
-    torch.testing.assert_close(folded.result(), model.columns(percept)[:, [3, 1, 8]].mean(dim=1))
+    grid = model.columns(percept)[:, subset]
+    torch.testing.assert_close(model.columns(percept, torch.tensor(subset)), grid)
+    torch.testing.assert_close(folded(model, percept, subset), grid.mean(dim=1))
 
 
 def test_online_softmax_survives_scores_that_would_overflow_a_plain_one() -> None:
@@ -149,25 +114,18 @@ def test_online_softmax_survives_scores_that_would_overflow_a_plain_one() -> Non
     with torch.no_grad():
         model.weights["fold_query"].mul_(1e4)
     images, _ = inputs(model.config)
-    percept = model.perceive(images)
-    folded = OnlineFold(model.parameters_dict, model.config)
-    for where, features in model.stream(percept):
-        folded.update(features, where)
-    assert folded.result().isfinite().all()
-    torch.testing.assert_close(folded.result(), model(images), rtol=1e-9, atol=1e-9)
+    found = folded(model, model.perceive(images))
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, model(images), rtol=1e-9, atol=1e-9)
 
 
 def test_stacked_students_give_what_each_gives_alone() -> None:
-    config = APMConfig(**{**vars(SMALL), "fold": "attention"})
     models = [student(seed, fold="attention") for seed in range(3)]
-    images, _ = inputs(config, 3)
-    stacked = {k: torch.stack([m.weights[k] for m in models]) for k in models[0].weights}
-    from apm.model import perceive
-
-    x = activations(stacked, perceive(stacked, patches(images, config), config), config)
-    together = fold(stacked, x, config)
+    config, (images, _) = models[0].config, inputs(models[0].config, 3)
+    stacked = model.stack([m.parameters_dict for m in models])
+    x = model.activations(stacked, model.perceive(stacked, patches(images, config), config), config)
     alone = torch.cat([m(images[k : k + 1]) for k, m in enumerate(models)])
-    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(model.fold(stacked, x, config), alone, rtol=1e-10, atol=1e-12)
 
 
 def test_unfolded_columns_hold_the_same_trigger_column_everywhere_and_their_own_code() -> None:
@@ -220,36 +178,6 @@ def test_settings_that_contradict_each_other_are_refused(changes: dict, message:
         APMConfig(**changes)
 
 
-def test_images_of_the_wrong_size_are_refused_with_the_shapes() -> None:
-    model = student()
-    with pytest.raises(ValueError, match=r"\(N, 3, 8, 6\).*found \(1, 3, 9, 6\)"):
-        model(torch.zeros(1, 3, 9, 6, dtype=torch.float64))
-
-
-def test_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="Known: mini, released, five_layer"):
-        preset("huge")
-
-
-def test_weights_of_another_student_are_refused() -> None:
-    weights = draw_parameters(PRESETS["mini"], torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match="do not fit"):
-        APM.from_parameters(SMALL, weights)
-
-
-def test_result_before_anything_was_folded_is_refused() -> None:
-    model = student()
-    with pytest.raises(ValueError, match="nothing folded"):
-        OnlineFold(model.parameters_dict, model.config).result()
-
-
-def test_rgb_of_a_student_without_rgb_head_is_refused() -> None:
-    model = student(rgb_head=False)
-    percept = model.perceive(inputs(model.config)[0])
-    with pytest.raises(ValueError, match="rgb_head=True"):
-        model.rgb(percept, model.columns(percept))
-
-
 def test_streaming_makes_the_shared_products_once_and_not_once_per_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     original = model.shared_products
@@ -260,3 +188,18 @@ def test_streaming_makes_the_shared_products_once_and_not_once_per_chunk(monkeyp
     assert len(parts) == 6
     assert len(calls) == 1
     torch.testing.assert_close(torch.cat([f for _, f in parts], dim=1), student.columns(percept))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: student()(torch.zeros(1, 3, 9, 6, dtype=torch.float64)), r"\(N, 3, 8, 6\).*found \(1, 3, 9, 6\)"),
+        (lambda: preset("huge"), "Known: mini, released, five_layer"),
+        (lambda: APM.from_parameters(SMALL, draw_parameters(PRESETS["mini"])), "do not fit"),
+        (lambda: OnlineFold(student().parameters_dict, SMALL).result(), "nothing folded"),
+        (lambda: model.rgb({}, None, None, APMConfig(rgb_head=False)), "rgb_head=True"),
+    ],
+)
+def test_what_does_not_fit_the_student_is_refused(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

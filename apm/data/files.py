@@ -43,11 +43,8 @@ def photograph(name: str) -> np.ndarray:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image file as uint8 RGB (H, W, 3), upright by its EXIF tag, first frame only.
-
-    Transparency is dropped and CMYK converted as CLIP's own preprocessing does (PIL's conversion to RGB); 16-bit grey is
-    scaled to 8 bits. Raises UnreadableImage (a ValueError with the path) for missing, truncated or undecodable files.
-    """
+    """An image file as uint8 RGB (H, W, 3), upright by its EXIF tag, first frame only; transparency is dropped and CMYK converted by
+    PIL, as in CLIP's own preprocessing. Raises UnreadableImage for missing, truncated or undecodable files."""
     try:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened)
@@ -70,20 +67,16 @@ def of_system(name: str) -> bool:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Image files right in a folder, by name; what a system left is no image."""
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not of_system(p.name))
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted; those that a system left are none."""
     return sorted(p.name for p in folder.iterdir() if not of_system(p.name) and p.is_dir())
 
 
 def class_folders(name: str, root: Path | None) -> Dataset:
-    """The dataset "folder:PATH": a tree with one folder per class, whose name, underscores read as spaces, is the class's.
-
-    A relative PATH starts at root. Raises FileNotFoundError, NotADirectoryError and ValueError for a path that is no such tree.
-    """
+    """The dataset "folder:PATH": one folder per class, whose name, underscores read as spaces, is the class's; a relative PATH starts at
+    root. Raises FileNotFoundError, NotADirectoryError and ValueError for a path that is no such tree."""
     given = name.removeprefix("folder:")
     if not given:
         raise ValueError("dataset 'folder:' needs a path: folder:PATH, PATH holding one folder of images per class")
@@ -132,10 +125,9 @@ def files_fingerprint(
 ) -> str:
     """sha256 over names, labels, the files' paths below `folder` and their bytes: the same wherever the folder lies.
 
-    A large tree is read once. Its fingerprint is kept in `apm.project.cache_dir()`, together with a digest of the listing
-    (label, relative path, size, modification time in ns); while the listing is the same no file is read again. So a file
-    that is replaced by one of the same size with its modification time set back goes unnoticed: delete
-    `fingerprints/` in the cache after such a change. Raises UnreadableImage for a file that cannot be read.
+    A tree is read once: its fingerprint is kept in the cache's `fingerprints/`, and holds while labels, paths, sizes and modification
+    times (ns) are the same. So a file replaced by one of the same size with its time set back goes unnoticed: delete that folder
+    then. Raises UnreadableImage for a file that cannot be read.
     """
     relative = [file.relative_to(folder).as_posix() for file in files]
     listing, digest = (hashlib.sha256(json.dumps(list(names)).encode()) for _ in range(2))

@@ -71,13 +71,10 @@ class Place:
 def load(name: str, root: Path | str | None, *, partial: bool = False) -> Dataset:
     """A published set as a `Dataset`: images decoded on access, its class names and prompts, a fingerprint of its bytes.
 
-    A condition of a corruption benchmark carries the name of its clean set, `corruption` and `severity`, as those made by
-    `apm.data.corruptions.corrupted`: in ImageNet-C and ImageNet an image has the same place in `indices`, and so in CIFAR-10-C and
-    CIFAR-10 in torchvision's format (not in class folders, which lose the published order).
+    A condition of a corruption benchmark carries the name of its clean set, `corruption` and `severity`, and has an image at the same
+    place in `indices` as that (but not as CIFAR in class folders, which lose the published order).
     partial: allow missing images and classes and note their number; wrong labels stay errors.
-
-    Raises ValueError for an unknown name, MissingSet (FileNotFoundError) when it is not there, WrongSet (ValueError) when
-    counts, labels, list files or arrays are not as published.
+    Raises ValueError for an unknown name, MissingSet where it is not there, WrongSet where it is not as published.
     """
     entry, condition = parse(name)
     listing = find(name, root, partial=partial)

@@ -1,15 +1,12 @@
 """TPT and CoOp: the words around a class name become vectors that are trained; image tower and class names stay.
 
-CoOp: Zhou, Yang, Loy and Liu, "Learning to Prompt for Vision-Language Models", IJCV 2022 (arXiv 2109.01134); trainers/coop.py of
+CoOp: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022 (arXiv 2109.01134); trainers/coop.py of
 github.com/KaiyangZhou/CoOp. M context vectors before the class name, shared by all classes (section 3.2), are learned from a few
 labelled training images by cross-entropy.
 
-TPT: Shu, Nie, Huang, Yu, Goldstein, Anandkumar and Xiao, "Test-Time Prompt Tuning for Zero-Shot Generalization in Vision-Language
-Models", NeurIPS 2022 (arXiv 2209.07511); tpt_classification.py of github.com/azshue/TPT. For every test image by itself, one step
-on the context vectors lowers the entropy of the *average* prediction over the confident views (equations 3 and 4; a view
-counts when its own entropy is among the lowest 10 %), the tuned prompt classifies the image itself, and all is forgotten.
-
-TPT + CoOp (the paper's Table 1): the step starts from CoOp's context vectors instead of the words "a photo of a".
+TPT: Shu et al., "Test-Time Prompt Tuning for Zero-Shot Generalization in Vision-Language Models", NeurIPS 2022 (arXiv 2209.07511);
+tpt_classification.py of github.com/azshue/TPT. For every image by itself, one step on the vectors lowers the entropy of the *average*
+prediction over the confident views (equations 3 and 4). TPT + CoOp (Table 1) starts from CoOp's vectors instead of words.
 """
 
 from __future__ import annotations
@@ -53,11 +50,8 @@ MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of SGD: OPTIM in Dassl's config/defaults.p
 class Prompts:
     """The prompts "[v1] ... [vM] class." of some classes, as functions of their M context vectors.
 
-    Attribute start: (M, width) float32, the token embeddings of the words. The vectors take the place of the words' embeddings
-    within the text tower's own forward pass, so position codes, mask, pooling and projection are open_clip's.
-
-    words: M words to start from, or a number M of places without words. Raises ValueError for a text tower without token
-    embeddings to tune, and for prompts longer than it reads.
+    The vectors take the place of the words' embeddings (`start`, (M, width) float32) within open_clip's own forward pass.
+    words: M words, or a number M of places. Raises ValueError for a tower without token embeddings, and for prompts too long.
     """
 
     @caller_free()
@@ -113,24 +107,18 @@ class Prompts:
 
 
 def learning_rate(epoch: int, epochs: int, base: float) -> float:
-    """Of an epoch 0..epochs-1: a constant small one in the first, then half a cosine from `base` (Dassl's ConstantWarmupScheduler
-    around CosineAnnealingLR, which starts to count after the warm-up)."""
+    """Of an epoch: WARMUP_RATE in the first, then half a cosine from `base` (Dassl's ConstantWarmupScheduler, CosineAnnealingLR)."""
     return WARMUP_RATE if epoch == 0 else 0.5 * base * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
 
 def few_shots(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """(n,) positions of up to `shots` images of every class, chosen by the seed; classes with fewer give all of theirs.
-
-    Raises ValueError for a class without images.
-    """
+    """(n,) positions of up to `shots` images of every class, chosen by the seed. ValueError for a class without images."""
     rng = np.random.default_rng(seed)
     chosen = []
     for label in range(int(labels.max()) + 1):
         own = np.flatnonzero(labels == label)
         if not len(own):
-            raise ValueError(
-                f"class {label} of the training split has no image: CoOp needs at least one of every class"
-            )
+            raise ValueError(f"class {label} of the training split has no image: CoOp needs one of every class")
         chosen.append(np.sort(rng.permutation(own)[:shots]))
     return np.concatenate(chosen)
 
@@ -147,11 +135,9 @@ def learn(
     rate: float,
     seed: int,
 ) -> Tensor:
-    """(M, width) context vectors after training on images whose features are (epochs, n, D), of unit length: epoch e sees
-    features[e], the e-th crop of every image. labels: (n,) int64.
+    """(M, width) context vectors after training on unit features (epochs, n, D), epoch e on features[e]; labels: (n,) int64.
 
-    Images that fill no batch are left out of an epoch, others in each (drop_last in dassl/data/data_manager.py, which CoOp
-    runs on); fewer images than a batch are one batch.
+    Images that fill no batch are left out of an epoch (drop_last in dassl/data/data_manager.py); fewer than a batch are one.
     """
     vectors, features = vectors.detach().clone().requires_grad_(), features.detach().clone()
     optimiser = torch.optim.SGD([vectors], lr=rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
@@ -189,17 +175,12 @@ def _load(name: str, root: Path, partial: str | None) -> Dataset:
 class CoOp(Method):
     """CoOp: context vectors learned from labelled training images, then used as they are. Nothing is adapted at test time.
 
-    train: name of the labelled set (`apm.data.load`) whose classes it learns from; the vectors are then used with the class
-        names of whatever is tested, as the paper's Tables 1 and 3 do with ImageNet. None: the training split of the tested set.
-    shots: 16 images of a class (section 4.1). epochs: 50, what CoOp's configurations have for ImageNet
-        (configs/trainers/CoOp/vit_b16_ep50.yaml); for 16 shots of its other sets MAX_EPOCH is 200 (vit_b16.yaml). rate: 0.002,
-        SGD (both files).
-    context: "a photo of a", CTX_INIT in vit_b16_ep50_ctxv1.yaml; a number: as many vectors N(0, 0.02), CoOp's start without words.
-    Every epoch sees another random crop of every image, resized bicubically, mirrored or not (random_resized_crop, random_flip
-    and INTERPOLATION in these files). flip: False where the mirror image is another class or none. draw: seed of shots, crops
-    and order.
-    confidence: softmax at the teacher's temperature. Labels of the tested images are never seen: the training split is
-    loaded by itself, and must hold other images than the tested set, changed or not.
+    train: name of the labelled set whose classes it learns from, as the paper's Tables 1 and 3 do with ImageNet; None: the training
+        split of the tested set. It must hold other images than that, changed or not.
+    shots: 16 of a class (section 4.1). epochs, rate: 50 (200 for other sets than ImageNet) and 0.002, SGD, as
+        configs/trainers/CoOp/vit_b16_ep50.yaml.
+    context: CTX_INIT in vit_b16_ep50_ctxv1.yaml; a number: as many vectors N(0, 0.02).
+    flip: of the crops; every epoch sees another of every image, resized bicubically. draw: seed of shots, crops and order.
     """
 
     name: str = "CoOp"
@@ -223,7 +204,7 @@ class CoOp(Method):
         return f"one, learned from {start}"
 
     def data_identity(self, dataset: Dataset) -> str:
-        """Fingerprint of the training split: with other training images, records are others. Raises as `training_split`."""
+        """Fingerprint of the training split. Raises as `training_split`."""
         return self.training_split(dataset).fingerprint
 
     def training_split(self, dataset: Dataset) -> Dataset:
@@ -337,12 +318,10 @@ def tune(
 class TPT(WithViews):
     """TPT. Episodic: context vectors and optimiser start anew for every image.
 
-    views: 64 (`--batch-size`). share: 0.1 (`--selection_p`). steps: 1 (`--tta_steps`). rate: 5e-3, AdamW (`--lr`).
-    context: "a photo of a" (`--ctx_init` in the scripts). augmix: True as on TPT's fine-grained sets; on ImageNet's shifted
-        versions its code turns AugMix off.
+    views: `--batch-size`. share: `--selection_p`. steps: `--tta_steps`. rate: `--lr`, AdamW. context: `--ctx_init`. augmix: as on TPT's
+        fine-grained sets; off on ImageNet's shifted versions.
     coop: options of `CoOp`, whose vectors the step then starts from (TPT + CoOp); None: the words.
-    confidence: softmax over the tuned prompt's scores of the image itself. Extra column prompts_read: how often the text tower
-        reads a prompt for an image, the backward pass of every step not counted.
+    Extra column prompts_read: how often the text tower reads a prompt forward for an image.
     """
 
     name: str = "TPT"
@@ -373,7 +352,7 @@ class TPT(WithViews):
 
     @caller_free()
     def prepare(self, dataset: Dataset) -> None:
-        """CoOp's vectors where the step starts from them, before many processes ask for them."""
+        """CoOp's vectors where the step starts from them."""
         if self._coop is not None:
             self._coop.prepare(dataset)
 

@@ -115,8 +115,8 @@ def identity(teacher: Teacher, dataset: Dataset) -> dict[str, Any]:
 def features(teacher: Teacher, dataset: Dataset) -> np.ndarray:
     """(N, D) image features of a dataset, a read-only memory map of a file in the project's cache.
 
-    float32 or float16, as the teacher was loaded with; not normalised. The file's name carries a hash of the teacher and of
-    `identity`: whatever changes, changes the file. The row of an image that cannot be read is NaN; `features_at` names it.
+    float32 or float16, as the teacher was loaded with; not normalised. The file's name carries a hash of the teacher and `identity`. The
+    row of an image that cannot be read is NaN; `features_at` names it.
     """
     key = sha256_of({"teacher": teacher.hash, "batch": BATCH, **identity(teacher, dataset)})
     names = [re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[-48:] for name in (dataset.name, teacher.name)]
@@ -133,11 +133,8 @@ def features(teacher: Teacher, dataset: Dataset) -> np.ndarray:
 
 
 def features_at(teacher: Teacher, dataset: Dataset, positions: np.ndarray) -> Tensor:
-    """(n, D) float32 features of the images at `positions`, from the cached ones of the whole dataset.
-
-    Raises `apm.data.UnreadableImage`, which names the file, for an image that could not be read, and ValueError for a
-    feature that is not finite.
-    """
+    """(n, D) float32 features of the images at `positions`, from the cached ones of the whole dataset. Raises `apm.data.UnreadableImage`
+    for an image that cannot be read, and ValueError for a feature that is not finite."""
     rows = np.array(features(teacher, dataset)[positions])
     for row in np.flatnonzero(~np.isfinite(rows).all(axis=1)):
         image = dataset.images[int(positions[row])]  # an image that cannot be read says so

@@ -23,10 +23,8 @@ Images = Sequence[np.ndarray] | np.ndarray
 
 
 def preprocess(images: Images, config: PreprocessCfg) -> Tensor:
-    """uint8 RGB images (H, W, 3) of any sizes -> float32 (N, 3, S, S) by open_clip's evaluation transform.
-
-    Raises ValueError for images of another type or shape, and for none.
-    """
+    """uint8 RGB images (H, W, 3) of any sizes -> float32 (N, 3, S, S) by open_clip's evaluation transform. Raises ValueError for images
+    of another type or shape, and for none."""
     if not len(images):
         raise ValueError("expected at least one image, found none")
     for i, image in enumerate(images):
@@ -68,11 +66,8 @@ def _each(
 
 
 def student_images(images: Images, size: int, *, resize_mode: str = "shortest") -> Tensor:
-    """uint8 RGB images -> float32 (N, 3, size, size) for the student: ImageNet mean and standard deviation (appendix E.1).
-
-    Bicubic resize of the shorter side and centre crop, as most teachers; resize_mode: the teacher's, so that both see the same
-    pixels.
-    """
+    """uint8 RGB images -> float32 (N, 3, size, size) for the student: ImageNet mean and standard deviation (appendix E.1), bicubic
+    resize and centre crop; resize_mode: the teacher's, so that both see the same pixels."""
     config = PreprocessCfg(size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, resize_mode=resize_mode)
     return preprocess(images, config)
 

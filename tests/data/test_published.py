@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from apm.data import published
+from apm.project import root
 
 EXPECTED = {  # rows and sha256 of each file: published numbers are not edited by accident
     "usual_accuracy": (1, "9c227af82f03e3e77873b06fd8d198e6c5cceb3c8b73350dded0d90ffd2bc8e9"),
@@ -28,76 +29,55 @@ EXPECTED = {  # rows and sha256 of each file: published numbers are not edited b
     ("text", "expected"), [("241.7 (s+u)", 241.7), ("0.4", 0.4), ("-1.5", -1.5), ("", None), ("about 3", None)]
 )
 def test_the_number_that_a_cell_begins_with(text, expected):
-    found = published.number(text)
-    assert found == expected or (expected is None and found != found)
+    assert published.number(text) == pytest.approx(float("nan") if expected is None else expected, nan_ok=True)
 
 
-@pytest.mark.parametrize("name", EXPECTED)
-def test_files_are_unchanged_and_every_number_has_a_source(name):
-    rows, digest = EXPECTED[name]
-    content = (published.folder() / f"{name}.csv").read_bytes()
-    assert hashlib.sha256(content).hexdigest() == digest
-    frame = published.load(name)
-    assert list(frame.columns) == ["table", "row", "column", "value", "text", "unit", "source"]
-    assert len(frame) == rows
-    assert (frame.loc[frame["value"].notna(), "source"].str.len() > 0).all()
-    assert not frame.duplicated(["table", "row", "column"]).any()
+def test_files_are_unchanged_and_every_number_has_a_source():
+    files = sorted((root() / "data" / "published").glob("*.csv"))
+    assert {path.stem for path in files} == set(EXPECTED)
+    for path in files:
+        frame = published.load(path.stem)
+        assert (len(frame), hashlib.sha256(path.read_bytes()).hexdigest()) == EXPECTED[path.stem], path.stem
+        assert list(frame.columns) == ["table", "row", "column", "value", "text", "unit", "source"]
+        assert (frame.loc[frame["value"].notna(), "source"].str.len() > 0).all()
+        assert not frame.duplicated(["table", "row", "column"]).any()
 
 
-def test_all_files_are_listed():
-    assert published.names() == sorted(EXPECTED)
-
-
-def test_values_are_numbers_or_nan_with_their_text():
+def test_values_are_numbers_or_nan_with_their_text_and_wide_is_the_papers_layout():
     frame = published.load("table1")
     cell = frame[(frame["row"] == "CLIP-ViT-B/16") & (frame["column"] == "ImageNet-A")].iloc[0]
     assert (cell["value"], cell["text"], cell["unit"]) == (47.8, "47.8", "% top-1")
     flag = frame[frame["unit"] == "flag"].iloc[0]
-    assert pd.isna(flag["value"])
-    assert flag["text"] == "no"
-
-
-def test_wide_is_the_papers_layout():
+    assert (pd.isna(flag["value"]), flag["text"]) == (True, "no")
     table = published.wide(published.load("table2"))
     assert table.shape[1] == 17  # the flag, 15 corruptions, the printed average
-    assert table.loc["Joint Train", "brightness"] == 62.3
-    assert table.index[0] == "Joint Train"
+    assert (table.loc["Joint Train", "brightness"], table.index[0]) == (62.3, "Joint Train")
     several = published.load("table5")
-    with pytest.raises(ValueError, match="several tables: choose one of"):
-        published.wide(several)
-    with pytest.raises(ValueError, match="unknown table 'Table 77'"):
-        published.wide(several, "Table 77")
+    for wrong, table, message in (
+        (several, None, "several tables: choose one of"),
+        (several, "Table 77", "unknown table 'Table 77'"),
+        (pd.concat([frame, frame.iloc[:1]]), None, "duplicate"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            published.wide(wrong, table)
 
 
-def test_unknown_ambiguous_and_missing_tables(tmp_path):
+def test_unknown_ambiguous_missing_and_malformed_files_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"unknown published table 'table7'.*table1_natural_shifts"):
         published.load("table7")
     with pytest.raises(ValueError, match="fits several"):
         published.load("t")
+    monkeypatch.setenv("APM_ROOT", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no published tables"):
-        published.load("table1", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "table,row,value\nT,a,1\n",
-            "expected the columns table, row, column, value, unit, source; found table, row, value",
-        ),
+        published.load("table1")
+    (tmp_path / "data" / "published").mkdir(parents=True)
+    for text, message in (
+        ("table,row,value\nT,a,1\n", "columns table, row, column, value, unit, source; found table, row, value"),
         ("table,row,column,value,unit,source\nT,a,x,no,,\nT,a,b,1.5,%,\n", "line 3: the value 1.5 has no source"),
-    ],
-)
-def test_malformed_files_are_refused(tmp_path, text, message):
-    (tmp_path / "bad.csv").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        published.load("bad", tmp_path)
-
-
-def test_a_cell_given_twice_is_refused():
-    frame = published.load("table1")
-    with pytest.raises(ValueError, match="given twice"):
-        published.wide(pd.concat([frame, frame.iloc[:1]]))
+    ):
+        (tmp_path / "data" / "published" / "bad.csv").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            published.load("bad")
 
 
 def test_numbers_of_other_methods_stand_together() -> None:

@@ -149,11 +149,11 @@ def test_make_looks_at_what_the_files_contain(clone: Path, stale_of, finish, cha
     assert stale_of() == {"01_a", "99_report"}
 
 
-@pytest.mark.parametrize(("named", "place"), [("folder:sets/own", "own"), ("cifar10-grey", "cifar10")])
+@pytest.mark.parametrize(("named", "place"), [("folder:sets/own", "own"), ("cifar10-grey", "cifar10/test")])
 def test_images_of_every_tree_that_a_profile_names_are_looked_at(
     clone: Path, stale_of, finish, monkeypatch: pytest.MonkeyPatch, named: str, place: str
 ) -> None:
-    monkeypatch.setenv("DATA", "sets" if place == "cifar10" else "")
+    monkeypatch.setenv("DATA", "" if named.startswith("folder:") else "sets")
     (clone / "profiles" / "mini" / "02_b.yaml").write_text(f"datasets: [{named}]\n")
     tree = clone / "sets" / place
     written(tree, "cat/1.png", "dog/1.png", "dog/2.png")

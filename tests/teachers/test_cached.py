@@ -18,8 +18,7 @@ def files(tmp_path):
 
 def test_features_are_the_encodings_and_come_from_disk_the_second_time(tiny, some_digits, tmp_path, monkeypatch):
     first = teachers.features(tiny, some_digits)
-    assert isinstance(first, np.memmap)
-    assert first.dtype == np.float32
+    assert (isinstance(first, np.memmap), first.dtype) == (True, np.float32)
     np.testing.assert_array_equal(first, tiny.encode(tiny.transform(some_digits.images)).feature)
     monkeypatch.setattr(teachers.Teacher, "encode", lambda *_, **__: pytest.fail("encoded again"))
     np.testing.assert_array_equal(teachers.features(tiny, some_digits), first)
@@ -28,8 +27,6 @@ def test_features_are_the_encodings_and_come_from_disk_the_second_time(tiny, som
 
 def test_changing_data_or_teacher_changes_the_cached_file(tiny, some_digits, tmp_path):
     other_teacher = teachers.Teacher(tiny.name, tiny.model, tiny.tokenizer, {**tiny.config, "note": "another"})
-    resized = teachers.Teacher(tiny.name, tiny.model, tiny.tokenizer, tiny.config)
-    resized.preprocess_config = replace(tiny.preprocess_config, mean=(0.5, 0.5, 0.5))
     cases = [
         (tiny, some_digits),
         (tiny, replace(some_digits, fingerprint="another")),
@@ -37,23 +34,19 @@ def test_changing_data_or_teacher_changes_the_cached_file(tiny, some_digits, tmp
         (tiny, some_digits.subset(7)),
         (tiny, replace(some_digits, corruption="fog", severity=3)),
         (other_teacher, some_digits),
-        (resized, some_digits),
     ]
     for count, (teacher, data) in enumerate(cases, start=1):
         assert len(teachers.features(teacher, data)) == len(data)
         assert len(files(tmp_path)) == count
 
 
-@pytest.mark.parametrize("damage", [b"", b"no array", "cut", "shape", "type"])
-def test_damaged_files_are_made_again_with_a_warning(tiny, some_digits, tmp_path, damage):
+def test_damaged_files_are_made_again_with_a_warning(tiny, some_digits, tmp_path):
     expected = np.array(teachers.features(tiny, some_digits))
     (path,) = files(tmp_path)
-    if damage in ("shape", "type"):
-        np.save(path, expected[:3] if damage == "shape" else expected.astype(np.float16))
-    else:
-        path.write_bytes(path.read_bytes()[:500] if damage == "cut" else damage)
-    with pytest.warns(UserWarning, match="cannot be used.*making it again"):
-        np.testing.assert_array_equal(teachers.features(tiny, some_digits), expected)
+    for damage in (b"", b"no array", path.read_bytes()[:500], expected[:3], expected.astype(np.float16)):
+        path.write_bytes(damage) if isinstance(damage, bytes) else np.save(path, damage)
+        with pytest.warns(UserWarning, match="cannot be used.*making it again"):
+            np.testing.assert_array_equal(teachers.features(tiny, some_digits), expected)
 
 
 @pytest.fixture
@@ -69,9 +62,7 @@ def tree(tmp_path):
 
 
 @pytest.mark.parametrize("batch", [5, 3])  # the second is small enough for worker processes
-def test_an_unreadable_image_leaves_the_others_their_features_and_is_named_when_asked_for(
-    tiny, tree, batch, monkeypatch
-):
+def test_an_unreadable_image_leaves_the_others_their_features_and_is_named_on_demand(tiny, tree, batch, monkeypatch):
     monkeypatch.setattr(cached, "BATCH", batch)
     rows = teachers.features(tiny, tree)
     bad = int(np.flatnonzero(np.isnan(rows).any(axis=1)).item())
@@ -112,9 +103,8 @@ def test_a_feature_that_is_not_finite_is_an_error_that_names_the_image(tiny, som
     np.testing.assert_allclose(again, right, rtol=1e-4, atol=1e-5)
     broken = teachers.Encoding(torch.full((1, len(right)), torch.nan))
     monkeypatch.setattr(type(tiny), "encode", lambda self, images, **_: broken)
-    with pytest.raises(
-        ValueError, match=f"gives image {some_digits.indices[7]} of digits-test a feature that is not fin"
-    ):
+    said = f"gives image {some_digits.indices[7]} of digits-test a feature that is not finite"
+    with pytest.raises(ValueError, match=said):
         teachers.features_at(tiny, some_digits, np.array([7]))
 
 

@@ -1,12 +1,12 @@
 """Teachers by name, tag and file, and what is refused before it gives wrong features."""
 
-import copy
 import json
 import shutil
 import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 
 import numpy as np
 import open_clip
@@ -18,30 +18,30 @@ from safetensors.torch import load_file
 
 from apm import data as datasets
 from apm import teachers
-from apm.project import located
 from apm.teachers import loading, train, weights
 
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "teachers"
 
 
-@pytest.mark.parametrize("kind", ["state dict", "training checkpoint"])
-def test_a_local_checkpoint_loads_exactly_from_every_form(tiny, tiny_config, tmp_path, kind):
+def test_a_local_checkpoint_loads_exactly_from_every_form_and_in_the_cache(tiny, tiny_config, checkpoint, tmp_path):
     state = tiny.model.state_dict()
-    path = tmp_path / "tiny.pt"
-    torch.save(state if kind == "state dict" else {"epoch": 1, "state_dict": state}, path)
-    again = teachers.load(str(tiny_config), pretrained=str(path))
-    assert again.hash == tiny.hash
-    assert all(torch.equal(v, again.model.state_dict()[k]) for k, v in state.items())
-    assert not any(p.requires_grad for p in again.model.parameters())
+    torch.save(state, tmp_path / "state.pt")
+    torch.save({"epoch": 1, "state_dict": state}, tmp_path / "training.pt")
+    (tmp_path / "cache" / "teachers").mkdir(parents=True)
+    shutil.copy(checkpoint, tmp_path / "cache" / "teachers")
+    for file in (tmp_path / "state.pt", tmp_path / "training.pt", "data/cache/teachers/tiny.safetensors"):
+        again = teachers.load(str(tiny_config), pretrained=file)
+        assert again.hash == tiny.hash
+        assert all(torch.equal(v, again.model.state_dict()[k]) for k, v in state.items())
+        assert not any(p.requires_grad for p in again.model.parameters())
 
 
 def test_all_that_changes_a_feature_changes_the_teachers_hash(tiny_config, checkpoint, tiny, tmp_path):
     def load(**options):
         return teachers.load(str(tiny_config), **{"pretrained": checkpoint, **options})
 
-    other = copy.copy(tiny)
-    other.__dict__.pop("hash", None)
-    other.preprocess_config = replace(tiny.preprocess_config, mean=(0.5, 0.5, 0.5))
+    preprocessing = replace(tiny.preprocess_config, mean=(0.5, 0.5, 0.5))
+    other = teachers.Teacher(tiny.name, tiny.model, tiny.tokenizer, tiny.config, preprocessing=preprocessing)
     state = {k: v.clone() for k, v in tiny.model.state_dict().items()}
     state["visual.proj"][0, 0] += 1e-6
     teachers.save(state, tmp_path / "x.safetensors", {})
@@ -64,17 +64,13 @@ def test_all_that_changes_a_feature_changes_the_teachers_hash(tiny_config, check
         ("ViT-B-16", {"pretrained": "openai"}, ValueError, "use ViT-B-16-quickgelu"),
         ("timm:vit_small_patch15", {}, ValueError, "unknown timm model 'vit_small_patch15'"),
         ("timm:test_vit", {"pretrained": "/no/w.pth"}, FileNotFoundError, "there is no file"),
+        ("mini", {"device": "cuda:1"}, ValueError, r"device 'cuda:1' was asked for.*no CUDA GPU here: set device: cpu"),
     ],
 )
-def test_what_does_not_exist_or_fit_is_answered_with_what_does(name, options, error, message):
+def test_what_does_not_exist_or_fit_is_answered_with_what_does(monkeypatch, name, options, error, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(error, match=message):
         teachers.load(name, **options)
-
-
-def test_a_gpu_that_is_not_there_is_said_before_anything_is_loaded(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"device 'cuda:1' was asked for.*no CUDA GPU here: set device: cpu"):
-        teachers.load("mini", device="cuda:1")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +82,6 @@ def test_a_gpu_that_is_not_there_is_said_before_anything_is_loaded(monkeypatch):
     ],
 )
 def test_weights_out_of_reach_are_a_clear_error_within_seconds(monkeypatch, tmp_path, model, tag, file):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     start = time.perf_counter()
     with pytest.raises(FileNotFoundError) as caught:
@@ -96,10 +91,27 @@ def test_weights_out_of_reach_are_a_clear_error_within_seconds(monkeypatch, tmp_
         assert part in str(caught.value)
 
 
-def test_a_host_that_does_not_answer_counts_as_offline(monkeypatch):
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+def test_weights_can_be_had_from_the_cache_or_from_a_host_that_answers_with_whatever(monkeypatch, tmp_path):
+    def ask():
+        weights.check_reachable("x", {"hf_hub": "some/model/w.bin"})
+
+    def answer(error):
+        def urlopen(*_, **__):
+            raise error
+
+        monkeypatch.setattr("urllib.request.urlopen", urlopen)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    assert not weights.online("http://127.0.0.1:9")
+    answer(HTTPError("url", 404, "not found", {}, None))
+    ask()
+    answer(URLError("no route"))
+    with pytest.raises(FileNotFoundError, match="cannot be reached"):
+        ask()
+    file = tmp_path / "models--some--model" / "snapshots" / "abc" / "w.safetensors"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    ask()
 
 
 # ---- what weights say of themselves
@@ -133,14 +145,13 @@ def asked(monkeypatch, tmp_path):
 
 
 def test_a_file_with_its_tag_is_read_as_the_tag_wants_its_images_and_refused_in_another_activation(asked):
-    name, tag = "ViT-B-16", "laion400m_e32"
-    assert loading.split_pretrained(name, tag) == (tag, None)
-    assert loading.split_pretrained(name, f"{tag}=/weights/a=b.pt") == (tag, "/weights/a=b.pt")
-    assert loading.split_pretrained(name, "/weights/a=b.pt") == (None, "/weights/a=b.pt")
+    assert loading.split_pretrained("ViT-B-16", "openai") == ("openai", None)
+    assert loading.split_pretrained("ViT-B-16", "openai=/a=b.pt") == ("openai", "/a=b.pt")
+    assert loading.split_pretrained("ViT-B-16", "/a=b.pt") == (None, "/a=b.pt")
     assert asked("ViT-H-14-quickgelu", "dfn5b")["resize_mode"] == "squash"
     assert asked("ViT-L-14", "laion2b_s32b_b82k")["mean"] == (0.5, 0.5, 0.5)
     with pytest.raises(ValueError, match="trained with QuickGELU and give wrong features in ViT-B-16: use ViT-B-16-qu"):
-        asked(name, "openai")
+        asked("ViT-B-16", "openai")
 
 
 def test_a_file_alone_is_warned_of_where_the_tags_differ_in_images_or_activation(asked):
@@ -167,38 +178,27 @@ def test_the_configuration_beside_a_file_says_how_it_wants_its_images_and_its_ac
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"vision_cfg": {"patch_size": 8}},
-        {"vision_cfg": {"width": 24}},
-        {"vision_cfg": {"layers": 2}},
-        {"text_cfg": {"context_length": 30}},
-    ],
+    ("part", "key", "value"),
+    [("vision", "patch_size", 8), ("vision", "width", 24), ("vision", "layers", 2), ("text", "context_length", 30)],
 )
-def test_checkpoints_of_another_architecture_are_refused(tiny_config, checkpoint, configure, change):
-    ((part, values),) = change.items()
-    own = json.loads(tiny_config.read_text())[part]
-    path, _ = configure(f"{part}-{'-'.join(values)}", **{part: {**own, **values}})
+def test_checkpoints_of_another_architecture_are_refused(tiny_config, checkpoint, configure, part, key, value):
+    own = json.loads(tiny_config.read_text())[f"{part}_cfg"]
+    path, _ = configure(f"{part}-{key}", **{f"{part}_cfg": {**own, key: value}})
     with pytest.raises(ValueError, match=r"architecture"):
         teachers.load(str(path), pretrained=checkpoint)
 
 
-def damaged(kind, checkpoint, folder):
-    path = folder / f"bad.{'safetensors' if kind == 'cut' else 'pt'}"
-    if kind == "cut":
-        path.write_bytes(checkpoint.read_bytes()[:1000])
-    elif kind == "would run code":
-        torch.save({"state_dict": folder}, path)  # a Path object: not plain weights
-    else:  # as OpenAI published its weights
-        torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
-    return path
-
-
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
-@pytest.mark.parametrize("kind", ["cut", "would run code", "TorchScript"])
-def test_damaged_and_other_files_are_refused_by_name(tiny_config, checkpoint, tmp_path, kind):
-    with pytest.raises(ValueError, match=r"bad\..* cannot be loaded.*TorchScript archives: save"):
-        teachers.load(str(tiny_config), pretrained=damaged(kind, checkpoint, tmp_path))
+def test_damaged_and_other_files_are_refused_by_name(tiny_config, checkpoint, tmp_path):
+    cut, code, archive = (tmp_path / name for name in ("cut.safetensors", "code.pt", "archive.pt"))
+    cut.write_bytes(checkpoint.read_bytes()[:1000])
+    torch.save({"state_dict": tmp_path}, code)  # a Path object: loading it would run code
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(archive))  # as OpenAI published its weights
+    for bad in (cut, code, archive):
+        with pytest.raises(ValueError, match=rf"{bad.name} cannot be loaded.*TorchScript archives: save"):
+            teachers.load(str(tiny_config), pretrained=bad)
+    with pytest.raises(ValueError, match=r"written as \.safetensors, found .*x\.pt"):
+        teachers.save({"w": torch.zeros(1)}, tmp_path / "x.pt", {})
 
 
 def test_model_configurations_are_checked(tiny_config, tmp_path):
@@ -210,11 +210,6 @@ def test_model_configurations_are_checked(tiny_config, tmp_path):
             teachers.load(str(tmp_path / f"{name}.json"), pretrained="x.pt")
     with pytest.raises(FileNotFoundError, match=r"c\.json"):
         teachers.load(str(tmp_path / "c.json"), pretrained="x.pt")
-
-
-def test_checkpoints_are_safetensors(tmp_path):
-    with pytest.raises(ValueError, match=r"written as \.safetensors, found .*x\.pt"):
-        teachers.save({"w": torch.zeros(1)}, tmp_path / "x.pt", {})
 
 
 # ---- weights with a card
@@ -262,15 +257,6 @@ def test_other_weights_than_those_of_the_card_of_their_name_are_said(tiny_config
     teachers.save({key: value * 2 for key, value in held.items()}, other, {})
     with pytest.warns(UserWarning, match="not the weights that the committed results were made with"):
         teachers.load(str(tiny_config), pretrained=other)
-
-
-def test_data_cache_in_a_profile_is_the_cache_wherever_that_is(tiny_config, checkpoint, tiny, tmp_path):
-    named = "data/cache/teachers/tiny.safetensors"
-    (tmp_path / "cache" / "teachers").mkdir(parents=True)
-    shutil.copy(checkpoint, tmp_path / "cache" / "teachers")
-    for name in (named, f"openai={named}"):
-        assert Path(located(name).rpartition("=")[2]).is_file()
-    assert teachers.load(str(tiny_config), pretrained=named).hash == tiny.hash
 
 
 # ---- timm
