@@ -10,7 +10,6 @@ ONLY ?=
 DATA ?=
 APM_RESULTS ?=
 export DATA APM_RESULTS
-RESULTS := $(or $(APM_RESULTS),results)
 # conda, mamba or micromamba makes the environment where there is one; ENV=venv asks for a virtual environment instead.
 CONDA := $(if $(filter venv,$(ENV)),,$(firstword $(foreach c,micromamba mamba conda,$(shell command -v $(c) 2>/dev/null))))
 BIN := $(if $(CONDA),.conda/bin,.venv/bin)
@@ -19,7 +18,8 @@ APM := $(PYTHON) -P -m apm# no file that lies here is taken for a library
 ENVIRONMENT := .make/$(if $(CONDA),conda,venv)
 # what is run and installed here follows this file, whatever the shell and pip are set to; `make lab` keeps what its user has
 ifneq ($(MAKECMDGOALS),lab)
-unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONOPTIMIZE PYTHONWARNINGS PIP_TARGET PIP_PREFIX PIP_ROOT
+unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONOPTIMIZE PYTHONWARNINGS BASH_ENV
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_CONSTRAINT PIP_REQUIRE_HASHES PIP_REQUIRE_VIRTUALENV UV_CONSTRAINT UV_OVERRIDE
 export PYTHONNOUSERSITE := 1
 export PIP_USER := 0
 endif
@@ -106,8 +106,8 @@ endif
 
 .PHONY: reproduce
 reproduce: $(foreach n,$(or $(ONLY),$(NOTEBOOKS)),.make/$(PROFILE)/$(n).done) ## environment, every notebook of the profile, report
-	@page="$(RESULTS)/$(PROFILE)/report.html"; [ ! -f "$$page" ] || read="; the page to read: $$page"; \
-	echo "up to date: $(RESULTS)/$(PROFILE)/notebooks, tables, figures$${read:-}"
+	@folder="$${APM_RESULTS:-results}/$(PROFILE)"; [ ! -f "$$folder/report.html" ] || page="; the page to read: $$folder/report.html"; \
+	echo "up to date: $$folder/notebooks, tables, figures$${page:-}"
 	@$(if $(ONLY),,$(APM).analysis.verify --profile $(PROFILE) --line)
 
 .PHONY: verify

@@ -230,6 +230,9 @@ def rules(profile: str) -> str:
     chosen, results = profiles.runs(profile), results_dir(profile)
     if wrong := [name for name in chosen if not re.fullmatch(r"[\w.+-]+", name)]:
         raise SystemExit(f"notebooks/{wrong[0]}.ipynb: make runs names of letters, digits and _ . + - only: rename it")
+    for path in profiles.folder_of(profile).glob("[0-9][0-9]_*.yaml"):
+        if path.name.split(".")[0] not in chosen:
+            say(f"{path}: there is no notebook of that name: it is left out. Known: {', '.join(profiles.notebooks())}")
     stamps = {name: f".make/{profile}/{name}.done" for name in chosen}
     lines = [f"NOTEBOOKS := {' '.join(chosen)}"]
     for name, stamp in stamps.items():

@@ -47,6 +47,8 @@ class Manager(AsyncKernelManager):
         return KernelSpec(argv=argv, display_name="Python 3 (ipykernel)", language="python")
 
     async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+        handle, self.connection_file = tempfile.mkstemp(prefix="apm-kernel-", suffix=".json")
+        os.close(handle)
         await super().start_kernel(**options, env=environment())
 
 

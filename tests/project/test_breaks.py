@@ -201,6 +201,7 @@ def test_the_surroundings_do_not_reach_the_kernel(
         "XDG_CONFIG_HOME": str(tmp_path / "config"),
         "IPYTHONDIR": str(tmp_path / "ipython"),
         "JUPYTER_PATH": str(tmp_path / "jupyter"),
+        "JUPYTER_RUNTIME_DIR": "/proc/none",
         "PYTHONPATH": str(tmp_path / "path"),
         "PYTHONSTARTUP": str(tmp_path / "path" / "numpy.py"),
         "PYTHONOPTIMIZE": "2",
@@ -279,12 +280,17 @@ def test_rules_that_are_garbage_are_made_again(clone: Path, finish, would_run) -
 # ----------------------------------------------------------------------------- partial profiles, notebooks of others
 
 
-def test_a_notebook_that_no_profile_names_is_left_alone(clone: Path, stale_of, finish) -> None:
+def test_a_notebook_that_no_profile_names_is_left_alone(
+    clone: Path, stale_of, finish, capsys: pytest.CaptureFixture[str]
+) -> None:
     finish()
     written(clone, "notebooks/10_scratch.ipynb", "notebooks/99_mine.ipynb")
     (clone / "notebooks" / "11_empty.ipynb").touch()
     assert stale_of() == set()
     assert profiles.runs("mini") == ["01_a", "02_b", "99_report"]
+    written(clone, "profiles/mini/02_c.yaml")  # a slip: said, not silently left out
+    assert stale_of() == set()
+    assert "02_c.yaml: there is no notebook of that name" in capsys.readouterr().err
     (clone / "profiles" / "mini" / "common.yaml").write_text("smaples: 3")
     with pytest.raises(ValueError, match=r"common\.yaml: unknown parameter 'smaples'"):
         profiles.load("mini", "01_a")
