@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from apm.project import among, facts, root
-from apm.typed import check_fields, fitted, words
+from apm.typed import check_fields, fitted, hints, words
 
 REPORT = "99_report"  # comes after every profile's notebooks
 # Parameters that a profile may leave to the notebook: their defaults hold at any scale. All others it must give, as their
@@ -146,7 +146,9 @@ def _check_fields(values: Any, cls: str, where: str) -> None:
         raise ValueError(f"{where}: expected a mapping, found {values!r}")
     module, name = cls.split(":")
     if values:  # imported here: make asks for names of profiles and notebooks, and needs no torch for them
-        check_fields(values, getattr(importlib.import_module(f"apm.{module}"), name), where)
+        made = getattr(importlib.import_module(f"apm.{module}"), name)
+        _known(where, "field", values, [field for field in (*hints(made), "preset") if field != "student"])
+        check_fields(values, made, where)
 
 
 def load_lines(profile: str, file: str) -> list[Any]:
