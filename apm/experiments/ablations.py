@@ -4,9 +4,8 @@ A line names what it changes over the common settings:
 
     {part: losses, name: L_cls + L_rgb, training: {loss_rgb: 1}, published: ["Lcls + Lrgb", CIFAR-10]}
 
-Lines with the same settings share one run. A line is compared with the profile's base on the same images and seeds, or with the
-line that it names as `against`; where that one ran for more iterations, with its predictions after as many. Besides the APM, the
-student may be another network (`apm.experiments.other_students`).
+Lines with the same settings share one run. A line is compared with the profile's base on the same images and seeds, or with the line
+that it names as `against`; where that one ran for more iterations, with its predictions after as many.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import chi2
 from torch.nn.functional import cosine_similarity
 
 from apm import methods, project, teachers, ttt
@@ -36,8 +36,9 @@ from apm.ttt import TTTConfig
 from apm.typed import check_fields, checked
 
 MINIMUM_SEEDS = 3  # a spread over fewer says nothing
-
-# ---------------------------------------------------------------------------------------------------- lines of a profile
+KEY = ["dataset", "corruption", "severity", "sample", "seed"]  # which prediction is compared with which
+SIDES = ("below", "not told apart", "above")
+AGAINST = {"final - teacher": "against its teacher", "difference": "against that"}  # a difference and its verdict
 
 
 @checked
@@ -58,6 +59,10 @@ class Ablation:
     against: str | None = None  # name of the line that it is compared with; None: the base
     published: tuple[str, str] | None = None  # row and column of data/published/table5_and_appendix.csv
 
+    def __post_init__(self) -> None:
+        check_fields(self.student, APMConfig, "student")
+        check_fields(self.training, TTTConfig, "training")
+
 
 def load(profile: str, file: str) -> list[Ablation]:
     """The lines of profiles/<profile>/<file>. Raises as `apm.project.profiles.load_lines` and `parse`, naming the file."""
@@ -71,47 +76,44 @@ def load(profile: str, file: str) -> list[Ablation]:
 def parse(lines: Sequence[Mapping[str, Any]]) -> list[Ablation]:
     """The lines of a profile. Raises ValueError, naming the line, for an unknown or missing option, a value of another type than its
     option's, a name used twice, and a line to compare with that is not there."""
-    known = [option.name for option in fields(Ablation)]
-    parsed: dict[str, Ablation] = {}
+    parsed: list[Ablation] = []
     for number, line in enumerate(lines, 1):
         if not isinstance(line, Mapping):
             raise ValueError(
                 f"ablation {number}: expected {{part: ..., name: ..., ...}}, found {type(line).__name__} {line!r}"
             )
         try:
-            project.among("option", line, known)
+            project.among("option", line, [option.name for option in fields(Ablation)])
             if not (line.get("part") and line.get("name")):
                 raise ValueError(f"needs a part and a name, found {line.get('part')!r} and {line.get('name')!r}")
-            made = Ablation(**line)
-            check_fields(made.student, APMConfig, "student")
-            check_fields(made.training, TTTConfig, "training")
-            if made.name in parsed:
-                raise ValueError(f"the name {made.name!r} is used twice")
+            parsed.append(Ablation(**line))
             others = [str(other.get("name")) for other in lines if isinstance(other, Mapping) and other is not line]
-            if made.against is not None and made.against not in others:
-                raise project.unknown("line to compare with", made.against, others)
+            if line["name"] in others:
+                raise ValueError(f"the name {line['name']!r} is used twice")
+            project.among("line to compare with", filter(None, [parsed[-1].against]), others)
         except ValueError as error:
             raise ValueError(f"ablation {number} ({line.get('name', 'without name')}): {error}") from None
-        parsed[made.name] = made
-    return list(parsed.values())
+    return parsed
 
 
 def method(
     line: Ablation, teacher: Teacher, student: Mapping[str, Any] | None, training: Mapping[str, Any] | None
 ) -> methods.APM | OneSampleStudent:
     """The method of a line: its changes over the common student and training. Raises ValueError naming the line."""
+    name, changed = (
+        f"ablation {line.name}",
+        ({**(student or {}), **line.student}, {**(training or {}), **line.training}),
+    )
     try:
-        config = methods.training_config(
-            teacher, {**(student or {}), **line.student}, {**(training or {}), **line.training}
-        )
+        config = methods.training_config(teacher, *changed)
         if line.network == "apm":
             if line.size is not None or line.init is not None:
                 raise ValueError("size and init are options of other networks; the APM's are student and training")
-            return methods.APM(teacher, config, name=f"ablation {line.name}", picture=line.picture or "teacher")
+            return methods.APM(teacher, config, name=name, picture=line.picture or "teacher")
         if line.student or line.picture:
             raise ValueError(f"the options student and picture describe the APM, not the network {line.network}")
         size = line.size or config.student.image_size[0]
-        return OneSampleStudent(teacher, line.network, config, size, f"ablation {line.name}", line.init or "default")
+        return OneSampleStudent(teacher, line.network, config, size, name, line.init or "default")
     except ValueError as error:
         raise ValueError(f"ablation {line.name!r}: {error}") from error
 
@@ -139,14 +141,13 @@ def run(
             f"expected at least {MINIMUM_SEEDS} different seeds for a spread over seeds, found {list(seeds)}: set seeds in the profile"
         )
     chosen = []
-    sets = {name: load_dataset(name) for name in dict.fromkeys(line.dataset for line in lines) if name}
+    own = {name: load_dataset(name) for name in dict.fromkeys(line.dataset for line in lines) if name}
     for line in lines:
-        made = method(line, teacher, student, training)
-        data = sets[line.dataset] if line.dataset else dataset
-        n = line.samples or min(len(dataset), len(data))
-        if not stats.MINIMUM_SAMPLES <= n <= len(data):
+        made, data = method(line, teacher, student, training), own.get(line.dataset or "", dataset)
+        n, least = line.samples or min(len(dataset), len(data)), stats.MINIMUM_SAMPLES
+        if not least <= n <= len(data):
             raise ValueError(
-                f"ablation {line.name!r}: samples must be {stats.MINIMUM_SAMPLES} (for an interval) to {len(data)}, found {n}"
+                f"ablation {line.name!r}: samples must be {least} (for an interval) to {len(data)}, found {n}"
             )
         chosen.append((line, made, data if n == len(data) else data.subset(n, seed=0)))
     options: dict[str, Any] = {"folder": folder, "teacher_method": methods.ZeroShot(teacher), "on_error": on_error}
@@ -164,14 +165,6 @@ def run(
     return pd.concat(frames, ignore_index=True)
 
 
-# ----------------------------------------------------------------------------------------------------------------- tables
-
-
-KEY = ["dataset", "corruption", "severity", "sample", "seed"]  # which prediction is compared with which
-SIDES = ("below", "not told apart", "above")
-AGAINST = {"final - teacher": "against its teacher", "difference": "against that"}  # a difference and its verdict
-
-
 def side(difference: Number) -> str:
     """Whether an interval of points leaves out 0 by more than one image would move it: below, above, not told apart."""
     image = 100 / (difference.n or 1)
@@ -187,39 +180,49 @@ def measured(values: Any, least: float, most: float, unit: str = "") -> Number:
     return Number(mean.value / 100, max(least, mean.low / 100), min(most, mean.high / 100), mean.n, unit, "measure")
 
 
-def updates(own: pd.DataFrame) -> int:
-    """K, the number of updates of a variant's records."""
-    return stats.paths(own).shape[1] - 1
+def _points(difference: stats.Interval) -> Number:
+    return tables.percent(difference, kind="difference", unit="points")
+
+
+def spread(right: np.ndarray, seeds: Any) -> Number:
+    """Standard deviation over seeds of the accuracy, points; shown without its interval.
+
+    right, seeds: (n,), equally many rows of each seed. The interval is the 95 % one of normal values (chi-square), of what the deviation
+    is with one answer less at its lower end and one more at its upper: several seeds that agree do not say that others would.
+    """
+    count = pd.Series(right).groupby(np.asarray(seeds)).sum()
+    n, point = len(count), 100 * len(count) / len(right)  # what one answer is to the accuracy of its seed
+    deviation, answer = point * float(count.std()), point / math.sqrt(n)  # the most that one moves the deviation
+    low, high = np.sqrt((n - 1) / chi2.ppf([0.5 + 0.5 * stats.CONFIDENCE, 0.5 - 0.5 * stats.CONFIDENCE], n - 1))
+    ends = float(low) * max(round(deviation - answer, 9), 0.0), min(float(high) * (deviation + answer), 100.0)
+    return Number(deviation, *ends, n, "points", "measure", brief=True)
+
+
+def _right(own: pd.DataFrame) -> pd.DataFrame:
+    """Whether each prediction of a variant's records (index `KEY`) is right after k = 0..K updates."""
+    return pd.DataFrame(stats.paths(own) == own[["label"]].to_numpy(), pd.MultiIndex.from_frame(own[KEY]))
 
 
 def stopped(own: pd.DataFrame, k: int) -> dict[str, Any]:
     """What a variant reaches had it been stopped after k updates: training does not know how long it will last.
 
     own: its records. images, seeds, k; accuracies: final, teacher, as teacher (same prediction), any (right after at least one of
-    the first k updates); final - teacher; each a Number with its interval over images and seeds; sd over seeds (points).
-
-    Raises ValueError for a k beyond its last update.
+    the first k updates); final - teacher; `spread`; each a Number with its interval. Raises ValueError for a k beyond its last update.
     """
-    if not 1 <= k <= updates(own):
-        raise ValueError(f"{own['variant'].iloc[0]} was trained for {updates(own)} iterations; found k = {k}")
-    path, label, seeds = stats.paths(own)[:, : k + 1], own["label"].to_numpy(), own["seed"].to_numpy()
-    teacher = own["teacher_prediction"].fillna(-2).to_numpy(dtype=np.int64)  # -2: nobody's answer
-    right = path == label[:, None]
-    final = right[:, k]
-    found = {
-        "final": final,
-        "teacher": teacher == label,
-        "as teacher": path[:, k] == teacher,
-        "any": right[:, 1:].any(axis=1),
-    }
-    by_seed = 100 * pd.Series(final).groupby(seeds).mean()
+    path, label = stats.paths(own), own["label"].to_numpy()
+    if not 1 <= k < path.shape[1]:
+        raise ValueError(f"{own['variant'].iloc[0]} was trained for {path.shape[1] - 1} iterations; found k = {k}")
+    asked = own["teacher_prediction"].fillna(-2).to_numpy(dtype=np.int64)  # -2: nobody's answer
+    final, teacher, options = path[:, k] == label, asked == label, {"samples": own["sample"], "seeds": own["seed"]}
+    right = (path[:, 1 : k + 1] == label[:, None]).any(axis=1)
+    found = {"final": final, "teacher": teacher, "as teacher": path[:, k] == asked, "any": right}
     return {
         "images": own["sample"].nunique(),
-        "seeds": len(by_seed),
+        "seeds": own["seed"].nunique(),
         "k": k,
-        **{name: tables.percent(stats.mean(each, own["sample"], seeds=seeds)) for name, each in found.items()},
-        "final - teacher": _points(stats.paired_difference(final, teacher == label, own["sample"], seeds=seeds)),
-        "sd over seeds": Number(float(by_seed.std(ddof=1)), n=len(by_seed), unit="points", kind="measure"),
+        **{name: tables.percent(stats.mean(each, **options)) for name, each in found.items()},
+        "final - teacher": _points(stats.paired_difference(final, teacher, **options)),
+        "sd over seeds": spread(final, own["seed"]),
     }
 
 
@@ -230,22 +233,16 @@ def compared(own: pd.DataFrame, other: pd.DataFrame, k: int, k_other: int) -> Nu
     """
     if set(own["dataset"]) != set(other["dataset"]):
         return None
-    place = pd.Series(np.arange(len(other)), index=pd.MultiIndex.from_frame(other[KEY]))
-    found = place.reindex(pd.MultiIndex.from_frame(own[KEY])).to_numpy()
-    if np.isnan(found).any():
+    right, theirs = _right(own)[k], _right(other)[k_other]
+    unseen = right.index.difference(theirs.index)
+    if len(unseen):
         raise ValueError(
-            f"variant {own['variant'].iloc[0]!r} has {own.loc[np.isnan(found), 'sample'].nunique()} images that "
-            f"{other['variant'].iloc[0]!r}, with which it is compared, has not seen: give it at most "
-            f"{other['sample'].nunique()} samples, or the other one more"
+            f"variant {own['variant'].iloc[0]!r} has {unseen.unique('sample').size} images that {other['variant'].iloc[0]!r}, with which "
+            f"it is compared, has not seen: give it at most {other['sample'].nunique()} samples, or the other one more"
         )
-    label = own["label"].to_numpy()
-    theirs = stats.paths(other)[found.astype(np.int64), k_other]
-    right = stats.paths(own)[:, k] == label
-    return _points(stats.paired_difference(right, theirs == label, own["sample"], seeds=own["seed"]))
-
-
-def _points(difference: stats.Interval) -> Number:
-    return tables.percent(difference, kind="difference", unit="points")
+    theirs = theirs.reindex(right.index)
+    options = {"samples": own["sample"], "seeds": own["seed"]}
+    return _points(stats.paired_difference(right.to_numpy(), theirs.to_numpy(), **options))
 
 
 def after(rows: pd.DataFrame, base: str, k: int | None = None) -> pd.DataFrame:
@@ -258,21 +255,19 @@ def after(rows: pd.DataFrame, base: str, k: int | None = None) -> pd.DataFrame:
     Raises ValueError for an unknown base, when no variant was trained for k updates, and as `compared`.
     """
     parts = {str(variant): own for variant, own in rows.groupby("variant", sort=False)}
-    if base not in parts:
-        raise project.unknown("variant", base, parts)
+    project.among("variant", [base], parts)
+    last = {variant: stats.paths(own).shape[1] - 1 for variant, own in parts.items()}
     lines: dict[tuple[str, str], dict[str, Any]] = {}
     for variant, own in parts.items():
-        last = updates(own)
-        chosen = last if k is None else k
-        if chosen > last:
+        chosen = last[variant] if k is None else k
+        if chosen > last[variant]:
             continue
-        line = lines[own["part"].iloc[0], variant] = stopped(own, chosen)
         against = own["against"].iloc[0] or base
-        theirs = updates(parts[against])
-        at = min(chosen, theirs)
+        at = min(chosen, last[against])
         found = compared(own, parts[against], chosen, at) if against != variant and at >= (k or 1) else None
-        named = against if at == theirs else f"{against}, k = {at}"
-        line |= {"compared with": named if found else None, "difference": found}
+        named = None if found is None else against if at == last[against] else f"{against}, k = {at}"
+        key = own["part"].iloc[0], variant
+        lines[key] = {**stopped(own, chosen), "compared with": named, "difference": found}
     if not lines:
         raise ValueError(f"no variant was trained for {k} iterations: name fewer")
     table = pd.DataFrame.from_dict(lines, orient="index").rename_axis(["part", "variant"])
@@ -343,20 +338,11 @@ def published_cells(lines: Sequence[Ablation], published: pd.DataFrame) -> dict[
     """
     known = {(cell.row, cell.column): cell for cell in published.itertuples()}
     cells: dict[str, Number | str] = {}
-    for line in lines:
-        if line.published is None:
-            continue
-        if line.published not in known:
-            raise ValueError(
-                f"ablation {line.name!r}: {project.unknown('published cell', line.published, map(str, known))}"
-            )
-        cell = known[line.published]
-        text = cell.text.removeprefix("not found ").strip("()")
-        cells[line.name] = text if math.isnan(cell.value) else Number(cell.value, kind="published")
+    for name, place in ((line.name, line.published) for line in lines if line.published):
+        project.among(f"published cell of ablation {name!r}", [place], known)
+        text = known[place].text.removeprefix("not found ").strip("()")
+        cells[name] = text if math.isnan(known[place].value) else Number(known[place].value, kind="published")
     return cells
-
-
-# --------------------------------------------------------------------------------------------- students and their targets
 
 
 def feature_and_tokens(teacher: Teacher, dataset: Dataset, *, images: int = 32) -> Number:
