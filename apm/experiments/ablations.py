@@ -74,8 +74,8 @@ def load(profile: str, file: str) -> list[Ablation]:
 
 
 def parse(lines: Sequence[Mapping[str, Any]]) -> list[Ablation]:
-    """The lines of a profile. Raises ValueError, naming the line, for an unknown or missing option, a value of another type than its
-    option's, a name used twice, and a line to compare with that is not there."""
+    """The lines of a profile. Raises ValueError, naming the line, for options that are unknown, missing or of another type, a name used
+    twice, and a line to compare with that is not there."""
     parsed: list[Ablation] = []
     for number, line in enumerate(lines, 1):
         if not isinstance(line, Mapping):
@@ -129,12 +129,10 @@ def run(
     training: Mapping[str, Any] | None = None,
     on_error: str = "raise",
 ) -> pd.DataFrame:
-    """Records of all lines over all seeds; lines with equal settings run once.
+    """Records of all lines over all seeds; lines with equal settings run once. on_error: as of `apm.runs.records.run`.
 
-    Further columns: part, variant, parameters; against (the line that it names, or ""); same_as: the first line with the same
-    settings on the same images, "" for that line itself. on_error: as of `apm.runs.records.run`.
-
-    Raises ValueError for fewer than 3 seeds, for `samples` out of range and as `method` does, before anything is computed.
+    Further columns: part, variant, parameters; against (the line that it names, or ""); same_as: the first line with the same settings
+    and images, "" for that line itself. Raises ValueError for fewer than 3 seeds, `samples` out of range and as `method`, before it runs.
     """
     if len(set(seeds)) != len(seeds) or len(seeds) < MINIMUM_SEEDS:
         raise ValueError(
@@ -185,10 +183,10 @@ def _points(difference: stats.Interval) -> Number:
 
 
 def spread(right: np.ndarray, seeds: Any) -> Number:
-    """Standard deviation over seeds of the accuracy, points; shown without its interval.
+    """Standard deviation over seeds of the accuracy, points, shown without its interval. right, seeds: (n,), as many rows of each seed.
 
-    right, seeds: (n,), equally many rows of each seed. The interval is the 95 % one of normal values (chi-square), of what the deviation
-    is with one answer less at its lower end and one more at its upper: several seeds that agree do not say that others would.
+    The interval is that of normal values (chi-square), taken of what one answer less and one more make of the deviation: seeds that
+    agree do not say that others would.
     """
     count = pd.Series(right).groupby(np.asarray(seeds)).sum()
     n, point = len(count), 100 * len(count) / len(right)  # what one answer is to the accuracy of its seed
@@ -204,10 +202,10 @@ def _right(own: pd.DataFrame) -> pd.DataFrame:
 
 
 def stopped(own: pd.DataFrame, k: int) -> dict[str, Any]:
-    """What a variant reaches had it been stopped after k updates: training does not know how long it will last.
+    """What a variant, given by its records, reaches had it been stopped after k updates: training does not know how long it will last.
 
-    own: its records. images, seeds, k; accuracies: final, teacher, as teacher (same prediction), any (right after at least one of
-    the first k updates); final - teacher; `spread`; each a Number with its interval. Raises ValueError for a k beyond its last update.
+    Accuracies: final, teacher, as teacher (same prediction), any (right after at least one of the k updates). Raises ValueError for a k
+    beyond its last update.
     """
     path, label = stats.paths(own), own["label"].to_numpy()
     if not 1 <= k < path.shape[1]:
@@ -236,23 +234,21 @@ def compared(own: pd.DataFrame, other: pd.DataFrame, k: int, k_other: int) -> Nu
     right, theirs = _right(own)[k], _right(other)[k_other]
     unseen = right.index.difference(theirs.index)
     if len(unseen):
+        mine, its = (part["variant"].iloc[0] for part in (own, other))
         raise ValueError(
-            f"variant {own['variant'].iloc[0]!r} has {unseen.unique('sample').size} images that {other['variant'].iloc[0]!r}, with which "
-            f"it is compared, has not seen: give it at most {other['sample'].nunique()} samples, or the other one more"
+            f"variant {mine!r} has {unseen.unique('sample').size} images that {its!r}, with which it is compared, has not seen: "
+            f"give it at most {other['sample'].nunique()} samples, or the other one more"
         )
-    theirs = theirs.reindex(right.index)
-    options = {"samples": own["sample"], "seeds": own["seed"]}
-    return _points(stats.paired_difference(right.to_numpy(), theirs.to_numpy(), **options))
+    theirs = theirs.reindex(right.index).to_numpy()
+    return _points(stats.paired_difference(right.to_numpy(), theirs, own["sample"], seeds=own["seed"].to_numpy()))
 
 
 def after(rows: pd.DataFrame, base: str, k: int | None = None) -> pd.DataFrame:
     """One row per variant (index part, variant) after k updates, or after its last for None: what it reaches, how it compares.
 
-    Columns: those of `stopped`; compared with (the line, base where it names none), its k; difference; for both differences which
-    `side`. Variants trained for fewer than k updates have no row; a variant is compared with another after as many updates, where
-    that one has them (without k: after its last where it has fewer).
-
-    Raises ValueError for an unknown base, when no variant was trained for k updates, and as `compared`.
+    Variants trained for fewer than k updates have no row; a variant is compared with the line that it names, or base, after as many
+    updates, where that one has them (without k: after its last where it has fewer). Each difference has its `side`. Raises ValueError
+    for an unknown base, when no variant was trained for k updates, and as `compared`.
     """
     parts = {str(variant): own for variant, own in rows.groupby("variant", sort=False)}
     project.among("variant", [base], parts)
@@ -278,18 +274,14 @@ def after(rows: pd.DataFrame, base: str, k: int | None = None) -> pd.DataFrame:
 
 
 def over_iterations(own: pd.DataFrame, counts: Sequence[int]) -> pd.DataFrame:
-    """One variant's records had it been stopped after k updates, for k in counts: index "k = 5" and so on.
+    """`stopped` after k updates of one variant, for k in counts, and final minus that after the last of them, paired.
 
-    A run of K updates begins with the run of k < K. Columns: those of `stopped`, but for the teacher's, and final minus that after
-    the last of counts, paired. Raises ValueError for a k beyond its last update.
+    A run of K updates begins with the run of k < K. Raises ValueError for a k beyond its last update.
     """
     last = counts[-1]
-    lines = {
-        f"k = {k}": {**stopped(own, k), f"final - final after {last}": compared(own, own, k, last)} for k in counts
-    }
-    table = pd.DataFrame.from_dict(lines, orient="index").rename_axis("stopped").drop(columns=["k", "teacher"])
-    table.iloc[-1, -1] = None  # the last with itself
-    return table
+    steps = {k: None if k == last else compared(own, own, k, last) for k in counts}
+    lines = {f"k = {k}": {**stopped(own, k), f"final - final after {last}": step} for k, step in steps.items()}
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("stopped").drop(columns=["k", "teacher"])
 
 
 def settings(rows: pd.DataFrame) -> pd.DataFrame:
@@ -313,7 +305,6 @@ def moved(found: Mapping[str, pd.DataFrame], same: Sequence[str]) -> pd.DataFram
     """How many distinct runs are below, above or not told apart from their teacher and from the line that they are compared with.
 
     found: name of a row -> table of `after`. same: variants that are the same run as an earlier one, no findings of their own.
-    of them p (Holm) < 0.05: of those below or above, how many survive the correction for as many tests.
     """
     lines = {}
     for (name, table), column in itertools.product(found.items(), AGAINST):
@@ -332,10 +323,7 @@ def moved(found: Mapping[str, pd.DataFrame], same: Sequence[str]) -> pd.DataFram
 
 
 def published_cells(lines: Sequence[Ablation], published: pd.DataFrame) -> dict[str, Number | str]:
-    """Variant -> the published value, or what the paper's text says of it where no number was found.
-
-    published: `apm.data.published.load("table5")`. Raises ValueError for a row and column that are not there.
-    """
+    """Variant -> its value in published ("table5"), or what the paper's text says where none was found; ValueError for an unknown cell."""
     known = {(cell.row, cell.column): cell for cell in published.itertuples()}
     cells: dict[str, Number | str] = {}
     for name, place in ((line.name, line.published) for line in lines if line.published):
@@ -359,10 +347,9 @@ def feature_and_tokens(teacher: Teacher, dataset: Dataset, *, images: int = 32) 
 
 
 def towards_target(teacher: Teacher, dataset: Dataset, config: TTTConfig, counts: Sequence[int]) -> pd.DataFrame:
-    """How close students come to their targets: one row per number of updates in counts (0: random weights), at most K.
+    """How close students, seed 0, come to their targets after each number of updates in counts (0: random weights), at most K.
 
-    Columns: images, loss, cosine to the target (means over images with t intervals), as teacher (same class, Wilson). Images are
-    all of the dataset, seed 0. Raises ValueError for a count beyond K.
+    Loss and cosine are means over images with t intervals; as teacher: same class, Wilson. Raises ValueError for a count beyond K.
     """
     if max(counts) > config.iterations:
         raise ValueError(f"the student is trained for {config.iterations} iterations; found k = {max(counts)}")

@@ -60,10 +60,7 @@ def invariances(
 
 
 def encodings(method: Any, dataset: Dataset, *, seed: int = 0) -> float:
-    """Image encodings by the teacher per image, counted while a method prepares and predicts with nothing stored from before.
-
-    method: with a `teacher`, such as `apm.methods.APM`.
-    """
+    """Image encodings by a method's teacher per image, counted while it prepares and predicts with nothing stored from before."""
     with (
         tempfile.TemporaryDirectory() as empty,
         patch.dict(os.environ, APM_CACHE=empty),
@@ -87,10 +84,7 @@ def trained_here(name: str, pretrained: str | Path | None) -> bool:
 
 
 def departures(method: methods.APM, dataset: Dataset, *, seed: int = 0) -> list[str]:
-    """How a method departs from one loss, to the teacher's feature, on the image as it is, without labels; none where it does not.
-
-    Its settings are read, and other labels are tried (`labels_matter`).
-    """
+    """How a method, by its settings and by `labels_matter`, departs from one loss, to the teacher's feature, on the image as it is."""
     config = method.config
     found = {
         f"augmentation {config.augmentation}": config.augmentation != "none",
@@ -110,10 +104,8 @@ def labels_matter(method: Any, dataset: Dataset, *, seed: int = 0) -> bool:
 
 
 def midpoint(config: APMConfig, first: torch.Tensor, second: torch.Tensor, *, std: float = 0.1, seed: int = 0) -> float:
-    """Largest difference between the trigger column of two images' blend and the blend of their trigger columns.
-
-    first, second: (3, H, W). Relative to the largest value. The column is an affine map of the pixels, so this is rounding.
-    """
+    """Largest difference, relative to the largest value, between the trigger column of the blend of two images (3, H, W) and the blend of
+    their trigger columns. The column is an affine map of the pixels, so this is rounding."""
     student = APM(config, torch.Generator().manual_seed(seed), std=std)
     with torch.no_grad():
         a, b, blend = student.perceive(torch.stack([first, second, (first + second) / 2])).column

@@ -218,7 +218,7 @@ def image_size(name: str) -> int:
 @functools.cache
 @lockstep.caller_free()
 def tower_cost(name: str, tower: str = "image") -> Cost:
-    """Parameters and operations of an open_clip model's "image" tower, "text" tower (one text), or "both"; ValueError as above."""
+    """Parameters and operations of an open_clip model's "image" tower, "text" tower (one text), or both."""
     if tower == "both":
         return Cost(*map(sum, zip(tower_cost(name), tower_cost(name, "text"), strict=True)))
     clip = clip_model(name)
@@ -294,10 +294,7 @@ def memory(fn: Callable[[], Any], held: Iterable[Tensor] = ()) -> Memory:
 
 
 def chunk_cost(config: APMConfig, chunk: int, *, formulation: str = "plain") -> tuple[int, Memory]:
-    """Operations, and memory, of the whole student for one image, `chunk` columns at a time; no gradients.
-
-    Held are weights, patches and positional codes. Raises ValueError for a chunk below 1.
-    """
+    """Operations, and memory, of the whole student for one image, `chunk` columns at a time; no gradients. Raises as `Student.stages`."""
     student = Student.random(config, formulation)
 
     def run(most: int) -> None:
@@ -337,9 +334,9 @@ class _Uncomputed(TorchDispatchMode):
 
 
 def ttt_run(config: ttt.TTTConfig) -> tuple[int, Memory]:
-    """Operations and memory of `apm.ttt.adapt` itself for one random image on the CPU, from drawing the weights to the end.
+    """Operations and memory of `apm.ttt.adapt` itself for one random image on the CPU, its matrix products not computed.
 
-    Matrix products are not computed. Two iterations reach the peak: Adam's averages exist from the first step on.
+    Two iterations reach the peak: Adam's averages exist from the first step on.
     """
     image, target = _random_case(config, "cpu")
     found: list[Memory] = []
@@ -391,8 +388,7 @@ def time_columns(
 ) -> dict[str, Any]:
     """Seconds of the whole student for one image, `chunk` columns at a time, convolution and fold included (Figure 2).
 
-    Median, least and most over repeats. At most `most` chunks are run, and their time, not that of what is done once, is scaled to the
-    whole grid. On a GPU with the peak that CUDA's allocator reports.
+    At most `most` chunks are run, and their time, not that of what is done once, is scaled to the whole grid.
     """
     device = torch.device(device)
     run = functools.partial(Student.random(config, formulation, device).stages, chunk, most)
@@ -420,10 +416,8 @@ def emulated(precision: str, device: torch.device | str) -> bool:
 def time_ttt(config: ttt.TTTConfig, *, device: torch.device | str = "cpu") -> dict[str, float]:
     """Seconds of `apm.ttt.adapt` on one random image; NaN, and no iteration timed, where its precision is `emulated`.
 
-    start: until the first iteration, weights are drawn; iteration: mean of forward, backward and Adam; last look: forward pass with the
-    final weights. The first iteration warms up; on a GPU the first updates choose kernels and capture the CUDA graph that all later
-    ones replay: `lockstep.WARM_UP` + 1 warm up, after an untimed run in which the libraries start. Raises ValueError where no
-    iteration is left.
+    start: weights are drawn; iteration: mean of forward, backward and Adam; last look: forward pass with the final weights. The first
+    iteration warms up, on a GPU also those in which the CUDA graph that later ones replay is captured. ValueError where none is left.
     """
     device, iterations = torch.device(device), config.iterations
     first = lockstep.WARM_UP + 1 if device.type == "cuda" else 1
