@@ -67,17 +67,14 @@ def test_counted_operations_of_the_student_are_those_of_the_formula(name: str, f
     assert cost.columns == config.locations
 
 
-@pytest.mark.parametrize("columns", [1, 256, 512, 1024])
-def test_mlp_and_head_of_the_released_student_by_hand(columns: int) -> None:
+def test_parts_of_the_student_by_hand() -> None:
     by_hand = 2048 * 4096 + 4096 * 2048 + 2048 * 1024 + 1024 * 768
-    cost = student_cost(RELEASED, columns, part="columns")
-    assert cost.forward == 2 * columns * by_hand == student_formula(RELEASED, columns, part="columns")
-    assert (cost.backward, cost.gmac) == (2 * cost.forward, pytest.approx(columns * by_hand / 1e9))
-    assert student_cost(RELEASED, columns).forward == student_formula(RELEASED, columns)
-
-
-def test_backward_is_two_products_per_product_but_for_the_pixels() -> None:
-    cost = student_cost(SMALL)
+    for columns in (1, 256, 1024):
+        cost = student_cost(RELEASED, columns, part="columns")
+        assert cost.forward == 2 * columns * by_hand == student_formula(RELEASED, columns, part="columns")
+        assert (cost.backward, cost.gmac) == (2 * cost.forward, pytest.approx(columns * by_hand / 1e9))
+        assert student_cost(RELEASED, columns).forward == student_formula(RELEASED, columns)
+    cost = student_cost(SMALL)  # two products backward per product forward
     pixels = 2 * SMALL.locations * 3 * SMALL.patch**2  # the column's filter: the image needs no gradient
     assert cost.backward == 2 * cost.forward - pixels
 
@@ -243,12 +240,7 @@ def test_bfloat16_is_timed_only_where_it_is_computed_and_its_empty_row_fails_no_
     found = numbers.tidy(pd.DataFrame.from_dict(rows, orient="index"), "04_run_times", kinds="cost")
     elsewhere = numbers.tidy(pd.DataFrame(1.5, rows, rows["float32"]), "04_run_times", kinds="cost")
     assert set(verify.compare(elsewhere, found)["status"]) == {"cost"}
-
-
-def test_hardware_names_threads_and_torch() -> None:
-    text = compute.hardware("cpu")
-    assert f"{torch.get_num_threads()} thread" in text
-    assert torch.__version__ in text
+    assert f"{torch.get_num_threads()} thread" in compute.hardware("cpu")
 
 
 def test_conventions_reproduce_the_published_figures(said: dict) -> None:
