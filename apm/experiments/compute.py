@@ -425,9 +425,9 @@ def time_ttt(config: ttt.TTTConfig, *, device: torch.device | str = "cpu") -> di
         raise ValueError(
             f"the first {first} iteration(s) on {device.type} warm up: at least {first + 1} are needed, found {iterations}"
         )
-    names = ("start (s)", "iteration (s)", "last look (s)", "iterations timed")
+    names = ("start (s)", "iteration (s)", "iterations timed", "last look (s)")
     if emulated(config.precision, device):
-        return dict(zip(names, (math.nan, math.nan, math.nan, 0), strict=True))
+        return dict(zip(names, (math.nan, math.nan, 0, math.nan), strict=True))
     image, target = _random_case(config, device)
     if device.type == "cuda":
         ttt.adapt(image, target, config)
@@ -440,4 +440,4 @@ def time_ttt(config: ttt.TTTConfig, *, device: torch.device | str = "cpu") -> di
     begin = _clock(device)
     ttt.adapt(image, target, config, callback=stamp)
     end, last, timed = _clock(device), stamps[iterations], iterations - first
-    return dict(zip(names, (stamps[0] - begin, (last - stamps[first]) / timed, end - last, timed), strict=True))
+    return dict(zip(names, (stamps[0] - begin, (last - stamps[first]) / timed, timed, end - last), strict=True))
