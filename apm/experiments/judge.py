@@ -27,8 +27,7 @@ one_thread = threadpool_limits.wrap(limits=1)
 def mean(values: np.ndarray | pd.Series, unit: str = "", kind: str = "measure") -> Number:
     """Mean over images of one value each (n,), with its 95 % interval over images (`apm.analysis.stats.mean`).
 
-    Right or wrong (bool) and differences of two such (whole numbers) are in percent; others keep their unit. Raises ValueError
-    for fewer than `stats.MINIMUM_SAMPLES` images and values that are not finite.
+    Right or wrong (bool) and differences of two such (whole numbers) are in percent; others keep their unit. Raises as `stats.mean`.
     """
     values = np.asarray(values)
     found = stats.mean(values)
@@ -56,10 +55,9 @@ def kmeans(rows: np.ndarray, k: int, *, starts: int, seed: int = 0) -> np.ndarra
 
 @one_thread
 def tsne(rows: np.ndarray, components: int = 2, *, seed: int = 0) -> np.ndarray:
-    """t-SNE (n, components) of rows as they are, from a PCA start: repeatable. It keeps neighbourhoods only, and spreads what it is given.
+    """t-SNE (n, components) of rows as they are, from a PCA start: repeatable.
 
-    scikit-learn's defaults are made for thousands of rows: of the 64 places of a grid its learning rate makes a random scatter, and
-    its exaggeration one point.
+    scikit-learn's defaults are made for thousands of rows: of the 64 places of a grid they make a random scatter.
     """
     from sklearn.manifold import TSNE
 
@@ -69,19 +67,6 @@ def tsne(rows: np.ndarray, components: int = 2, *, seed: int = 0) -> np.ndarray:
     return np.asarray(found.fit_transform(np.pad(rows, ((0, 0), (0, max(components - rows.shape[1], 0))))))
 
 
-def foreground(bright: np.ndarray, images: np.ndarray | None = None) -> np.ndarray:
-    """Which places (N, h, w) are brighter than Otsu's threshold (1979), which divides brightnesses into two classes of least variance.
-
-    bright: (N, h, w) mean brightness of the places. images: (N, H, W) brightness of the pixels, for a threshold of each image's own;
-    default one threshold, of all places.
-    """
-    from skimage.filters import threshold_otsu
-
-    if images is None:
-        return bright > threshold_otsu(bright)
-    return bright > np.array([threshold_otsu(image) for image in images])[:, None, None]
-
-
 def displayed(images: Tensor) -> np.ndarray:
     """A student's normalised images (..., 3, H, W) as they look: float RGB (..., H, W, 3) in 0..1."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
@@ -89,10 +74,7 @@ def displayed(images: Tensor) -> np.ndarray:
 
 
 def pictures(rows: Mapping[str, Sequence[Any]], headings: Sequence[str], *, size: float = 1.15) -> Figure:
-    """Pictures in rows and columns: (H, W, 3) in 0..1 or uint8, or (H, W) grey or bool.
-
-    rows: pictures by row label, one per heading. size: inches per picture. Raises ValueError for rows of another length.
-    """
+    """Pictures in rows, by label, under headings: (H, W, 3) in 0..1 or uint8, or (H, W) grey or bool. size: inches per picture."""
     import matplotlib.pyplot as plt
 
     figures.style()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,17 +17,13 @@ def judge(
     """Which held-out images k nearest neighbours (by cosine) and a linear probe on features get right: a row each, columns "k-NN"
     and "linear probe".
 
-    features: name -> (training (N, D), held out (M, D)). labels: (training (N,), held out (M,)). The probe is a logistic regression
-    on standardised features. Raises ValueError for k outside 1..N.
+    features: name -> (training (N, D), held out (M, D)). labels: (training (N,), held out (M,)). Raises ValueError for k outside 1..N.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
     if not 1 <= k <= len(labels[0]):
         raise ValueError(f"k must lie in 1..{len(labels[0])}, the number of training images, found {k}")
-    classifiers = {
-        "k-NN": KNeighborsClassifier(k, metric="cosine", algorithm="brute"),
-        "linear probe": probe(),
-    }
+    classifiers = {"k-NN": KNeighborsClassifier(k, metric="cosine", algorithm="brute"), "linear probe": probe()}
     found = {}
     for name, pair in features.items():
         known, asked = (np.asarray(x, dtype=np.float64).reshape(len(x), -1) for x in pair)
@@ -50,21 +45,14 @@ def cluster(rows: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
     return kmeans(normalize(rows - rows.mean(axis=0)), k, starts=2, seed=seed)
 
 
-def in_majority(clusters: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Which rows (n,) belong to the most frequent class of their cluster; their share is the clusters' purity."""
-    table = pd.crosstab(clusters, classes)
-    return np.asarray(table.idxmax(axis=1).loc[clusters] == classes)
-
-
 def shared(
     clusters: np.ndarray, classes: np.ndarray, *, images: np.ndarray | None = None, least: bool = False
 ) -> np.ndarray:
     """Normalised mutual information in percent of two labellings (n,), as one value an image whose mean it is.
 
-    The information over the mean of the two entropies, or, with `least`, over the smaller one: then as few clusters as there
-    are can still reach 100, however many classes there are. images: (n,) image of each row, default each its own.
-    The values are the measure plus the jackknife's share of every image (Efron and Tibshirani 1993, ch. 11), so that their
-    spread over images gives the interval, and paired differences go like those of any other value.
+    The information over the mean of the two entropies, or, with `least`, over the smaller one: few clusters can then reach 100,
+    however many classes there are. images: (n,) image of each row, default each its own. A value is the measure plus the jackknife's
+    share of its image (Efron and Tibshirani 1993, ch. 11): their spread gives the interval.
     """
     from scipy.special import entr
 
@@ -84,15 +72,6 @@ def shared(
     return np.asarray(np.round(float(information(total)) + (n - 1) * (without.mean() - without), 9))
 
 
-class Clusters(NamedTuple):
-    """What the k-means clusters of images and of locations agree with."""
-
-    measures: dict[
-        str, np.ndarray
-    ]  # one value an image: purity (bool) and NMI with the classes; NMI of the locations' clusters
-    maps: np.ndarray  # (n, h, w) clusters of the locations
-
-
 def clusters(
     whole: np.ndarray | None,
     grid: np.ndarray,
@@ -102,34 +81,23 @@ def clusters(
     k: int,
     seed: int = 0,
     where: np.ndarray | None = None,
-) -> Clusters:
-    """k-means of images, as many clusters as there are classes, and of locations, k clusters, by their features.
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """k-means of images, as many clusters as there are classes, and of locations, k clusters, by their features: what they agree with,
+    one value an image (purity, a bool; NMI), and the clusters (n, h, w) of the locations.
 
     whole: one vector per image (N, D) or None; grid: one per location of n images (n, h, w, D'). labels: (N,). where: (n,) positions
-    of those n among the N, default all. foreground: (n, h, w) bool. NMI of the locations with foreground, place and class is over
-    the smaller entropy.
+    of those n among the N, default all. foreground: (n, h, w) bool. NMI of the locations is over the smaller entropy.
     """
     n, h, w = foreground.shape
     own = labels if where is None else labels[where]
     measures = {}
     if whole is not None:
         found = cluster(np.asarray(whole).reshape(len(labels), -1), len(np.unique(labels)), seed)
-        measures = {"images: purity": in_majority(found, labels), "images: NMI with class": shared(found, labels)}
+        majority = pd.crosstab(found, labels).idxmax(axis=1).loc[found].to_numpy()
+        measures = {"images: purity": majority == labels, "images: NMI with class": shared(found, labels)}
     rows = cluster(np.asarray(grid).reshape(n * h * w, -1), k, seed)
     image = np.repeat(np.arange(n), h * w)
     truths = {"foreground": foreground.ravel().astype(int), "place": np.tile(np.arange(h * w), n), "class": own[image]}
     for name, truth in truths.items():
         measures[f"locations: NMI with {name}"] = shared(rows, truth, images=image, least=True)
-    return Clusters(measures, rows.reshape(n, h, w))
-
-
-@one_thread
-def embed(rows: np.ndarray, seed: int = 0) -> np.ndarray:
-    """t-SNE (n, 2) of rows (n, D) by cosine distance, started from their principal components. Raises ValueError below 10 rows."""
-    from sklearn.manifold import TSNE
-    from sklearn.preprocessing import normalize
-
-    if len(rows) < 10:
-        raise ValueError(f"a t-SNE needs at least 10 rows, found {len(rows)}")
-    flat = normalize(np.asarray(rows, dtype=np.float64).reshape(len(rows), -1))
-    return np.asarray(TSNE(perplexity=min(30.0, (len(rows) - 1) / 3), random_state=seed).fit_transform(flat))
+    return measures, rows.reshape(n, h, w)
