@@ -7,8 +7,7 @@ numbers of a batch: such an answer, or one vector an image, which a linear map o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -166,31 +165,6 @@ def measure(answers: Mapping[str, tuple[Source, Source]], data: Material) -> dic
     return {name: pd.concat(found, ignore_index=True) for name, found in parts.items()}
 
 
-def less(values: Any, others: Any) -> np.ndarray:
-    """values - others, image by image; of right and wrong: -1, 0 or 1."""
-    values, others = np.asarray(values), np.asarray(others)
-    return values.astype(np.int8) - others.astype(np.int8) if values.dtype == bool else values - others
-
-
-def table(
-    measured: Mapping[str, Mapping[str, Any]], paired: Collection[str], options: Mapping[str, dict[str, str]]
-) -> pd.DataFrame:
-    """Means over images with their intervals: a row an answer, a column a measure, one value an image each (`judge.mean`).
-
-    paired: measures with a column "field - this" beside them, the first answer less this one. options: of `judge.mean`, by measure.
-    """
-    rows: dict[str, dict[str, Number | None]] = {name: {} for name in measured}
-    ours = next(iter(measured))
-    for name, values in measured.items():
-        for what, own in values.items():
-            mean = partial(judge.mean, **options.get(what, {}))
-            rows[name][what] = mean(own)
-            if what in paired:
-                difference = None if name == ours else mean(less(measured[ours][what], own))
-                rows[name][f"field - this: {what.split(': ')[-1]}"] = difference
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
 def against_best(ours: Any, controls: Mapping[str, Any], *, higher: bool = True, unit: str = "") -> dict[str, Any]:
     """The field beside the best of several controls on the same images: one row of a table.
 
@@ -198,7 +172,7 @@ def against_best(ours: Any, controls: Mapping[str, Any], *, higher: bool = True,
     images, to the field's disadvantage. "field better": whether the whole interval of the paired difference says so.
     """
     best = (max if higher else min)(controls, key=lambda name: float(np.mean(controls[name])))
-    difference = judge.mean(less(ours, controls[best]), unit)
+    difference = judge.mean(judge.less(ours, controls[best]), unit)
     better, worse = ("above", "below") if higher else ("below", "above")
     return {
         "field": judge.mean(ours, unit),

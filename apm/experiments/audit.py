@@ -31,6 +31,7 @@ from apm.typed import checked
 
 RULES = ("above", "below", "within", "all_below")
 CLOCK = 2.0  # a time repeats on one machine to within this factor: its interval where a rule judges it
+SURVIVES = 1 - stats.CONFIDENCE
 NEAR = 0.01  # how far from the limit "within" reaches
 Place = tuple[str, str, str]  # table, row, column
 
@@ -66,9 +67,9 @@ class Claim:
 
     def __post_init__(self) -> None:
         project.among("rule", [self.rule], RULES)
-        if not (self.rule == "all_below") == (self.estimate[1] is None) == (self.state is not None):
+        if len({self.rule == "all_below", self.estimate[1] is None, self.state is not None}) > 1:
             raise ValueError(
-                f"all_below, and no other rule, needs a state and no row, found {self.state}, {self.estimate}"
+                f"a state, and an estimate without row, belong to all_below, found {self.state}, {self.estimate}"
             )
 
 
@@ -97,20 +98,15 @@ def judge(number: Number, rule: str, limit: float) -> str:
     low, high = number.bounds
     if number.kind == "cost" and math.isnan(number.low):
         low, high = number.value / CLOCK, number.value * CLOCK
-    if rule == "above":
-        holds, fails = low > limit, high <= limit
-    elif rule == "within":
-        holds = limit - NEAR <= low and high <= limit + NEAR
-        fails = high < limit - NEAR or low > limit + NEAR
-    else:
-        holds, fails = high < limit, low >= limit
-    return HOLDS if holds else FAILS if fails else UNTESTED
+    reach = {"above": (limit, math.inf), "within": (limit - NEAR, limit + NEAR)}
+    start, end = reach.get(rule, (-math.inf, limit))
+    return HOLDS if start < low and high < end else FAILS if high <= start or low >= end else UNTESTED
 
 
 def chosen(claim: Claim, rows: pd.DataFrame) -> dict[str, Number]:
     """The numbers that a claim rests on, by row. Raises NoSuchNumber where the results hold none of them."""
     table, row, column = claim.estimate
-    names = [row]
+    names: list[Any] = [row]
     if row is None:
         there = rows[rows["table"] == table]
         state = there[there["column"] == "state"].set_index("row")["text"]
@@ -197,21 +193,18 @@ def scoreboard(audited: pd.DataFrame) -> pd.DataFrame:
     survive Holm: verdicts "holds" and "does not hold" whose corrected p is below 0.05, of those with an interval.
     """
     counted, verdict = audited["counted as"], audited["verdict"]
-    corrected = audited["p (Holm)"].map(float, na_action="ignore").astype(float)
-    tested, built = counted == "tested", counted == CONSTRUCTION
-    lines = {f"tested: {word}": tested & (verdict == word) for word in (HOLDS, FAILS, UNTESTED)}
-    lines["tested, together"] = tested
+    lines = {f"tested: {word}": (counted == "tested") & (verdict == word) for word in (HOLDS, FAILS, UNTESTED)}
+    lines["tested, together"] = counted == "tested"
     lines[CONSTRUCTION] = verdict == CONSTRUCTION
-    lines["by construction: does not hold, or open"] = built & (verdict != CONSTRUCTION)
+    lines["by construction: does not hold, or open"] = (counted == CONSTRUCTION) & (verdict != CONSTRUCTION)
     lines[NOT_RUN] = verdict == NOT_RUN
     which = pd.DataFrame(lines)
-    survived = corrected < 1 - stats.CONFIDENCE
+    corrected = audited["p (Holm)"].map(float, na_action="ignore").astype(float)
     columns = {
-        "claims": which.sum(),
-        "with an interval": which[corrected.notna()].sum(),
-        "survive Holm": which[survived].sum(),
+        "claims": which,
+        "with an interval": which[corrected.notna()],
+        "survive Holm": which[corrected < SURVIVES],
     }
-    table = pd.DataFrame(columns).astype("Int64").rename_axis("counted")
-    table.loc[~table.index.str.startswith("tested"), "with an interval"] = pd.NA
-    table.loc[~table.index.isin(["tested: holds", "tested: does not hold"]), "survive Holm"] = pd.NA
+    table = pd.DataFrame({name: rows.sum() for name, rows in columns.items()}).astype("Int64").rename_axis("counted")
+    table.iloc[4:, 1] = table.iloc[2:, 2] = pd.NA  # columns of those that were tested, and of those that were decided
     return table

@@ -127,9 +127,9 @@ def train(
     The biases of both outputs start at the mean over the training set: the RGB head ends in a ReLU, which has no gradient
     below zero, so that a channel which happens to start there would stay black. One thread on a CPU: their number changes the rounding.
 
-    Raises ValueError for another grid or width than the student's and non-finite targets; RuntimeError for a loss that is not finite.
+    Raises ValueError for missing tokens and non-finite targets; RuntimeError for a loss that is not finite.
     """
-    data = _fitting(data, config)
+    data = data if config.loss_grid else data.without_tokens()
     made_by = project.plain({"config": asdict(config), "seed": seed, "of": data.identity, **RECIPE})
     path = None if folder is None else Path(folder) / f"field-{project.sha256_of(made_by)[:24]}.safetensors"
     with one_thread(data.device):
@@ -235,20 +235,6 @@ class _State:
 
 # what determines the weights besides settings, seed and data
 RECIPE = {"recipe": code_of(_State), "code": code_version(("model",)), "torch": str(torch.__version__)}
-
-
-def _fitting(data: Material, config: FieldConfig) -> Material:
-    """The data without what the losses do not need. Raises ValueError where they do not fit the student."""
-    student = config.student
-    made, asked = (f"a grid {one.grid} of patches of {one.patch} px" for one in (data.student, student))
-    if made != asked:
-        raise ValueError(f"{data.dataset.name} was prepared for {made}, this student has {asked}")
-    if not config.loss_grid:
-        return data.without_tokens()
-    if data.tokens is None or data.tokens.shape[-1] != student.width:
-        found = "none" if data.tokens is None else f"tokens of width {data.tokens.shape[-1]}"
-        raise ValueError(f"L_grid needs teacher tokens of the student's width {student.width}, found {found}")
-    return data
 
 
 @contextmanager

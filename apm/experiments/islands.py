@@ -278,15 +278,6 @@ def _each(grids: np.ndarray, counts: Sequence[int], seed: int) -> np.ndarray:
     return np.broadcast_to(divided, np.shape(grids)[:3])
 
 
-def table(measures: Mapping[str, pd.DataFrame], names: Sequence[str]) -> pd.DataFrame:
-    """Means over images with intervals, a row per source, a column per measure; measures: rows of `measure` by source."""
-    rows = {
-        source: {name: judge.mean(frame[name], "%" if name == "spread (%)" else "") for name in names}
-        for source, frame in measures.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("features")
-
-
 CHANGED = "larger where the whole interval of the change is above 0, smaller where it is below, else not decided"
 
 
@@ -300,9 +291,8 @@ def changes(
     words = {"above": "larger", "below": "smaller", "undecided": "not decided"}
     pairs = {(name, student): (before[student][name], after[student][name]) for name in names for student in after}
     found = {what: [judge.mean(x), judge.mean(y), judge.mean(y - x)] for what, (x, y) in pairs.items()}
-    columns = ["random weights", "trained", "change"]
-    frame = pd.DataFrame.from_dict(found, orient="index", columns=columns)
-    frame.index = pd.MultiIndex.from_tuples(found, names=["measure", "student"])
+    frame = pd.DataFrame.from_dict(found, orient="index", columns=["random weights", "trained", "change"])
+    frame = frame.rename_axis(["measure", "student"])
     return frame.assign(**{"training made it": frame["change"].map(numbers.verdict).map(words)})
 
 
@@ -319,7 +309,7 @@ def whose(measures: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     measures: rows of `measure`, with masks and another image's maps, by source.
     """
     gain = "own - other masks"
-    found = table(measures, ["R2 of P", "CKA, another image", gain, f"{gain}, another image's map"])
+    found = judge.table(measures, ["R2 of P", "CKA, another image", gain, f"{gain}, another image's map"])
     verdicts = {}
     for source, frame in measures.items():
         linear, same, own, _ = found.loc[source]

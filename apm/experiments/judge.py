@@ -1,11 +1,12 @@
 """What more than one experiment judges features by, and how it shows them: the library's methods with one choice of settings.
 
-Rows are features (n, D) of images or of places. Everything runs on one thread: sums have the same rounding on every number of cores.
+Rows are features (n, D) of images or of places. Labels only judge. Everything runs on one thread: sums have the same rounding on every
+number of cores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,36 @@ def mean(values: np.ndarray | pd.Series, unit: str = "", kind: str = "measure") 
     return Number(found.value / 100, found.low / 100, found.high / 100, found.n, unit, kind)
 
 
+def less(values: Any, others: Any) -> np.ndarray:
+    """values - others, image by image; of right and wrong: -1, 0 or 1."""
+    values, others = np.asarray(values), np.asarray(others)
+    return values.astype(np.int8) - others.astype(np.int8) if values.dtype == bool else values - others
+
+
+def table(
+    measured: Mapping[str, Mapping[str, Any]],
+    names: Sequence[str] | None = None,
+    *,
+    paired: Collection[str] = (),
+    options: Mapping[str, dict[str, str]] | None = None,
+) -> pd.DataFrame:
+    """Means over images with their intervals: a row a source, a column a measure (default: all), one value an image each.
+
+    paired: measures with a column "field - this" beside them, the first source less this one. options: of `mean`, by measure; one whose
+    name ends with (%) is in percent.
+    """
+    rows: dict[str, dict[str, Number | None]] = {source: {} for source in measured}
+    first = next(iter(measured))
+    for source, values in measured.items():
+        for name in names or values:
+            how = (options or {}).get(name, {"unit": "%"} if name.endswith("(%)") else {})
+            rows[source][name] = mean(values[name], **how)
+            if name in paired:
+                difference = None if source == first else mean(less(measured[first][name], values[name]), **how)
+                rows[source][f"field - this: {name.split(': ')[-1]}"] = difference
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("features")
+
+
 def probe() -> Any:
     """A linear probe, not fitted: features standardised, then logistic regression. It uses labels: no method, it says what features hold."""
     from sklearn.linear_model import LogisticRegression
@@ -43,6 +74,25 @@ def probe() -> Any:
     from sklearn.preprocessing import StandardScaler
 
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
+
+
+@one_thread
+def classify(
+    features: Mapping[str, tuple[np.ndarray, np.ndarray]], labels: tuple[np.ndarray, np.ndarray], *, k: int
+) -> dict[str, pd.DataFrame]:
+    """Which held-out images "k-NN" (by cosine) and a "linear probe" on features get right: two columns, a row an image.
+
+    features: name -> (training (N, D), held out (M, D)). labels: (training (N,), held out (M,)).
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    classifiers = {"k-NN": KNeighborsClassifier(k, metric="cosine", algorithm="brute"), "linear probe": probe()}
+    found = {}
+    for name, pair in features.items():
+        known, asked = (np.asarray(x, dtype=np.float64).reshape(len(x), -1) for x in pair)
+        right = {rule: one.fit(known, labels[0]).predict(asked) == labels[1] for rule, one in classifiers.items()}
+        found[name] = pd.DataFrame(right)
+    return found
 
 
 @one_thread
@@ -65,6 +115,72 @@ def tsne(rows: np.ndarray, components: int = 2, *, seed: int = 0) -> np.ndarray:
     chosen: dict[str, Any] = {"perplexity": max(min(30.0, n / 6), 1.0), "learning_rate": max(n / 12, 1.0)}
     found = TSNE(components, early_exaggeration=4.0, init="pca", random_state=seed, **chosen)
     return np.asarray(found.fit_transform(np.pad(rows, ((0, 0), (0, max(components - rows.shape[1], 0))))))
+
+
+def directions(rows: np.ndarray) -> np.ndarray:
+    """Rows (n, ...) flat, of unit length after their mean was taken off."""
+    from sklearn.preprocessing import normalize
+
+    flat = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
+    return normalize(flat - flat.mean(axis=0))
+
+
+def shared(
+    clusters: np.ndarray, classes: np.ndarray, *, images: np.ndarray | None = None, least: bool = False
+) -> np.ndarray:
+    """Normalised mutual information in percent of two labellings (n,), as one value an image whose mean it is.
+
+    The information over the mean of the two entropies, or, with `least`, over the smaller one: few clusters can then reach 100,
+    however many classes there are. images: (n,) image of each row, default each its own. A value is the measure plus the jackknife's
+    share of its image (Efron and Tibshirani 1993, ch. 11): their spread gives the interval.
+    """
+    from scipy.special import entr
+
+    k, c = int(clusters.max()) + 1, int(classes.max()) + 1
+    images = np.arange(len(clusters)) if images is None else images
+    n = int(images.max()) + 1
+    counts = np.bincount((images * k + clusters) * c + classes, minlength=n * k * c).reshape(n, k, c).astype(np.float64)
+
+    def information(table: np.ndarray) -> np.ndarray:
+        p = table / table.sum(axis=(-2, -1), keepdims=True)
+        h_k, h_c, both = (entr(q).sum(axis=-1) for q in (p.sum(-1), p.sum(-2), p.reshape(*p.shape[:-2], -1)))
+        of = np.minimum(h_k, h_c) if least else (h_k + h_c) / 2
+        return 100.0 * np.where(of > 0, (h_k + h_c - both) / np.where(of > 0, of, 1.0), 0.0)
+
+    total = counts.sum(axis=0)
+    without = information(total - counts)
+    return np.asarray(np.round(float(information(total)) + (n - 1) * (without.mean() - without), 9))
+
+
+def clusters(
+    whole: np.ndarray | None,
+    grid: np.ndarray,
+    labels: np.ndarray,
+    foreground: np.ndarray,
+    *,
+    k: int,
+    seed: int = 0,
+    where: np.ndarray | None = None,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """k-means of images, as many clusters as there are classes, and of locations, k clusters, by their features: what they agree with,
+    one value an image (purity, a bool; NMI), and the clusters (n, h, w) of the locations.
+
+    whole: one vector per image (N, D) or None; grid: one per location of n images (n, h, w, D'). labels: (N,). where: (n,) positions
+    of those n among the N, default all. foreground: (n, h, w) bool. NMI of the locations is over the smaller entropy.
+    """
+    n, h, w = foreground.shape
+    own = labels if where is None else labels[where]
+    measures = {}
+    if whole is not None:
+        found = kmeans(directions(whole), len(np.unique(labels)), starts=2, seed=seed)
+        majority = pd.crosstab(found, labels).idxmax(axis=1).loc[found].to_numpy()
+        measures = {"images: purity": majority == labels, "images: NMI with class": shared(found, labels)}
+    rows = kmeans(directions(np.asarray(grid).reshape(n * h * w, -1)), k, starts=2, seed=seed)
+    image = np.repeat(np.arange(n), h * w)
+    truths = {"foreground": foreground.ravel().astype(int), "place": np.tile(np.arange(h * w), n), "class": own[image]}
+    for name, truth in truths.items():
+        measures[f"locations: NMI with {name}"] = shared(rows, truth, images=image, least=True)
+    return measures, rows.reshape(n, h, w)
 
 
 def displayed(images: Tensor) -> np.ndarray:

@@ -37,13 +37,11 @@ def interpolate(trained: Field, ends: Tensor, steps: int = 9) -> Walk:
     """Walk on the trigger column from one image to another, ends (2, 3, H, W), both as a student sees them (Figure 5).
 
     The column is an affine map of the pixels (one convolution and a bias), so walking on T is feeding blended images to the network:
-    `difference` measures it. Raises ValueError for fewer than 2 steps or a student without RGB head.
+    `difference` measures it. Raises ValueError for fewer than 2 steps.
     """
     net, student = trained.model, trained.config.student
     if steps < 2:
         raise ValueError(f"an interpolation needs at least 2 steps, its two ends, found {steps}")
-    if not student.rgb_head:
-        raise ValueError("this student has no RGB head to decode with: train it with rgb_head: true and loss_rgb > 0")
     with torch.no_grad(), one_thread(trained.device):
         shares = torch.linspace(0, 1, steps, dtype=trained.config.dtype, device=trained.device)
         one, other = ends.to(shares)
