@@ -291,8 +291,7 @@ def changes(
     words = {"above": "larger", "below": "smaller", "undecided": "not decided"}
     pairs = {(name, student): (before[student][name], after[student][name]) for name in names for student in after}
     found = {what: [judge.mean(x), judge.mean(y), judge.mean(y - x)] for what, (x, y) in pairs.items()}
-    frame = pd.DataFrame.from_dict(found, orient="index", columns=["random weights", "trained", "change"])
-    frame = frame.rename_axis(["measure", "student"])
+    frame = pd.DataFrame(found, ["random weights", "trained", "change"]).T.rename_axis(["measure", "student"])
     return frame.assign(**{"training made it": frame["change"].map(numbers.verdict).map(words)})
 
 

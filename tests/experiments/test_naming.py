@@ -65,14 +65,9 @@ def test_random_namings_by_hand():
     # confusion rows: 0 -> 0, 0; 1 -> 2, 2; 2 -> 1, 1. Scores of the six ways: true one 2, swapping 1 and 2 gives 6, the others 0 or 2
     assert random_namings(labels, np.array([0, 0, 2, 2, 1, 1]), 3) == pytest.approx(100 * 4 / 6)
     assert random_namings(labels, np.array([-1] * 6), 3) == 100.0
-    assert random_namings(labels, 1 - np.minimum(labels, 1), 10) > 50  # sampled, with the true one among them
-
-
-def test_names_that_fit_are_rare_among_random_ones_and_noise_is_not():
-    rng = np.random.default_rng(0)
-    labels = np.arange(300) % 10
+    labels, rng = np.arange(300) % 10, np.random.default_rng(0)  # sampled, with the true one among them
     fitting = np.where(rng.random(300) < 0.8, labels, rng.integers(0, 10, 300))
-    assert random_namings(labels, fitting, 10) < 0.1
+    assert 0 < random_namings(labels, fitting, 10) < 0.1
     assert random_namings(labels, rng.integers(0, 10, 300), 10) > 1
 
 
@@ -83,21 +78,11 @@ def test_naming_by_hand(monkeypatch):
     features[:, 0] += 9 * label
     monkeypatch.setattr(teachers, "features", lambda teacher, dataset: features)
     prediction = np.where(np.arange(n) < 30, 1 - label, label)  # 10 of 40 right
-    rows = pd.DataFrame(
-        {
-            "dataset": data.name,
-            "corruption": "none",
-            "severity": 0,
-            "sample": data.indices,
-            "method": "APM",
-            "seed": 0,
-            "label": label,
-            "prediction": prediction,
-            "teacher_prediction": pd.array(prediction, dtype="Int32"),
-            "minimum_loss_prediction": pd.array([None] * n, dtype="Int32"),
-            "path": None,
-        }
-    )
+    rows = pd.DataFrame({
+        "dataset": data.name, "corruption": "none", "severity": 0, "sample": data.indices, "method": "APM", "seed": 0,
+        "label": label, "prediction": prediction, "teacher_prediction": pd.array(prediction, dtype="Int32"),
+        "minimum_loss_prediction": pd.array([None] * n, dtype="Int32"), "path": None,
+    })  # fmt: skip
     teacher = Words([[1.0, 0.0], [0.6, 0.8]])
     row = naming.naming(teacher, [data], rows, ["a photo of a number"]).iloc[0]
     assert [float(row[name]) for name in ("teacher (zero-shot)", "APM, final", PROBE)] == [25.0, 25.0, 100.0]
