@@ -18,16 +18,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from apm import methods, model, project, teachers
+from apm import model, project, teachers
 from apm.analysis.numbers import Number
 from apm.experiments.material import Batch, Material
 from apm.lockstep import caller_free
@@ -45,10 +45,7 @@ EVERY = 5  # epochs between two checkpoints
 @checked
 @dataclass(frozen=True)
 class FieldConfig:
-    """Everything that determines a training over a dataset but the data, the teacher and the seed.
-
-    Raises ValueError on construction for values that make no sense.
-    """
+    """Everything that determines a training over a dataset but the data, the teacher and the seed."""
 
     student: APMConfig = field(default_factory=APMConfig)
     epochs: int = 30
@@ -56,9 +53,7 @@ class FieldConfig:
     learning_rate: float = 3e-3  # AdamW's, falling to zero along a cosine
     loss_grid: float = 1.0  # weight of L_grid: every location against the teacher's token there; 0: no teacher (App. F)
     loss_rgb: float = 1.0  # weight of L_rgb: decoded RGB against the mean colour of the patch
-    balance: bool = (
-        True  # each loss in units of what the mean over the training images leaves; False: the paper's plain sum
-    )
+    balance: bool = True  # each loss in units of what the mean training image leaves; False: the paper's plain sum
     # A training makes roundings, which differ between processors, larger by many orders of magnitude: 1e-7 of float32 shows in the
     # numbers, 1e-16 of float64 does not. It takes less than twice the time.
     precision: str = "float32"
@@ -80,14 +75,6 @@ class FieldConfig:
     def dtype(self) -> torch.dtype:
         """Type of weights, optimiser state, inputs and targets."""
         return getattr(torch, self.precision)
-
-
-def settings(
-    teacher: teachers.Teacher, student: Mapping[str, Any] | None = None, training: Mapping[str, Any] | None = None
-) -> FieldConfig:
-    """The settings from a profile's plain values: fields of the student (`apm.methods.training_config`) and of `FieldConfig`."""
-    project.among("field of the training", training or {}, [f.name for f in fields(FieldConfig) if f.name != "student"])
-    return FieldConfig(methods.training_config(teacher, student).student, **(training or {}))
 
 
 @dataclass(frozen=True, eq=False)

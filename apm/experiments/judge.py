@@ -68,7 +68,7 @@ def table(
 
 
 def probe() -> Any:
-    """A linear probe, not fitted: features standardised, then logistic regression. It uses labels: no method, it says what features hold."""
+    """A linear probe, not fitted: features standardised, then logistic regression."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -157,19 +157,18 @@ def clusters(
     grid: np.ndarray,
     labels: np.ndarray,
     foreground: np.ndarray,
+    where: np.ndarray,
     *,
     k: int,
     seed: int = 0,
-    where: np.ndarray | None = None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """k-means of images, as many clusters as there are classes, and of locations, k clusters, by their features: what they agree with,
     one value an image (purity, a bool; NMI), and the clusters (n, h, w) of the locations.
 
-    whole: one vector per image (N, D) or None; grid: one per location of n images (n, h, w, D'). labels: (N,). where: (n,) positions
-    of those n among the N, default all. foreground: (n, h, w) bool. NMI of the locations is over the smaller entropy.
+    whole: one vector per image (N, D) or None; labels: (N,). grid: one per location of n of them (n, h, w, D'); foreground: (n, h, w) bool;
+    where: (n,) their positions among the N. NMI of the locations is over the smaller entropy.
     """
     n, h, w = foreground.shape
-    own = labels if where is None else labels[where]
     measures = {}
     if whole is not None:
         found = kmeans(directions(whole), len(np.unique(labels)), starts=2, seed=seed)
@@ -177,7 +176,11 @@ def clusters(
         measures = {"images: purity": majority == labels, "images: NMI with class": shared(found, labels)}
     rows = kmeans(directions(np.asarray(grid).reshape(n * h * w, -1)), k, starts=2, seed=seed)
     image = np.repeat(np.arange(n), h * w)
-    truths = {"foreground": foreground.ravel().astype(int), "place": np.tile(np.arange(h * w), n), "class": own[image]}
+    truths = {
+        "foreground": foreground.ravel().astype(int),
+        "place": np.tile(np.arange(h * w), n),
+        "class": labels[where][image],
+    }
     for name, truth in truths.items():
         measures[f"locations: NMI with {name}"] = shared(rows, truth, images=image, least=True)
     return measures, rows.reshape(n, h, w)
@@ -194,15 +197,14 @@ def pictures(rows: Mapping[str, Sequence[Any]], headings: Sequence[str], *, size
     import matplotlib.pyplot as plt
 
     figures.style()
-    shape = (len(rows), len(headings))
-    figsize = (size * shape[1] + 0.8, size * shape[0] + 0.4)
-    figure, grid = plt.subplots(*shape, figsize=figsize, squeeze=False, layout="constrained")
-    for axes_row, (name, shown) in zip(grid, rows.items(), strict=True):
-        for axes, image in zip(axes_row, shown, strict=True):
-            axes.imshow(image, **({"cmap": "gray", "vmin": 0, "vmax": 1} if np.ndim(image) == 2 else {}))
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-        axes_row[0].set_ylabel(name, fontsize="small", rotation=0, ha="right", va="center")
+    bare = {"xticks": [], "yticks": [], "frame_on": False}
+    how: dict[str, Any] = {"squeeze": False, "layout": "constrained", "subplot_kw": bare}
+    figsize = (size * len(headings) + 0.8, size * len(rows) + 0.4)
+    figure, grid = plt.subplots(len(rows), len(headings), figsize=figsize, **how)
+    for row, (name, shown) in zip(grid, rows.items(), strict=True):
+        for axes, image in zip(row, shown, strict=True):
+            axes.imshow(image, cmap="gray", vmin=0, vmax=1)
+        row[0].set_ylabel(name, fontsize="small", rotation=0, ha="right", va="center")
     for axes, heading in zip(grid[0], headings, strict=True):
         axes.set_title(heading, fontsize="small")
     return figure

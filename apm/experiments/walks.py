@@ -100,7 +100,7 @@ def decoders(known: Material) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
 
 
 def cross(
-    trained: Field, data: Material, which: np.ndarray, known: Material, *, linear: Linear | None = None, steps: int = 9
+    trained: Field, data: Material, which: np.ndarray, known: Material, linear: Linear, steps: int = 9
 ) -> pd.DataFrame:
     """Are the pictures between two images nearer to real images when T is interpolated than when pixels are?
 
@@ -109,15 +109,14 @@ def cross(
     share of the other image, distance (root mean square to the nearest training image as patch means, RGB in 0..1), contrast (standard deviation,
     in units of the mean of its walk's two ends), and the walk's `difference`.
     """
-    parts: dict[str, list[np.ndarray]] = {DECODED: [], BLEND: []}
+    parts: dict[str, list[np.ndarray]] = {DECODED: [], BLEND: [], "control: ridge from T": []}
     of_walk = []
     for i, pair in enumerate(which):
         walk = interpolate(trained, data.batch(pair).images, steps)
         parts[DECODED].append(walk.decoded)
         parts[BLEND].append(walk.blend)
-        if linear is not None:
-            found = linear.of(torch.from_numpy(walk.columns).to(linear.weights.device)).clamp(0, 1)
-            parts.setdefault("control: ridge from T", []).append(found.cpu().numpy())
+        found = linear.of(torch.from_numpy(walk.columns).to(linear.weights.device)).clamp(0, 1)
+        parts["control: ridge from T"].append(found.cpu().numpy())
         of_walk.append(pd.DataFrame({"pair": i, "share": walk.shares, "difference": walk.difference}))
     pictures = {name: np.concatenate(found).reshape(len(which) * steps, -1) for name, found in parts.items()}
     pictures |= {name: decode(pictures[BLEND]) for name, decode in decoders(known).items()}

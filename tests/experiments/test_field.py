@@ -130,16 +130,6 @@ def test_bad_settings_are_clear_errors(changes: dict, message: str) -> None:
         replace(CONFIG, **changes)
 
 
-def test_settings_come_from_plain_values_and_unknown_ones_are_named() -> None:
-    class Teacher:
-        width = 8
-
-    config = field.settings(Teacher(), {"hidden": [32, 16], "kernels": 3}, {"epochs": 2})
-    assert (config.student.kernels, config.student.width, config.student.hidden, config.epochs) == (3, 8, (32, 16), 2)
-    with pytest.raises(ValueError, match=r"unknown field of the training 'epoch'.*Did you mean 'epochs'"):
-        field.settings(Teacher(), {}, {"epoch": 2})
-
-
 def test_what_cannot_be_trained_is_a_clear_error() -> None:
     data = problem()
     bad = data.tokens.copy()

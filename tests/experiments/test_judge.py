@@ -21,7 +21,10 @@ def test_a_mean_keeps_its_unit_and_right_or_wrong_is_in_percent() -> None:
     right = np.arange(20) % 4 == 0
     assert (judge.mean(right).value, judge.mean(right).unit, judge.mean(right).kind) == (25.0, "%", "accuracy")
     assert judge.mean(right.astype(int) - 1).kind == "difference"
-    for bad, message in ((values[:9], "at least 10 images, found 9"), (values * np.inf, "20 of 20 values are NaN or inf")):
+    for bad, message in (
+        (values[:9], "at least 10 images, found 9"),
+        (values * np.inf, "20 of 20 values are NaN or inf"),
+    ):
         with pytest.raises(ValueError, match=message):
             judge.mean(bad)
 
@@ -109,14 +112,14 @@ def test_clusters_find_what_is_there() -> None:
     grid = np.stack([front, ~front], axis=-1) + 0.01 * rng.normal(size=(16, 4, 4, 2))
     mixed = labels.copy()
     mixed[3] = 1
-    measures, maps = judge.clusters(whole, grid, mixed, front, k=2)
+    measures, maps = judge.clusters(whole, grid, mixed, front, np.arange(16), k=2)
     assert measures["images: purity"].tolist() == [i != 3 for i in range(16)]
     assert measures["locations: NMI with foreground"].mean() == pytest.approx(100)
     assert measures["locations: NMI with class"].mean() < 5
     assert maps.shape == (16, 4, 4)
-    assert not any(name.startswith("images") for name in judge.clusters(None, grid, labels, front, k=2)[0])
+    assert not any(name.startswith("images") for name in judge.clusters(None, grid, labels, front, labels, k=2)[0])
     few = np.array([1, 3, 9, 12])
-    measures, maps = judge.clusters(whole, grid[few], labels, front[few], k=2, where=few)
+    measures, maps = judge.clusters(whole, grid[few], labels, front[few], few, k=2)
     assert (measures["images: NMI with class"].mean(), maps.shape) == (pytest.approx(100), (4, 4, 4))
 
 

@@ -52,7 +52,7 @@ def test_distances_along_a_walk_by_hand() -> None:
     known = data.colours.reshape(24, -1)
     linear = answers.ridge(answers.column(trained), data, "colours")
     which = np.array([[2 * i, 2 * i + 1] for i in range(12)])
-    crossing = walks.cross(trained, data, which, data, linear=linear, steps=3)
+    crossing = walks.cross(trained, data, which, data, linear, 3)
     assert set(crossing["picture"]) == {walks.DECODED, walks.BLEND, "control: ridge from T", *walks.decoders(data)}
     assert crossing["difference"].max() < 1e-14  # of the identity, which float32 holds to 1e-7 only
     kinds = {name: rows.pivot(index="pair", columns="share") for name, rows in crossing.groupby("picture")}
