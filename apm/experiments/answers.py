@@ -25,6 +25,7 @@ Reader = Callable[[Batch], Tensor]
 Source = Field | Tensor | Reader | None
 PENALTIES = tuple(10.0**power for power in range(-6, 1))  # of a ridge, in units of an input's mean variance
 CHOOSING = 64  # locations by which a ridge chooses its penalty, at most
+BLOCK = 1024  # images among which the nearest one is looked for at a time
 PSNR_LIMIT = 100.0  # dB; 8-bit images that differ in one value of one pixel of a million lie just above
 
 
@@ -109,13 +110,13 @@ def ridge(read: Reader, data: Material, what: str) -> Linear:
 def nearest_image(pictures: Tensor, known: Material) -> tuple[Tensor, Tensor]:
     """Root mean square distance (n,) of pictures (n, h * w * 3) to the nearest image of a material, as patch means, and its position."""
     asked = pictures.double()
-    distance = torch.full((len(asked),), math.inf, dtype=torch.float64, device=asked.device)
-    place = torch.zeros(len(asked), dtype=torch.long, device=asked.device)
-    for start in range(0, len(known), 1024):
-        block = torch.from_numpy(known.colours[known.rows[start : start + 1024]]).to(asked).flatten(1)
-        found, where = torch.cdist(asked, block).min(dim=1)
-        place = torch.where(found < distance, where + start, place)
-        distance = torch.minimum(found, distance)
+    found = []
+    for start in range(0, len(known), BLOCK):
+        block = torch.from_numpy(known.colours[known.rows[start : start + BLOCK]]).to(asked).flatten(1)
+        found.append(torch.cdist(asked, block).min(dim=1))
+    distances, places = (torch.stack(some) for some in zip(*found, strict=True))  # (blocks, n)
+    distance, which = distances.min(dim=0)
+    place = places.gather(0, which[None])[0] + BLOCK * which
     return distance / asked.shape[1] ** 0.5, place
 
 
@@ -126,9 +127,6 @@ def of_nearest(known: Material) -> tuple[Reader, Reader]:
         return lambda batch: known.batch(nearest_image(patch_means(batch), known)[1].tolist()).target(what)
 
     return of("tokens"), of("colours")
-
-
-# --------------------------------------------------------------------------------------------------------------- measuring
 
 
 def measure(answers: Mapping[str, tuple[Source, Source]], data: Material) -> dict[str, pd.DataFrame]:

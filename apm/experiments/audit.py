@@ -41,19 +41,17 @@ Place = tuple[str, str, str]  # table, row, column
 class Claim:
     """One claim as written in data/claims.yaml. Raises ValueError for what makes no sense.
 
-    estimate: table, row, column. rule: one of `RULES`. limit: a number or an estimate. state: of "all_below", whose estimate has no
-    row: the methods in this state count, such as "online". leave_out: not these.
-    only: table, row, column, word: tested only where the results say that word. unless: where they do, it is not refuted.
-    construction: why it holds however the run ends; "" for a claim that can fail.
-    optional: a profile may run the table without this row. beside: further estimates shown, by label.
-    published: what the paper prints: table of data/published, row, column.
+    limit: a number or an estimate. state: of "all_below", whose estimate has no row: the methods in this state count, such as "online";
+    leave_out: not these. only: table, row, column, word: tested only where the results say that word; unless: not refuted where they do.
+    construction: why it holds however the run ends; "" for a claim that can fail. optional: a profile may run the table without this row.
+    beside: further estimates shown, by label. published: what the paper prints (table of data/published).
     """
 
     id: str
     section: str
     claim: str
     needs: str
-    estimate: tuple[str, str | None, str]
+    estimate: tuple[str, str | None, str]  # table, row, column
     rule: str
     limit: float | Place = 0.0
     state: str | None = None

@@ -4,12 +4,11 @@
     student = train(data, config, seed=0, folder=path)
     look(student, data.batch([0, 3]).images).features      # every location of an image from one forward pass
 
-The loss is the mean squared error of the feature grid to the teacher's patch tokens of unit length, plus that of the decoded RGB to
-the mean colour of each patch, each in units of what the mean answer leaves (`balance`); Adam's rate falls along a cosine. The authors'
-released training, with the student `five_layer`, differs: the plain sum (`balance: false`) on the teacher's tokens as they are, Adam at a
-constant 1e-4, batches of 64 images in BGR order, scaled between the least and the largest value of each. Its teacher, DINOv2 with four
-registers, gets raw BGR values 0 to 255, and its tokens [CLS, 4 registers, patches] are cut as `[:-5]` instead of `[5:]`, which shifts
-the grid by five cells. Nothing here sees a label.
+The loss is the mean squared error of the feature grid to the teacher's patch tokens of unit length, plus that of the decoded RGB to the
+mean colour of each patch. The authors' released training, with the student `five_layer`, differs: the plain sum (`balance: false`) on
+tokens as they are, Adam at a constant 1e-4, batches of 64 images in BGR order, scaled between the least and the largest value of each.
+Its teacher, DINOv2 with four registers, gets raw BGR values 0 to 255, and its tokens [CLS, 4 registers, patches] are cut as `[:-5]`
+instead of `[5:]`, which shifts the grid by five cells. Nothing here sees a label.
 """
 
 from __future__ import annotations
@@ -96,23 +95,19 @@ class Field:
         return self.model.perceive(images.to(self.device, self.config.dtype))
 
 
-# -------------------------------------------------------------------------------------------------------------- training
-
-
 @caller_free()
 def train(
     data: Material, config: FieldConfig, *, seed: int = 0, folder: Path | str | None = None, name: str = "training"
 ) -> Field:
     """Train one student over all images (dataset-scale training; App. E.1 and F of the paper).
 
-    data: what `apm.experiments.material.prepare` makes, read a batch at a time. seed: of the weights and of the order of images. name: what the
-        progress bar says.
-    folder: where the checkpoint lies, under a name that carries the hash of all that determines the weights; written whole every
-        `EVERY` epochs and at the end. Training goes on from it to weights that are bit for bit those of a run without a break. One that cannot be
-        read is said on standard output and made anew. None: no checkpoint.
+    data: what `apm.experiments.material.prepare` makes, read a batch at a time. seed: of the weights and of the order of images.
+    folder: where the checkpoint lies, under a name that carries the hash of all that determines the weights; written whole every `EVERY`
+    epochs. Training goes on from it to weights that are bit for bit those of a run without a break; one that cannot be read is said on
+    standard output and made anew. None: no checkpoint. name: for the progress bar.
 
-    The biases of both outputs start at the mean over the training set: the RGB head ends in a ReLU, which has no gradient
-    below zero, so that a channel which happens to start there would stay black. One thread on a CPU: their number changes the rounding.
+    The biases of both outputs start at the mean over the training set: the RGB head ends in a ReLU, which has no gradient below zero, so
+    that a channel which starts there would stay black. One thread on a CPU: their number changes the rounding.
 
     Raises ValueError for missing tokens and non-finite targets; RuntimeError for a loss that is not finite.
     """
@@ -283,9 +278,6 @@ def training_table(trained: Mapping[str, Field]) -> pd.DataFrame:
             "cut short": "yes" if fell > SHORT[1] else "nearly level" if fell < SHORT[0] else "undecided",
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("field")
-
-
-# --------------------------------------------------------------------------------------------------------------- looking
 
 
 class Look(NamedTuple):

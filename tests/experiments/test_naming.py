@@ -43,12 +43,8 @@ def test_unread_words_are_those_no_caption_has():
 
 
 def test_a_probe_finds_classes_that_are_apart_and_none_in_noise():
-    rng = np.random.default_rng(0)
-    labels = np.arange(200) % 2
-    noise = rng.normal(size=(200, 4))
-    apart = noise.copy()
-    apart[:, 1] += 8 * labels
-    assert probe(apart, labels).all()
+    rng, labels = np.random.default_rng(0), np.arange(200) % 2
+    assert probe(rng.normal(size=(200, 4)) + 8 * labels[:, None], labels).all()
     # 40 columns of noise separate 50 images perfectly when fitted on them: a probe that saw what it predicts would be right
     assert probe(rng.normal(size=(50, 40)), labels[:50]).mean() < 0.75
 
@@ -73,7 +69,7 @@ def test_random_namings_by_hand():
 
 def test_naming_by_hand(monkeypatch):
     data = datasets.load("digits-parity").subset(40, seed=0)
-    n, label = len(data), data.labels
+    n, label = 40, data.labels
     features = np.random.default_rng(0).normal(size=(n, 3))
     features[:, 0] += 9 * label
     monkeypatch.setattr(teachers, "features", lambda teacher, dataset: features)
@@ -98,8 +94,8 @@ def test_naming_by_hand(monkeypatch):
 def test_an_image_that_cannot_be_read_is_left_out_of_the_probe_and_counted(tmp_path):
     """Through the teacher's own features: their row of an image that cannot be decoded is NaN."""
     data = datasets.load("digits-parity").subset(40, seed=0)
-    for i in range(40):
-        folder = tmp_path / "tree" / data.classnames[data.labels[i]]
+    for i, label in enumerate(data.labels):
+        folder = tmp_path / "tree" / data.classnames[label]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.asarray(data.images[i])).save(folder / f"{i:02d}.png")
     broken = sorted(folder.glob("*.png"))[3]

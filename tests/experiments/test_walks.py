@@ -71,9 +71,7 @@ def test_distances_along_a_walk_by_hand() -> None:
 
 
 def test_decoders_without_a_field_stand_beside_it() -> None:
-    data = problem()
-    decoders = walks.decoders(data)
-    colours = data.colours.reshape(24, -1)
+    decoders, colours = walks.decoders(problem()), problem().colours.reshape(24, -1)
     # on one line, but for 8 bits
     np.testing.assert_allclose(decoders["control: PCA-10 of the pixels"](colours), colours, atol=5e-3)
     curve = decoders["control: contrast curve"]
