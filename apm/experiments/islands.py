@@ -89,9 +89,7 @@ def watch(
     The result holds the final weights. Raises ValueError as `adapt`, and for a look after the last update.
     """
     if late := [k for k in iterations if not 0 <= k <= config.iterations]:
-        raise ValueError(
-            f"expected looks after 0 to {config.iterations} iterations, found {late}: change them or iterations"
-        )
+        raise ValueError(f"expected looks after 0 to {config.iterations} iterations, found {late}: change either")
     shots = Snapshots(config.trained, images, iterations, tokens)
     return adapt(images, targets, config, seed=seed, tokens=tokens, keep_parameters=True, callback=shots), shots
 
@@ -186,10 +184,9 @@ def clusters(grid: np.ndarray, counts: Sequence[int] = CLUSTER_COUNTS, *, seed: 
         raise ValueError(
             f"cannot divide {len(rows)} places with {different} different features into {list(counts)} groups: at least 2, no more than those"
         )
-    divisions = [judge.kmeans(rows, k, starts=4, seed=seed) for k in possible]
-    if len(divisions) > 1:
-        divisions.sort(key=lambda labels: silhouette_score(rows, labels), reverse=True)
-    return divisions[0].reshape(grid.shape[:2])
+    first, *others = [judge.kmeans(rows, k, starts=4, seed=seed) for k in possible]
+    best = max([first, *others], key=lambda labels: silhouette_score(rows, labels)) if others else first
+    return best.reshape(grid.shape[:2])
 
 
 def _unit_scale(grid: np.ndarray) -> np.ndarray:
@@ -209,11 +206,8 @@ def foreground(images: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
     bright = np.asarray(images, dtype=np.float64).mean(axis=-1)
     n, height, width = bright.shape
-    flat = np.flatnonzero(np.ptp(bright.reshape(n, -1), axis=1) == 0)
-    if len(flat):
-        raise ValueError(
-            f"image(s) {flat.tolist()[:10]} have one brightness throughout: no foreground can be told apart"
-        )
+    if (flat := np.flatnonzero(np.ptp(bright, axis=(1, 2)) == 0)).size:
+        raise ValueError(f"image(s) {flat.tolist()[:10]} have one brightness throughout: no foreground to tell apart")
     h, w = grid
     thresholds = np.array([threshold_otsu(image) for image in bright])
     return bright.reshape(n, h, height // h, w, width // w).mean(axis=(2, 4)) > thresholds[:, None, None]
@@ -223,13 +217,11 @@ def mask_agreement(labels: np.ndarray, masks: np.ndarray, others: int = OTHERS) 
     """Adjusted Rand index (N,) of each image's groups with its own mask, and with the masks of other images (mean).
 
     labels: (N, h, w) groups. masks: (N, h, w) bool. 1: the same division, 0: as by chance. Objects often stand in the middle; how much
-    that alone agrees, the masks of the `others` images that follow show. Raises ValueError for no more than `others` images.
+    that alone agrees, the masks of the `others` images that follow show (after the last comes the first).
     """
     from sklearn.metrics import adjusted_rand_score
 
     n = len(labels)
-    if others >= n:
-        raise ValueError(f"expected more than {others} images, found {n}: other images' masks are the control")
     found = np.empty((n, others + 1))
     for i, k in np.ndindex(found.shape):
         found[i, k] = adjusted_rand_score(masks[(i + k) % n].ravel(), labels[i].ravel())
@@ -261,10 +253,8 @@ def measure(
     found["clusters"] = np.array([len(np.unique(labels)) for labels in divided], dtype=np.float64)
     if masks is not None:
         found["ARI, chosen number"] = mask_agreement(divided, masks, 1)[0]
-        found["ARI, 2 clusters"], found["ARI, 2 clusters, other masks"] = own, other = mask_agreement(
-            _each(grids, [2], seed), masks
-        )
-        found["own - other masks"] = own - other
+        own, other = mask_agreement(_each(grids, [2], seed), masks)
+        found |= {"ARI, 2 clusters": own, "ARI, 2 clusters, other masks": other, "own - other masks": own - other}
         if another is not None:
             own, other = mask_agreement(_each(another, [2], seed), masks)
             found["own - other masks, another image's map"] = own - other
@@ -281,12 +271,13 @@ def _each(grids: np.ndarray, counts: Sequence[int], seed: int) -> np.ndarray:
 CHANGED = "larger where the whole interval of the change is above 0, smaller where it is below, else not decided"
 
 
-def changes(
-    before: Mapping[str, pd.DataFrame], after: Mapping[str, pd.DataFrame], names: Sequence[str]
-) -> pd.DataFrame:
+Measures = Mapping[str, pd.DataFrame]  # rows of `measure` by source of the grids
+
+
+def changes(before: Measures, after: Measures, names: Sequence[str]) -> pd.DataFrame:
     """What training changed: measures of the same students on the same images before and after it, paired by image.
 
-    before, after: rows of `measure` by student. Index: measure, student. Columns: random weights, trained, change, verdict (CHANGED).
+    Index: measure, student. Columns: random weights, trained, change, verdict (CHANGED).
     """
     words = {"above": "larger", "below": "smaller", "undecided": "not decided"}
     pairs = {(name, student): (before[student][name], after[student][name]) for name in names for student in after}
@@ -302,11 +293,8 @@ WHOSE = (
 )
 
 
-def whose(measures: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Whose map the grid of each source is, by the rule WHOSE: place, the image, both or neither. One row per source.
-
-    measures: rows of `measure`, with masks and another image's maps, by source.
-    """
+def whose(measures: Measures) -> pd.DataFrame:
+    """Whose map the grid of each source is, by the rule WHOSE: place, the image, both or neither. A row a source, with masks and other maps."""
     gain = "own - other masks"
     found = judge.table(measures, ["R2 of P", "CKA, another image", gain, f"{gain}, another image's map"])
     verdicts = {}

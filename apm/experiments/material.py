@@ -174,7 +174,7 @@ def prepare(
     on_error: str = "raise",
     folder: Path | str | None = None,
 ) -> Material:
-    """A dataset on a student's grid. At first use the teacher encodes it in batches; the files are kept.
+    """A dataset on a student's grid. At first use the teacher encodes it; the files are kept.
 
     tokens: False for a training without a teacher. token_dtype: in which tokens are kept, "float32" or "float16" (half the
     disk, cosines change by about 1e-3). on_error: "raise": an image that cannot be read stops; "record": it is left out, and
