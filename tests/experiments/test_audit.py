@@ -131,14 +131,6 @@ def test_p_agrees_with_the_interval_and_few_seeds_make_it_say_less() -> None:
     assert tables.p_value(few, -1.0) > 3 * tables.p_value(many, -1.0)
 
 
-@pytest.mark.parametrize(("interval", "word"), [((0.1, 0.3), HOLDS), ((-0.1, 0.3), UNTESTED), ((-0.3, -0.1), FAILS)])
-def test_audit_and_benchmarks_have_one_rule_for_better(interval: tuple, word: str) -> None:
-    number = Number(sum(interval) / 2, *interval, kind="difference")
-    said = {HOLDS: "above", UNTESTED: "undecided", FAILS: "below"}
-    assert audit.judge(number, "above", 0.0) == word
-    assert numbers.verdict(number) == said[word]
-
-
 def test_the_published_value_is_read_from_its_file_and_a_wrong_name_is_said() -> None:
     cell = ("table4", "APM Peak Use", "GFlops_meas")
     table = audit.evaluate([claim(published=(cell,))], made())
