@@ -30,7 +30,7 @@ PSNR_LIMIT = 100.0  # dB; 8-bit images that differ in one value of one pixel of 
 
 
 def pixels(batch: Batch, side: int = 32) -> Tensor:
-    """(n, 3 * S * S) the images as they are; those of more than `side` px are averaged down to side x side."""
+    """(n, 3 * S * S) the images; those of more than `side` px are averaged down to side x side."""
     return F.adaptive_avg_pool2d(batch.images, min(side, *batch.images.shape[2:])).flatten(1)
 
 
@@ -123,10 +123,10 @@ def nearest_image(pictures: Tensor, known: Material) -> tuple[Tensor, Tensor]:
 def of_nearest(known: Material) -> tuple[Reader, Reader]:
     """Unit tokens and colours of the training image that is nearest to each image: a control that only remembers."""
 
-    def of(what: str) -> Reader:
-        return lambda batch: known.batch(nearest_image(patch_means(batch), known)[1].tolist()).target(what)
+    def nearest(batch: Batch) -> Batch:
+        return known.batch(nearest_image(patch_means(batch), known)[1].tolist())
 
-    return of("tokens"), of("colours")
+    return lambda batch: nearest(batch).target("tokens"), lambda batch: nearest(batch).colours
 
 
 def measure(answers: Mapping[str, tuple[Source, Source]], data: Material) -> dict[str, pd.DataFrame]:

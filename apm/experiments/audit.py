@@ -121,9 +121,8 @@ def said(rows: pd.DataFrame, where: Sequence[str]) -> bool:
 
 
 def evaluate(claims: Sequence[Claim], rows: pd.DataFrame) -> pd.DataFrame:
-    """The audit as a table, a row a claim: verdict, figure, rule, limit, beside, published, p, p (Holm), counted as, from.
+    """The audit of tidy numbers as a table, a row a claim. p: of the figure being at the limit; p (Holm): corrected for the number of tests.
 
-    rows: tidy numbers of a results folder. p: of the figure being at the limit; p (Holm): corrected for the number of tests.
     Raises ValueError, naming the claim, for an estimate that its table does not have.
     """
     there = set(rows["table"])
@@ -146,7 +145,7 @@ def evaluate(claims: Sequence[Claim], rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _line(claim: Claim, rows: pd.DataFrame) -> dict[str, Any]:
-    """What the results say of a claim; nothing where it is tested only if they say a word that they do not."""
+    """What the results say of a claim; nothing where they do not say the word that it asks for."""
     found = chosen(claim, rows)
     if claim.only and not said(rows, claim.only):
         return {}
