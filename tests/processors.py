@@ -39,7 +39,7 @@ def made() -> dict[str, np.ndarray]:
         found[f"{digits}: the teacher's image features"] = np.array(teachers.features(teacher, test))
         found[f"{digits}: the classifier's rows"] = teacher.text_features(test.classnames, test.templates).numpy()
         training = fields["training"] | {"precision": digits, "epochs": fields["training"]["epochs"] // 5}
-        config = field.settings(teacher, fields["student"], training)
+        config = field.FieldConfig(methods.training_config(teacher, fields["student"]).student, **training)
         data = material.prepare(teacher, train, config.student)
         found[f"{digits}: the field's targets, the teacher's tokens"] = np.array(data.tokens)
         found[f"{digits}: the field"] = flat(field.train(data, config, seed=fields["seed"]).model.weights)

@@ -42,13 +42,14 @@ publish(losses, "02_losses", "Losses", kinds="loss")
 FIELD = """
 import sys
 import torch
-from apm import teachers
+from apm import methods, teachers
 from apm import data as datasets
 from apm.experiments import field, material
 from safetensors.torch import save_file
 
 teacher = teachers.load("mini", precision="fp64")
-config = field.settings(teacher, {"hidden": [64, 32], "rgb_hidden": [16]}, {"epochs": 8, "precision": "float64"})
+student = methods.training_config(teacher, {"hidden": [64, 32], "rgb_hidden": [16]}).student
+config = field.FieldConfig(student, epochs=8, precision="float64")
 data = material.prepare(teacher, datasets.load("digits-train").subset(256, seed=0), config.student)
 trained = field.train(data, config)
 seen = field.look(trained, data.batch(range(64)).images)

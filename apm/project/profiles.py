@@ -25,7 +25,7 @@ OPTIONAL = ("profile", "seed", "on_error", "precision", "feature_dtype", "ensemb
 SETTINGS = {
     "*": {"student": "model:APMConfig", "photo_student": "model:APMConfig", "training": "ttt:TTTConfig"},
     "06_islands": {"loss_runs": "ttt:TTTConfig", "variants": "model:APMConfig"},  # a mapping of names to fields
-    "07_field": {"training": "experiments.field:FieldConfig", "reconstruction": "experiments.field:FieldConfig"},
+    "07_field": dict.fromkeys(("training", "plain", "reconstruction"), "experiments.field:FieldConfig"),
 }
 
 
