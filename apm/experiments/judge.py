@@ -78,7 +78,7 @@ def foreground(bright: np.ndarray, images: np.ndarray | None = None) -> np.ndarr
     from skimage.filters import threshold_otsu
 
     if images is None:
-        return bright > threshold_otsu(bright)
+        return bright > threshold_otsu(bright.ravel())  # a width of 3 or 4 places is no colour
     return bright > np.array([threshold_otsu(image) for image in images])[:, None, None]
 
 

@@ -2,7 +2,7 @@
 
 A run is cut into shards (`apm.runs.shards`), computed here or on a cluster (`apm.runs.cluster`). Predictions per iteration are
 int16 in zstd-compressed parquet: 50,000 images with 21 predictions each, of 1000 classes, in shards of 128, take 6 MB when
-images settle within 8 iterations; with 61 that never settle, 9 MB.
+images settle within 8 iterations.
 
 A method receives the data with its labels hidden; labels are joined to predictions after both exist.
 """
@@ -167,7 +167,8 @@ def provenance_table(folder: Path | str) -> pd.DataFrame:
     rows = []
     for path in files:
         try:
-            meta = shards.metadata(path)
+            file = pq.ParquetFile(path)
+            meta = shards.metadata(file)
         except (pa.ArrowException, ValueError) as error:
             raise ValueError(
                 f"{path}: not a whole record shard ({error}): run its notebook again, which repairs it, or delete the file"
@@ -181,7 +182,7 @@ def provenance_table(folder: Path | str) -> pd.DataFrame:
             {
                 "shard": meta["key"][:16],
                 **{name: meta[name] for name in ("dataset", "corruption", "severity", "method", "seed")},
-                "n": pq.read_metadata(path).num_rows,
+                "n": file.metadata.num_rows,
                 **{name: made.get(name) for name in ("commit", "time", "python", "machine", "device")},
                 **{name: meta[name] for name in ("data", "remark", "code")},
                 "current": current,

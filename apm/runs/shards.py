@@ -308,7 +308,8 @@ def read(shard: Shard) -> pa.Table | None:
     if not shard.path.exists():
         return None
     try:
-        table, meta = pq.ParquetFile(shard.path).read(), metadata(shard.path)
+        file = pq.ParquetFile(shard.path)  # opened once: another run may put its own in its place meanwhile
+        table, meta = file.read(), metadata(file)
         ours = list(table.schema)[: len(SCHEMA)] == list(SCHEMA) and meta["key"] == shard.key
         if meta.pop("content", None) != _digest(table, meta) or not ours:
             raise ValueError("its content is not what was written")
@@ -320,9 +321,9 @@ def read(shard: Shard) -> pa.Table | None:
         return None
 
 
-def metadata(path: Path) -> dict[str, Any]:
+def metadata(file: pq.ParquetFile) -> dict[str, Any]:
     """What a shard's file says of itself. Raises ValueError where it is none of ours."""
-    meta = json.loads((pq.read_schema(path).metadata or {}).get(META, b"{}"))
+    meta = json.loads((file.schema_arrow.metadata or {}).get(META, b"{}"))
     if "key" not in meta or meta.get("format") != FORMAT:
         raise ValueError(f"no metadata of a record shard of format {FORMAT}")
     return meta
