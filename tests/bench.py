@@ -31,7 +31,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
@@ -108,20 +107,6 @@ def adam_bandwidth(parameters: int = 4_000_000, repeats: int = 7, device: torch.
     return 28 * parameters / min(seconds(optimiser.step, device) for _ in range(repeats + 1)) / 1e9
 
 
-def operations(images: torch.Tensor, targets: torch.Tensor, config: TTTConfig) -> float:
-    """Matrix operations (two per multiply-add) of one image and iteration, forward and backward, as torch counts them."""
-
-    def count(iterations: int) -> int:
-        with FlopCounterMode(display=False) as counter:
-            ttt.adapt(images, targets, replace(config, iterations=iterations))
-        return counter.get_total_flops()
-
-    with threads(1):  # the counter sees its own thread only
-        counted = (count(3) - count(1)) / 2 / len(images)
-    assert counted > 0, "no operation was counted"
-    return counted
-
-
 def measure(repeats: int, iterations: int = 50, images: int = 64) -> pd.DataFrame:
     """One row per variant at the scale of profile mini."""
     generator = torch.Generator().manual_seed(0)
@@ -155,7 +140,8 @@ def measure(repeats: int, iterations: int = 50, images: int = 64) -> pd.DataFram
             variants[label] = (partial(ttt.adapt, x[:n], t[:n], chosen, init=init), n, precision)
         times, marks = in_turn({name: partial(seconds, run) for name, (run, _, _) in variants.items()}, repeats)
         each = {name: statistics.median(times[name]) / n for name, (_, n, _) in variants.items()}
-        work = operations(x[:16], t[:16], config)
+        cost = compute.student_cost(student, formulation="factorised")
+        work = cost.forward + cost.backward
         counted.append(f"{work / 1e6:.1f} MFLOP with {fold} fold")
         for name, (_, _, precision) in variants.items():
             rate = work * (iterations + 1 / 3) / each[name] / 1e9  # the last forward pass has no backward one

@@ -117,9 +117,6 @@ def plan(
     return planned
 
 
-# --------------------------------------------------------------------------------------------------------------- computing
-
-
 @dataclass
 class Job:
     """What the shards of a run are computed with."""
@@ -287,9 +284,6 @@ def _columns(said: Any, n: int, name: str) -> dict[str, Any]:
 def failures(table: pa.Table) -> list[str]:
     """The errors of a table's images."""
     return [status for status in table["status"].to_pylist() if status.startswith("error:")]
-
-
-# ------------------------------------------------------------------------------------------------------------------ files
 
 
 def write(shard: Shard, table: pa.Table, method: Any) -> None:

@@ -87,9 +87,6 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet"))
 
 
-# ------------------------------------------------------------------------------------------------------------------ rows
-
-
 def test_rows_hold_what_the_method_said_and_the_labels(tmp_path):
     frame = run(FakeTTT(), data(), folder=tmp_path, seed=3, shard_size=4, teacher_method=Fake(factor=2))
     assert list(frame["sample"]) == list(range(100, 110))  # the full dataset's positions, in the dataset's order
@@ -141,9 +138,6 @@ def test_groups_and_a_remark_of_the_dataset_go_with_its_rows(tmp_path):
 def test_result_is_the_same_whether_computed_or_read(tmp_path):
     first, second = (run(FakeTTT(), data(), folder=tmp_path, shard_size=4) for _ in range(2))
     pd.testing.assert_frame_equal(first, second)  # milliseconds too: read, not measured again
-
-
-# ---------------------------------------------------------------------------------------------------------------- resume
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
@@ -274,9 +268,6 @@ def test_two_runs_at_once_leave_the_same_records(tmp_path):
         process.join()
     assert [process.exitcode for process in both] == [0, 0]
     assert finished(tmp_path) == 0
-
-
-# ---------------------------------------------------------------------------------------------------------------- errors
 
 
 def test_a_failing_image_stops_the_run_and_is_named(tmp_path):
@@ -428,9 +419,6 @@ def test_a_full_disk_keeps_earlier_shards(tmp_path, monkeypatch):
     assert method.asked == [[8, 9]]
 
 
-# ------------------------------------------------------------------------------------------------------------ provenance
-
-
 def test_provenance_depends_on_content_alone(tmp_path):
     a = run(Fake(), data(), folder=tmp_path / "a", shard_size=4)
     b = run(Fake(), data(), folder=tmp_path / "b", shard_size=4)
@@ -462,26 +450,6 @@ def test_provenance_table_says_commit_versions_device_data_seed_and_whose_code(t
     files(tmp_path)[0].write_bytes(b"PAR1")
     with pytest.raises(ValueError, match="not a whole record shard"):
         provenance_table(tmp_path)
-
-
-# ------------------------------------------------------------------------------------------------------------------ size
-
-
-def test_fifty_thousand_images_stay_small(tmp_path):
-    """The size that the module states, for a tenth of the images: 1000 classes, predictions random in the first 8 iterations."""
-    n, rng = 5_000, np.random.default_rng(0)
-    path = np.repeat(rng.integers(0, 1000, (n, 1)), 21, axis=1)
-    path[:, :8] = rng.integers(0, 1000, (n, 8))
-
-    class Big(Fake):
-        def predict(self, dataset, positions, seed):
-            extra = {"confidence": rng.random(len(positions)), "teacher_passes": np.ones(len(positions))}
-            return Predictions(path[positions, -1], path[positions], rng.random(len(positions)), extra=extra)
-
-    names = tuple(f"a class with a name as long as ImageNet's {i}" for i in range(1000))
-    images = np.zeros((n, 1, 1, 1), dtype=np.uint8)
-    run(Big(), data(n, images=images, classnames=names, templates=("a {}.",) * 80), folder=tmp_path)
-    assert 1e5 < sum(file.stat().st_size for file in files(tmp_path)) < 6.5e5
 
 
 def test_import_needs_no_torch():
