@@ -32,37 +32,13 @@ import trees  # noqa: E402
 
 PROFILE = "paper"
 STUDENT = {"preset": "mini", "fold": "mean"}
-SMALL = {"grid": [4, 4], "patch": 14, "hidden": [32, 16]}
 # in the profile -> width of the small one
-TEACHERS = dict(
-    zip((f"ViT-{size}-quickgelu" for size in ("B-16", "L-14", "H-14", "H-14-378")), (64, 48, 32, 16), strict=True)
-)
+TEACHERS = {"ViT-B-16-quickgelu": 64, "ViT-L-14-quickgelu": 48, "ViT-H-14-quickgelu": 32, "ViT-H-14-378-quickgelu": 16}
 ITERATIONS = 4
 VIEWS = 10
 # tables of mini alone: sets with parts, how rate and K were chosen, words of a teacher's captions, runs in two number types
 OF_MINI = {"01_parts", "01_setting", "03_words", "06_precision"}
-# what is smaller, per notebook; student, teacher, device and the lines of 05 are dealt with below
-OVERRIDES: dict[str, dict[str, Any]] = {
-    "00_quickstart": {"photo_student": SMALL, "training": {"iterations": 60}},
-    "02_corruptions": {"samples": 10, "curve_samples": 10, "table10": {"samples": 10}},
-    "04_compute": {"timed_towers": ["ViT-B-16"], "repeats": 1, "timed_iterations": 2, "threads": 2}
-    | {"chunks": [1, 512, 1024]},
-    "05_ablations": {"samples": 10, "early": [1, 2], "iterations": [1, 2, 4]}
-    | {"published_size": {"samples": 2, "counts": [0, 2], "student": SMALL, "training": {"iterations": 2}}},
-    "06_islands": {"photo_student": SMALL, "training": {"iterations": 5}, "looks": [0, 2, 5], "samples": 12}
-    | {"measured_after": 5, "loss_samples": 2, "cluster_counts": [2, 3]},
-    "07_field": {"student": {"grid": [4, 4], "patch": 16, "hidden": [32, 32, 16], "rgb_hidden": [16]}}
-    | {key: {"epochs": 2, "batch": 8} for key in ("training", "plain", "reconstruction")}
-    | {
-        "labelled_train_samples": 40,
-        "labelled_samples": "all",
-        "coloured_samples": "all",
-        "clustered": 20,
-        "clusters": 3,
-    }
-    | {"neighbours": 3, "embedded": 12, "examples": 3, "pair": [0, 1], "pairs": 10},
-    "08_claims_audit": {"samples": 12, "orders": 2, "checked": 4, "paper_chunk": 512, "start_seeds": [0, 1]},
-}
+OVERRIDES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))  # per notebook
 
 
 # -------------------------------------------------------------------------------------------------------- teachers, profile
