@@ -71,25 +71,20 @@ def notes(
         if words := getattr(entry.runs[0][0], "prompts_used", None):
             others.setdefault(_described(sets, words), []).append(entry.name)
     said += [f"Prompts of {' and '.join(names)}: {words}." for words, names in others.items() if words != own]
-    origin = "the profile's"
-    if lineup.as_published(config) == config:
-        origin = "as published"
-    elif selection:
+    origin = "as published" if lineup.as_published(config) == config else "the profile's"
+    if selection and origin != "as published":
         origin = f"chosen on {selection['samples']} images of {selection['set']}, which no table scores, without labels"
     said.append(f"APM's setting: rate {config.learning_rate:g}, K = {config.iterations}, {origin}.")
-    if taught:
-        said.append(
-            f'"Zero-shot": without a step on the test image, by a teacher trained on the labels of {taught.name}.'
-        )
-    return " ".join(said)
+    taught_on = '"Zero-shot": without a step on the test image, by a teacher trained on the labels of'
+    return " ".join([*said, *([f"{taught_on} {taught.name}."] if taught else [])])
 
 
 def _described(sets: Sequence[Dataset], words: Callable[[Dataset], str]) -> str:
     """What is said of every set, once where it is the same of all."""
-    said: dict[str, list[str]] = {}
-    for d in sets:
-        said.setdefault(words(d), []).append(d.name)
-    return "; ".join(f"{text} on {', '.join(names)}" if len(said) > 1 else text for text, names in said.items())
+    said = pd.Series({d.name: words(d) for d in sets})
+    if len(set(said)) == 1:
+        return str(said.iloc[0])
+    return "; ".join(f"{text} on {', '.join(part.index)}" for text, part in said.groupby(said, sort=False))
 
 
 # ------------------------------------------------------------------------------------------------------------------- sets
@@ -145,14 +140,14 @@ def zero_shot(records: pd.DataFrame, sets: Sequence[Dataset]) -> pd.DataFrame:
     records: of one method on these sets, with the teacher's predictions. Usual: data/published/usual_accuracy.csv.
     """
     usual = published.wide(published.load("usual_accuracy"))["accuracy"]
+    parts = dict(list(records.groupby(list(stats.CONDITION))))
     lines = {}
     for d in sets:
-        own = records[(records[list(tables.CONDITION)] == [d.name, d.corruption, d.severity]).all(axis="columns")]
-        found = stats.mean_accuracy(own, "teacher")
+        found = stats.estimate(parts[d.name, d.corruption, d.severity], "teacher")
         if found is None:
             raise ValueError(f"{d.name}: no predictions of the teacher in these records")
         lines[tables.condition_label(d.name, d.corruption, d.severity)] = {
-            "zero-shot": tables.percent(found),
+            "zero-shot": found,
             "chance": Number(chance(d)),
             "above chance": above_chance(found.low, found.high, chance(d)),
             "usual accuracy of a supervised network": usual.get(d.name) if d.severity == 0 else None,
@@ -178,11 +173,10 @@ def against_open_clip(rows: Mapping[tuple[str, str | None], pd.DataFrame]) -> pd
             if np.isnan(value):
                 continue
             right = part["prediction"] == part["label"]
-            measured = tables.percent(stats.accuracy(right.to_numpy(), minimum=1))
-            per_class = right.groupby(part["label"]).mean().mean()
+            measured = stats.accuracy(right.to_numpy(), minimum=1)
             lines[row, str(key)] = {
                 "measured": measured,
-                "mean per class": Number(100.0 * per_class, n=measured.n),
+                "mean per class": Number(100.0 * right.groupby(part["label"]).mean().mean(), n=measured.n),
                 "open_clip": Number(value, kind="published"),
                 "difference": Number(measured.value - value, n=measured.n, unit="points", kind="difference"),
             }
@@ -215,7 +209,7 @@ def settings_grid(
             lines[rate, k] = {
                 "mean loss": Number(losses[k], n=len(data), unit="", kind="loss"),
                 "loss fell to one in": Number(losses[0] / losses[k], n=len(data), unit="", kind="loss"),
-                "agreement with the teacher": tables.percent(stats.accuracy(classes[:, k] == said)),
+                "agreement with the teacher": stats.accuracy(classes[:, k] == said),
                 "in use": "yes" if (rate, k) == (config.learning_rate, config.iterations) else "",
             }
     found = _by_pair(lines, "rate", "K")
@@ -239,12 +233,12 @@ def paired(records: pd.DataFrame, *, by: str = "dataset") -> pd.DataFrame:
     for value, group in records.groupby(by, sort=False):
         for heading, reference in REFERENCES.items():
             own, right, other = _matched(group, reference, str(value))
-            groups = _groups(own, by)
-            step = _step(right, other, groups)
+            groups = stats.groups(own, [by])
+            step = stats.paired_difference(right, other, **groups)
             lines[value, heading] = {
                 "n": step.n,
-                "reference accuracy": tables.percent(stats.mean(other, **groups), interval=False),
-                "final": tables.percent(stats.mean(right, **groups), interval=False),
+                "reference accuracy": stats.mean(other, **groups).short,
+                "final": stats.mean(right, **groups).short,
                 "step": step,
                 "gained": int((right & ~other).sum()),
                 "lost": int((other & ~right).sum()),
@@ -256,7 +250,7 @@ def paired(records: pd.DataFrame, *, by: str = "dataset") -> pd.DataFrame:
 
 def _matched(records: pd.DataFrame, reference: str, where: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """The rows of the APM, and which of them it and the reference have right."""
-    key = [*tables.CONDITION, "sample", "seed"]
+    key = [*stats.CONDITION, "sample", "seed"]
     own, other = (records[records["method"] == name].sort_values(key) for name in ("APM", reference))
     if not own[key].reset_index(drop=True).equals(other[key].reset_index(drop=True)):
         raise ValueError(
@@ -264,16 +258,6 @@ def _matched(records: pd.DataFrame, reference: str, where: str) -> tuple[pd.Data
             "run both on the same sets and seeds"
         )
     return own, *((part["prediction"] == part["label"]).to_numpy() for part in (own, other))
-
-
-def _groups(rows: pd.DataFrame, by: str) -> dict[str, Any]:
-    """What an interval has to know of the rows: which of them are of one image, and what is averaged with the same weight."""
-    columns = {"samples": "sample", "conditions": by, "strata": "dataset", "seeds": "seed"}
-    return {name: rows[column].to_numpy() for name, column in columns.items()}
-
-
-def _step(right: np.ndarray, other: np.ndarray, groups: dict[str, Any]) -> Number:
-    return tables.percent(stats.paired_difference(right, other, **groups), kind="difference", unit="points")
 
 
 def published_steps(
@@ -308,7 +292,7 @@ def steps(sets: pd.DataFrame, source: str, records: pd.DataFrame | None = None, 
         step = Number(values.mean(), unit="points", kind=part["step"].iloc[0].kind)
         if records is not None:
             own, right, other = _matched(records, REFERENCES[str(heading)], "all sets")
-            step = _step(right, other, _groups(own, by))
+            step = stats.paired_difference(right, other, **stats.groups(own, [by]))
         counted = [name for name in ("gained", "lost") if name in part]
         lines[source, heading] = {
             "sets": len(part),
@@ -393,60 +377,58 @@ def table(rows: pd.DataFrame, *, by: str = "set", pass_milliseconds: float = 0.0
     the images that it saw itself (points). n: images of one order; lowest, highest order: of online methods; ms: median per image.
     Columns that are empty throughout are left out. Raises ValueError for a reference that lacks an image.
     """
-    known, references = list(rows["method"].unique()), REFERENCES | {"APM": "APM"}
-    targets = lineup.target_rows(known)
+    targets = lineup.target_rows(rows["method"].unique())
     needed = ("confidence", "state", "teacher_passes", "prompts_read", "saved_milliseconds")
-    rows = rows.assign(
-        **{name: np.nan for name in needed if name not in rows}, right=rows["prediction"] == rows["label"]
-    )
+    lacking = {name: np.nan for name in needed if name not in rows}
+    rows = rows.assign(**lacking, right=rows["prediction"] == rows["label"])
     lines = {}
     for name, own in rows.groupby("method", sort=False):
-        asked = references | ({ITS_TARGET: targets[name]} if name in targets else {})
-        others = {heading: rows[rows["method"] == other] for heading, other in asked.items()}
-        lines[name] = _line(own, others, by, pass_milliseconds)
+        asked = REFERENCES | {"APM": "APM", ITS_TARGET: targets.get(name)}
+        lines[name] = _line(own, {h: rows[rows["method"] == other] for h, other in asked.items() if other}, by)
+        spent = own["milliseconds"].astype(float) + own["saved_milliseconds"].astype(float).fillna(pass_milliseconds)
+        # median: other work on the machine makes some images far slower
+        lines[name]["ms per image"] = Number(float(spent.median()), unit="ms", kind="cost")
     found = pd.DataFrame.from_dict(lines, orient="index").rename_axis("method")
-    order = found["state"].map(lineup.STATES.index)
-    found = found.loc[order.sort_values(kind="stable").index].dropna(axis="columns", how="all")
+    found = found.mask(found.map(numbers.is_empty), None).dropna(axis="columns", how="all")
+    found = found.sort_values("state", key=lambda states: states.map(lineup.STATES.index), kind="stable")
     return found if found["failed"].any() else found.drop(columns="failed")
 
 
-def _line(own: pd.DataFrame, others: Mapping[str, pd.DataFrame], by: str, encode: float) -> dict[str, Any]:
+def _line(own: pd.DataFrame, others: Mapping[str, pd.DataFrame], by: str) -> dict[str, Any]:
     (name,), state = own["method"].unique(), own["state"].dropna()
-    groups, right = _groups(own, by), own["right"].to_numpy()
-    orders = [stats.mean(part["right"].to_numpy(), **_groups(part, by)) for _, part in own.groupby("seed")]
-    line: dict[str, Any] = {
-        "state": state.iloc[0] if len(state) else "episodic",
-        "n": len(own) // len(orders),
-        "failed": int((own["prediction"] < 0).sum()),
-        "accuracy": tables.percent(stats.mean(right, **groups)),
-    }
+    groups, right = stats.groups(own, [by]), own["right"].to_numpy()
+    orders = [stats.mean(part["right"], **stats.groups(part, [by])).short for _, part in own.groupby("seed")]
     same = {}
     for heading, other in others.items():
         # the row of what a student's target says has the same orders, every other reference one
-        key = [by, *tables.CONDITION, "sample", *(["seed"] if heading == ITS_TARGET else [])]
+        key = [by, *stats.CONDITION, "sample", *(["seed"] if heading == ITS_TARGET else [])]
         there = other.set_index(key)[["right", "confidence"]].reindex(pd.MultiIndex.from_frame(own[key]))
         if lacking := int(there["right"].isna().sum()):
             raise ValueError(f"{name} saw {lacking} images that {heading} did not: run both on the same sets")
         same[heading] = there["right"].to_numpy(dtype=bool), there["confidence"]
-    line["teacher on the same images"] = tables.percent(stats.mean(same["teacher"][0], **groups), interval=False)
-    for heading in dict.fromkeys([*others, ITS_TARGET]):
-        itself = heading not in others or others[heading]["method"].iloc[0] == name
-        line[f"difference from {heading}"] = None if itself else _step(right, same[heading][0], groups)
-    for end, pick in (("lowest", min), ("highest", max)):
-        several = (
-            tables.percent(pick(orders, key=lambda order: order.value), interval=False) if len(orders) > 1 else None
-        )
-        line[f"{end} order"] = several
-    line["ECE"] = _calibration(own["confidence"], right)
-    line["ECE of teacher"] = _calibration(same["teacher"][1], same["teacher"][0])
-    updates = own["path"].dropna().map(len).mean() - 1
-    spent = own["milliseconds"].astype(float) + own["saved_milliseconds"].astype(float).fillna(encode)
-    counts = {"image passes": own["teacher_passes"].mean(), "prompts read": own["prompts_read"].mean()}
-    for heading, value in (counts | {"student updates": updates}).items():
-        line[heading] = Number(float(value), unit="", kind="count")
-    # median: other work on the machine makes some images far slower
-    line["ms per image"] = Number(float(spent.median()), unit="ms", kind="cost")
-    return {heading: None if numbers.is_empty(cell) else cell for heading, cell in line.items()}
+    steps = {
+        heading: stats.paired_difference(right, same[heading][0], **groups)
+        for heading, other in others.items()
+        if other["method"].iloc[0] != name
+    }
+    counts = {
+        "image passes": own["teacher_passes"].mean(),
+        "prompts read": own["prompts_read"].mean(),
+        "student updates": own["path"].dropna().map(len).mean() - 1,
+    }
+    return {
+        "state": state.iloc[0] if len(state) else "episodic",
+        "n": len(own) // len(orders),
+        "failed": int((own["prediction"] < 0).sum()),
+        "accuracy": stats.mean(right, **groups),
+        "teacher on the same images": stats.mean(same["teacher"][0], **groups).short,
+        **{f"difference from {heading}": steps.get(heading) for heading in (*REFERENCES, "APM", ITS_TARGET)},
+        "lowest order": min(orders) if len(orders) > 1 else None,
+        "highest order": max(orders) if len(orders) > 1 else None,
+        "ECE": _calibration(own["confidence"], right),
+        "ECE of teacher": _calibration(same["teacher"][1], same["teacher"][0]),
+        **{heading: Number(float(value), unit="", kind="count") for heading, value in counts.items()},
+    }
 
 
 def _calibration(confidence: pd.Series, right: np.ndarray) -> Number:

@@ -13,9 +13,9 @@ prompts, unless a line says otherwise (`prompts: original`) or a method tunes it
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -32,15 +32,14 @@ ONE_PROMPT = "zero-shot, one prompt"
 FIXED = (ONE_PROMPT, "zero-shot", "APM", AT_PUBLISHED)  # rows that notebooks have besides those of `baselines`
 TARGET = "target, no student"  # what the distilled feature alone predicts: row of methods that say it
 STATES = ("episodic", "trained once", "online")
-KEYS = ("method", "name", "samples", "orders")  # of a line; every other one is an option of the method
+KEYS = ("method", "samples", "orders")  # of a line; every other one is an option of the method
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One row of a comparison: a method, or the same one for several orders of the images."""
 
     name: str
-    runs: tuple[tuple[Any, int | None], ...]  # (method, seed of the order; None where there is none)
+    runs: list[tuple[Any, int | None]]  # (method, seed of the order; None where there is none)
     samples: int | str  # images per set; "all" that the other rows see
 
 
@@ -59,7 +58,7 @@ def at_published(teacher: Teacher, config: TTTConfig, samples: int | str = "all"
     """The row of a student trained as published; none where that is the setting already. Raises ValueError for bad samples."""
     check_samples(samples)
     method = methods.APM(teacher, as_published(config), name=AT_PUBLISHED)
-    return [] if method.config == config else [Entry(AT_PUBLISHED, ((method, None),), samples)]
+    return [] if method.config == config else [Entry(AT_PUBLISHED, [(method, None)], samples)]
 
 
 def parse(lines: Sequence[Mapping[str, Any]], teacher: Teacher, config: TTTConfig) -> list[Entry]:
@@ -72,33 +71,30 @@ def parse(lines: Sequence[Mapping[str, Any]], teacher: Teacher, config: TTTConfi
     entries: list[Entry] = []
     taken = dict.fromkeys(FIXED, "of the notebooks")
     for place, line in enumerate(lines, start=1):
-        where = f"baselines, line {place}"
-        if not isinstance(line, Mapping) or "method" not in line:
-            known = ", ".join(sorted(methods.REGISTRY))
-            raise ValueError(f"{where}: expected {{method: NAME, ...}} with one of {known}; found {line!r}")
         try:
             entry = _entry(line, teacher, config)
+            for row in [entry.name, target_row(entry.name)][: 1 + _takes(line["method"], "config")]:
+                if row in taken:
+                    raise ValueError(f"there is a row {row!r} {taken[row]} already: give this one another name")
+                taken[row] = f"of line {place}"
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{where}: {error}") from error
-        for row in [entry.name, target_row(entry.name)][: 1 + _takes(line["method"], "config")]:
-            if row in taken:
-                raise ValueError(f"{where}: there is a row {row!r} {taken[row]} already: give this one another name")
-            taken[row] = f"of line {place}"
+            raise ValueError(f"baselines, line {place}: {error}") from error
         entries.append(entry)
     return entries
 
 
 def _entry(line: Mapping[str, Any], teacher: Teacher, config: TTTConfig) -> Entry:
+    if not isinstance(line, Mapping) or "method" not in line:
+        known = ", ".join(sorted(methods.REGISTRY))
+        raise ValueError(f"expected {{method: NAME, ...}} with one of {known}; found {line!r}")
     kind, samples = str(line["method"]), line.get("samples", "all")
     check_samples(samples)
-    options = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in line.items() if key not in KEYS or key == "name"
-    }
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in line.items() if key not in KEYS}
     if _takes(kind, "config"):
         options["config"] = config
     first = methods.create(kind, teacher, **options)
     if "orders" not in line:
-        return Entry(first.name, ((first, None),), samples)
+        return Entry(first.name, [(first, None)], samples)
     orders = line["orders"]
     if not _takes(kind, "order_seed"):
         raise ValueError(f"{kind} is episodic: the order of the images has no effect; remove orders:")
@@ -107,8 +103,9 @@ def _entry(line: Mapping[str, Any], teacher: Teacher, config: TTTConfig) -> Entr
     seeds = [seed for seed in orders if type(seed) is int and seed >= 0] if isinstance(orders, list | tuple) else []
     if not seeds or len(set(seeds)) < len(orders):
         raise ValueError(f"orders must be different seeds, a list of whole numbers from 0, found {orders!r}")
-    runs = tuple((methods.create(kind, teacher, **options, order_seed=seed), seed) for seed in seeds)
-    return Entry(first.name, runs, samples)
+    return Entry(
+        first.name, [(methods.create(kind, teacher, **options, order_seed=seed), seed) for seed in seeds], samples
+    )
 
 
 def _takes(method: Any, option: str) -> bool:
@@ -124,14 +121,14 @@ def further_teachers(lines: Sequence[Mapping[str, Any]], **defaults: Any) -> dic
     found: dict[str, Teacher] = {}
     for line in lines:
         if not isinstance(line, Mapping) or "teacher" not in line:
-            raise ValueError(
-                f"further_teachers: expected {{teacher: NAME, pretrained: TAG, name: HEADING}}, found {line!r}"
-            )
-        heading = str(line.get("name", line["teacher"]))
+            expected = "{teacher: NAME, pretrained: TAG, name: HEADING}"
+            raise ValueError(f"further_teachers: expected {expected}, found {line!r}")
+        options = {**defaults, **line}
+        name = str(options.pop("teacher"))
+        heading = str(options.pop("name", name))
         if heading in found:
             raise ValueError(f"further_teachers: two lines are named {heading!r}")
-        options = {key: value for key, value in line.items() if key not in ("teacher", "name")}
-        found[heading] = teachers.load(str(line["teacher"]), **{**defaults, **options})
+        found[heading] = teachers.load(name, **options)
     return found
 
 
@@ -146,31 +143,27 @@ def run(
     """
     if entries and not sets:
         raise ValueError("nothing to compare on: expected at least one dataset")
-    found: dict[tuple[str, int | None], list[pd.DataFrame]] = {
-        (e.name, order): [] for e in entries for _, order in e.runs
-    }
+    frames: dict[str, list[pd.DataFrame]] = {entry.name: [] for entry in entries}
     for whole in sets:  # set by set: methods share an image's views in memory, which holds those of one set, not of all
         for entry in entries:
             chosen = whole.take(entry.samples)
             for method, order in entry.runs:
                 # the order stands in the records as the seed: views are drawn from it too
-                made = records.run(
-                    method, chosen, folder=folder, seed=seed if order is None else order, on_error=on_error
-                )
-                found[entry.name, order].append(made.assign(state=_state(method, chosen)))
-    frames = [pd.DataFrame(columns=[*records.SCHEMA.names, "state"])] if not entries else []
-    for entry in entries:
-        own = pd.concat([rows for _, order in entry.runs for rows in found[entry.name, order]], ignore_index=True)
-        frames += [own, _of_targets(own)] if "target_prediction" in own else [own]
-    return pd.concat(frames, ignore_index=True)
+                drawn = seed if order is None else order
+                made = records.run(method, chosen, folder=folder, seed=drawn, on_error=on_error)
+                frames[entry.name].append(made.assign(state=_state(method, chosen)))
+    found = [pd.DataFrame(columns=[*records.SCHEMA.names, "state"])] if not entries else []
+    for parts in frames.values():
+        own = pd.concat(parts, ignore_index=True)
+        found += [own, _of_targets(own)] if "target_prediction" in own else [own]
+    return pd.concat(found, ignore_index=True)
 
 
 def _state(method: Any, dataset: Dataset) -> str:
     """What a method knows besides the image: nothing, labelled images of a training split, or earlier test images."""
     if getattr(method, "online", False):
         return "online"
-    reads = getattr(method, "data_identity", lambda _: None)
-    return "trained once" if reads(dataset) else "episodic"
+    return "trained once" if getattr(method, "data_identity", lambda _: None)(dataset) else "episodic"
 
 
 def target_row(name: str) -> str:
