@@ -38,7 +38,15 @@ PUBLISHED_PAIRS = {  # what a step is between: (student, reference), in Tables 1
     "one prompt, ViT-L/14": ("APM (Ours) [teacher CLIP ViT-L/14]", "CLIP VIT-L/14"),
     "one prompt, ViT-H/14": ("APM (Ours) [teacher OpenCLIP ViT-H/14]", "OpenCLIP-VIT-H/14"),
 }
+SIDES = {"higher": 1, "equal": 0, "lower": -1}
 ITS_TARGET = "its target"  # heading of the difference from what a student's target predicts by itself
+NEEDED = (
+    "confidence",
+    "state",
+    "teacher_passes",
+    "prompts_read",
+    "saved_milliseconds",
+)  # empty where records lack them
 CHANCE_NOTE = "chance: always answering the most frequent class."
 METHODS_NOTE = (
     f"ECE: expected calibration error over all images of the row, {stats.CALIBRATION_BINS} bins. Small samples bias it upwards and "
@@ -105,8 +113,8 @@ def overview(
 ) -> pd.DataFrame:
     """What the columns of a table are, one row per set, with notes on its origin, in which DATA is the folder that $DATA names.
 
-    counterparts: set -> the published column that it stands for; the others stand for none. taught: the labelled set that the teacher
-    was trained on; None where it is unknown. Raises ValueError for a counterpart of a set that is not there.
+    counterparts: set -> the published column that it stands for. taught: the labelled set that the teacher was trained on; None
+    where it is unknown. Raises ValueError for a counterpart of a set that is not there.
     """
     project.among("dataset with a counterpart", counterparts or {}, [d.name for d in sets])
     lines = {
@@ -213,8 +221,7 @@ def settings_grid(
                 "in use": "yes" if (rate, k) == (config.learning_rate, config.iterations) else "",
             }
     found = _by_pair(lines, "rate", "K")
-    losses = found["mean loss"].map(float)
-    lowest = losses == losses.groupby(level="K").transform("min")
+    lowest = found["mean loss"] == found["mean loss"].groupby(level="K").transform("min")
     found.insert(3, "lowest at this K", np.where(lowest, "yes", ""))
     return found
 
@@ -231,14 +238,15 @@ def paired(records: pd.DataFrame, *, by: str = "dataset") -> pd.DataFrame:
     """
     lines = {}
     for value, group in records.groupby(by, sort=False):
+        own = group[group["method"] == "APM"]
+        grouped = stats.groups(own, [by])
         for heading, reference in REFERENCES.items():
-            own, right, other = _matched(group, reference, str(value))
-            groups = stats.groups(own, [by])
-            step = stats.paired_difference(right, other, **groups)
+            right, other, _ = _matched(own, group[group["method"] == reference], reference)
+            step = stats.paired_difference(right, other, **grouped)
             lines[value, heading] = {
                 "n": step.n,
-                "reference accuracy": stats.mean(other, **groups).short,
-                "final": stats.mean(right, **groups).short,
+                "reference accuracy": stats.mean(other, **grouped).short,
+                "final": stats.mean(right, **grouped).short,
                 "step": step,
                 "gained": int((right & ~other).sum()),
                 "lost": int((other & ~right).sum()),
@@ -248,16 +256,16 @@ def paired(records: pd.DataFrame, *, by: str = "dataset") -> pd.DataFrame:
     return _by_pair(lines, "set", "reference")
 
 
-def _matched(records: pd.DataFrame, reference: str, where: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """The rows of the APM, and which of them it and the reference have right."""
-    key = [*stats.CONDITION, "sample", "seed"]
-    own, other = (records[records["method"] == name].sort_values(key) for name in ("APM", reference))
-    if not own[key].reset_index(drop=True).equals(other[key].reset_index(drop=True)):
-        raise ValueError(
-            f"{where}: APM ran on {len(own)} images and {reference} on {len(other)}, not on the same ones: "
-            "run both on the same sets and seeds"
-        )
-    return own, *((part["prediction"] == part["label"]).to_numpy() for part in (own, other))
+def _matched(own: pd.DataFrame, other: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """On the images of a method: which it has right, which the other one has right, and the other one's confidence."""
+    key = [*stats.CONDITION, "sample", *(["seed"] if len(set(other["seed"])) > 1 else [])]
+    found = other.set_index(key).reindex(columns=["prediction", "label", "confidence"])
+    found = found.reindex(pd.MultiIndex.from_frame(own[key]))
+    if lacking := int(found["label"].isna().sum()):
+        what = f"{own['method'].iloc[0]} saw {lacking} images that {name} did not"
+        raise ValueError(f"{what}: run both on the same sets and seeds")
+    right, theirs = ((part["prediction"] == part["label"]).to_numpy() for part in (own, found))
+    return right, theirs, found["confidence"].to_numpy(dtype=float)
 
 
 def published_steps(
@@ -291,16 +299,14 @@ def steps(sets: pd.DataFrame, source: str, records: pd.DataFrame | None = None, 
         values = part["step"].map(float).round(9)
         step = Number(values.mean(), unit="points", kind=part["step"].iloc[0].kind)
         if records is not None:
-            own, right, other = _matched(records, REFERENCES[str(heading)], "all sets")
-            step = stats.paired_difference(right, other, **stats.groups(own, [by]))
-        counted = [name for name in ("gained", "lost") if name in part]
+            own, reference = (records[records["method"] == name] for name in ("APM", REFERENCES[str(heading)]))
+            step = stats.paired_difference(*_matched(own, reference, str(heading))[:2], **stats.groups(own, [by]))
         lines[source, heading] = {
             "sets": len(part),
             **{name: numbers.average(part[name]) for name in ("reference accuracy", "final")},
             "step": step,
-            **{"higher in": int((values > 0).sum()), "equal in": int((values == 0).sum())},
-            "lower in": int((values < 0).sum()),
-            **{name: Number(part[name].sum(), unit="", kind="count") for name in counted},
+            **{f"{side} in": int((np.sign(values) == sign).sum()) for side, sign in SIDES.items()},
+            **{name: Number(part[name].sum(), unit="", kind="count") for name in ("gained", "lost") if name in part},
             "verdict": "" if records is None else numbers.verdict(step),
         }
     return _by_pair(lines, "source", "reference")
@@ -362,7 +368,6 @@ def pass_milliseconds(teacher: Teacher, dataset: Dataset) -> float:
     """
     chosen = dataset.readable("record", most=32)
     pictures = [chosen.images[i] for i in range(len(chosen))]
-    # .cpu(): a GPU answers before it is done
     seconds = timeit.repeat(lambda: teacher.encode(teacher.transform(pictures)).feature.cpu(), number=1, repeat=3)
     return 1e3 * min(seconds) / len(pictures)
 
@@ -377,65 +382,57 @@ def table(rows: pd.DataFrame, *, by: str = "set", pass_milliseconds: float = 0.0
     the images that it saw itself (points). n: images of one order; lowest, highest order: of online methods; ms: median per image.
     Columns that are empty throughout are left out. Raises ValueError for a reference that lacks an image.
     """
-    targets = lineup.target_rows(rows["method"].unique())
-    needed = ("confidence", "state", "teacher_passes", "prompts_read", "saved_milliseconds")
-    lacking = {name: np.nan for name in needed if name not in rows}
-    rows = rows.assign(**lacking, right=rows["prediction"] == rows["label"])
-    lines = {}
-    for name, own in rows.groupby("method", sort=False):
-        asked = REFERENCES | {"APM": "APM", ITS_TARGET: targets.get(name)}
-        lines[name] = _line(own, {h: rows[rows["method"] == other] for h, other in asked.items() if other}, by)
-        spent = own["milliseconds"].astype(float) + own["saved_milliseconds"].astype(float).fillna(pass_milliseconds)
-        # median: other work on the machine makes some images far slower
-        lines[name]["ms per image"] = Number(float(spent.median()), unit="ms", kind="cost")
-    found = pd.DataFrame.from_dict(lines, orient="index").rename_axis("method")
+    rows = rows.reindex(columns=rows.columns.union([*NEEDED], sort=False))
+    parts = dict(list(rows.groupby("method", sort=False)))
+    found = pd.DataFrame(
+        [_line(own, parts, by, pass_milliseconds) for own in parts.values()], pd.Index(parts, name="method")
+    )
     found = found.mask(found.map(numbers.is_empty), None).dropna(axis="columns", how="all")
     found = found.sort_values("state", key=lambda states: states.map(lineup.STATES.index), kind="stable")
     return found if found["failed"].any() else found.drop(columns="failed")
 
 
-def _line(own: pd.DataFrame, others: Mapping[str, pd.DataFrame], by: str) -> dict[str, Any]:
-    (name,), state = own["method"].unique(), own["state"].dropna()
-    groups, right = stats.groups(own, [by]), own["right"].to_numpy()
-    orders = [stats.mean(part["right"], **stats.groups(part, [by])).short for _, part in own.groupby("seed")]
-    same = {}
-    for heading, other in others.items():
-        # the row of what a student's target says has the same orders, every other reference one
-        key = [by, *stats.CONDITION, "sample", *(["seed"] if heading == ITS_TARGET else [])]
-        there = other.set_index(key)[["right", "confidence"]].reindex(pd.MultiIndex.from_frame(own[key]))
-        if lacking := int(there["right"].isna().sum()):
-            raise ValueError(f"{name} saw {lacking} images that {heading} did not: run both on the same sets")
-        same[heading] = there["right"].to_numpy(dtype=bool), there["confidence"]
-    steps = {
-        heading: stats.paired_difference(right, same[heading][0], **groups)
-        for heading, other in others.items()
-        if other["method"].iloc[0] != name
-    }
+def _line(own: pd.DataFrame, parts: Mapping[Any, pd.DataFrame], by: str, pass_milliseconds: float) -> dict[str, Any]:
+    name, state, grouped = own["method"].iloc[0], own["state"].dropna(), stats.groups(own, [by])
+    others = {**REFERENCES, "APM": "APM", ITS_TARGET: lineup.target_row(name)}
+    same = {heading: _matched(own, parts[other], heading) for heading, other in others.items() if other in parts}
+    right, asked, confidence = same["teacher"]
+    by_order = [
+        stats.mean(right[rows], **stats.groups(own.iloc[rows], [by])) for rows in own.groupby("seed").indices.values()
+    ]
+    orders = sorted(order.short for order in by_order) if len(by_order) > 1 else [None]
     counts = {
         "image passes": own["teacher_passes"].mean(),
         "prompts read": own["prompts_read"].mean(),
         "student updates": own["path"].dropna().map(len).mean() - 1,
     }
+    spent = own["milliseconds"].astype(float) + own["saved_milliseconds"].astype(float).fillna(pass_milliseconds)
     return {
         "state": state.iloc[0] if len(state) else "episodic",
-        "n": len(own) // len(orders),
+        "n": len(own) // len(by_order),
         "failed": int((own["prediction"] < 0).sum()),
-        "accuracy": stats.mean(right, **groups),
-        "teacher on the same images": stats.mean(same["teacher"][0], **groups).short,
-        **{f"difference from {heading}": steps.get(heading) for heading in (*REFERENCES, "APM", ITS_TARGET)},
-        "lowest order": min(orders) if len(orders) > 1 else None,
-        "highest order": max(orders) if len(orders) > 1 else None,
-        "ECE": _calibration(own["confidence"], right),
-        "ECE of teacher": _calibration(same["teacher"][1], same["teacher"][0]),
+        "accuracy": stats.mean(right, **grouped),
+        "teacher on the same images": stats.mean(asked, **grouped).short,
+        **{
+            f"difference from {heading}": stats.paired_difference(right, same[heading][1], **grouped)
+            if heading in same and other != name
+            else None
+            for heading, other in others.items()
+        },
+        "lowest order": orders[0],
+        "highest order": orders[-1],
+        "ECE": _calibration(own["confidence"].to_numpy(dtype=float), right),
+        "ECE of teacher": _calibration(confidence, asked),
         **{heading: Number(float(value), unit="", kind="count") for heading, value in counts.items()},
+        # median: other work on the machine makes some images far slower
+        "ms per image": Number(float(spent.median()), unit="ms", kind="cost"),
     }
 
 
-def _calibration(confidence: pd.Series, right: np.ndarray) -> Number:
+def _calibration(confidence: np.ndarray, right: np.ndarray) -> Number:
     """ECE in percent over the rows that have a confidence; empty where none has."""
-    values = confidence.to_numpy(dtype=float)
-    sure = ~np.isnan(values)
-    value = stats.calibration_error(values[sure].clip(0, 1), right[sure]) if sure.any() else np.nan
+    sure = ~np.isnan(confidence)
+    value = stats.calibration_error(confidence[sure].clip(0, 1), right[sure]) if sure.any() else np.nan
     return Number(value, n=int(sure.sum()), kind="measure")
 
 

@@ -12,7 +12,7 @@ prompts, unless a line says otherwise (`prompts: original`) or a method tunes it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -169,12 +169,6 @@ def _state(method: Any, dataset: Dataset) -> str:
 def target_row(name: str) -> str:
     """The row of what a method's target alone predicts."""
     return f"{name}: {TARGET}"
-
-
-def target_rows(known: Iterable[Any]) -> dict[Any, str]:
-    """Of the methods that are there, those beside which the row of what their targets predict stands, with its name."""
-    known = list(known)
-    return {name: target_row(name) for name in known if target_row(name) in known}
 
 
 def _of_targets(own: pd.DataFrame) -> pd.DataFrame:

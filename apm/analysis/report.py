@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 
 from apm import project
-from apm.analysis import figures, numbers, tables, verify
+from apm.analysis import figures, numbers, stats, tables, verify
 from apm.analysis.numbers import NoSuchNumber
 from apm.analysis.text import FAILS, HOLDS, UNTESTED
 from apm.project import manifest, profiles
@@ -32,7 +32,7 @@ GAIN = "final - teacher (points)"
 ROWS = {  # heading here: row of the benchmarks' tables
     "teacher, zero-shot": f"teacher{numbers.SEPARATOR}zero-shot",
     "APM, final": f"APM{numbers.SEPARATOR}final",
-    GAIN: f"APM{numbers.SEPARATOR}{tables.DIFFERENCE}",
+    GAIN: f"APM{numbers.SEPARATOR}{stats.DIFFERENCE}",
     "any (upper bound, uses labels)": f"APM{numbers.SEPARATOR}{tables.RULE_LABELS['any']}",
 }
 CLAIMS = ("08_claims", "08_text")

@@ -326,7 +326,9 @@ def show(
             width = 22 if characters > 3 * LONG_TEXT else 13
             rules[f"td:nth-child({place})"] = f"white-space: normal; min-width: {width}em"
         if number:
-            rules[f":is(th, td):nth-child({place})"] = "text-align: right; font-variant-numeric: tabular-nums"
+            rules[f"th:nth-child({place}), td:nth-child({place})"] = (
+                "text-align: right; font-variant-numeric: tabular-nums"
+            )
     style = "\n".join(
         f"#{name} :is({selector}) {{{what}}}" if selector else f"#{name} {{{what}}}" for selector, what in rules.items()
     )

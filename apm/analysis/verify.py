@@ -118,9 +118,9 @@ def summary(compared: pd.DataFrame) -> str:
 
 def worst(compared: pd.DataFrame) -> pd.DataFrame:
     """The rows that fail or have changed, the farthest first; at most `WORST`."""
-    order = pd.Categorical(compared["status"], ["turned", "outside", "missing", "changed", "within"], ordered=True)
-    chosen = compared.assign(status=order).dropna(subset="status")
-    return chosen.sort_values(["status", "distance"], ascending=[True, False])[:WORST]
+    order = ["turned", "outside", "missing", "changed", "within"]
+    chosen = compared[compared["status"].isin(order)].sort_values("distance", ascending=False)
+    return chosen.sort_values("status", key=lambda status: status.map(order.index), kind="stable")[:WORST]
 
 
 def judge(profile: str, *, made: bool = False) -> tuple[pd.DataFrame, dict[str, str]]:

@@ -41,7 +41,7 @@ def make(table: pd.DataFrame, *, complete: bool = True) -> None:
 
 
 def status() -> dict[str, str]:
-    compared, _, _ = verify.judge("mini")
+    compared, _ = verify.judge("mini")
     return dict(zip(compared["column"], compared["status"], strict=True))
 
 
@@ -80,8 +80,6 @@ def test_what_changed_is_found_by_name(
     assert verify.main([]) == code
     rows = capsys.readouterr().out.split("\n", 1)[1].split("expected on")[0]
     assert (column in rows) == (expected not in ("same", "new", "cost"))
-    assert verify.main(["--line"]) == 0  # the end of `make reproduce` says it, and does not fail
-    assert ("make verify" in capsys.readouterr().out) == bool(code)
 
 
 def rows_of(**cells: Number | float) -> pd.DataFrame:
@@ -175,8 +173,8 @@ def head(text: str, **change: object) -> str:
     [
         (lambda text: head(text, profile="paper"), "profile paper, not of 1 and mini"),
         (lambda text: head(text, version=0), "of version 0"),
-        (lambda text: "\n".join(text.splitlines()[:-2]) + "\n", "cut off: expected 5 numbers, found 3"),
-        (lambda text: text[:-30], "cut off: expected 5 numbers, found 4"),  # within a row
+        (lambda text: "\n".join(text.splitlines()[:-2]) + "\n", "cut off: expected 5 numbers"),
+        (lambda text: text[:-30], "cut off: expected 5 numbers"),  # within a row
         (lambda text: text.replace("loss,", "lost,"), "unknown kind of number 'lost'"),
         (lambda text: "table,row\n", "expected a first line"),
     ],
