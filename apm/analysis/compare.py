@@ -38,6 +38,7 @@ PUBLISHED_PAIRS = {  # what a step is between: (student, reference), in Tables 1
     "one prompt, ViT-L/14": ("APM (Ours) [teacher CLIP ViT-L/14]", "CLIP VIT-L/14"),
     "one prompt, ViT-H/14": ("APM (Ours) [teacher OpenCLIP ViT-H/14]", "OpenCLIP-VIT-H/14"),
 }
+ENDS = {"lowest": min, "highest": max}
 SIDES = {"higher": 1, "equal": 0, "lower": -1}
 ITS_TARGET = "its target"  # heading of the difference from what a student's target predicts by itself
 NEEDED = (
@@ -397,10 +398,9 @@ def _line(own: pd.DataFrame, parts: Mapping[Any, pd.DataFrame], by: str, pass_mi
     others = {**REFERENCES, "APM": "APM", ITS_TARGET: lineup.target_row(name)}
     same = {heading: _matched(own, parts[other], heading) for heading, other in others.items() if other in parts}
     right, asked, confidence = same["teacher"]
-    by_order = [
-        stats.mean(right[rows], **stats.groups(own.iloc[rows], [by])) for rows in own.groupby("seed").indices.values()
-    ]
-    orders = sorted(order.short for order in by_order) if len(by_order) > 1 else [None]
+    orders = own.groupby("seed").indices.values()
+    by_order = [stats.mean(right[rows], **stats.groups(own.iloc[rows], [by])) for rows in orders]
+    steps = {h: stats.paired_difference(right, same[h][1], **grouped) for h in same if others[h] != name}
     counts = {
         "image passes": own["teacher_passes"].mean(),
         "prompts read": own["prompts_read"].mean(),
@@ -413,14 +413,8 @@ def _line(own: pd.DataFrame, parts: Mapping[Any, pd.DataFrame], by: str, pass_mi
         "failed": int((own["prediction"] < 0).sum()),
         "accuracy": stats.mean(right, **grouped),
         "teacher on the same images": stats.mean(asked, **grouped).short,
-        **{
-            f"difference from {heading}": stats.paired_difference(right, same[heading][1], **grouped)
-            if heading in same and other != name
-            else None
-            for heading, other in others.items()
-        },
-        "lowest order": orders[0],
-        "highest order": orders[-1],
+        **{f"difference from {heading}": steps.get(heading) for heading in others},
+        **{f"{end} order": pick(by_order).short if len(by_order) > 1 else None for end, pick in ENDS.items()},
         "ECE": _calibration(own["confidence"].to_numpy(dtype=float), right),
         "ECE of teacher": _calibration(confidence, asked),
         **{heading: Number(float(value), unit="", kind="count") for heading, value in counts.items()},

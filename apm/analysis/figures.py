@@ -45,25 +45,20 @@ MANY = 8192  # colours of a picture that no palette holds
 @functools.cache
 def style() -> None:
     """Set seaborn's style for the whole package, once; every function here calls it."""
-    import matplotlib as mpl
     import seaborn as sns
 
-    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.9)
-    mpl.rcParams.update(
-        {
-            "figure.figsize": (WIDTH, 4.0),
-            "figure.dpi": 100,
-            "savefig.dpi": DPI,
-            "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs on every machine
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titlesize": "medium",
-            "legend.frameon": False,
-            "pdf.fonttype": 42,
-            "grid.color": "0.9",
-            "image.interpolation": "nearest",
-        }
-    )
+    rc = {
+        "figure.figsize": (WIDTH, 4.0),
+        "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs on every machine
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": "medium",
+        "legend.frameon": False,
+        "pdf.fonttype": 42,
+        "grid.color": "0.9",
+        "image.interpolation": "nearest",
+    }
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.9, rc=rc)
 
 
 def save(what: Figure | bytes, name: str, folder: Path | str) -> dict[str, Path]:

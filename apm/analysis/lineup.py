@@ -5,9 +5,8 @@
       - {method: tda, samples: 64, orders: [0, 1, 2]}        # online: the images once in each of three orders
       - {method: zero, name: "ZERO, 16 views", views: 16}    # another row of the same method, whose name says what is different
 
-samples: images per set (a part of those that the other rows see; "all" for the same ones), orders: seeds of random orders of the
-images, for methods that carry state from one to the next. All see the same images and views, so differences are paired; and the set's
-prompts, unless a line says otherwise (`prompts: original`) or a method tunes its own: `apm.analysis.compare.notes` says which.
+samples: images per set, "all" for those that the other rows see. orders: seeds of random orders of the images. All see the same images
+and views, so differences are paired; and the set's prompts, unless a line says otherwise (`prompts: original`) or a method tunes its own.
 """
 
 from __future__ import annotations
@@ -115,8 +114,8 @@ def _takes(method: Any, option: str) -> bool:
 def further_teachers(lines: Sequence[Mapping[str, Any]], **defaults: Any) -> dict[str, Teacher]:
     """The teachers of a profile's list `further_teachers`, by the heading of each.
 
-    lines: `{teacher: NAME, pretrained: TAG or FILE, name: HEADING}`; further keys are options of `apm.teachers.load`, and defaults
-    those of lines that do not say their own. Raises ValueError for a line without a teacher, two of one name, and as `load` does.
+    lines: `{teacher: NAME, pretrained: TAG or FILE, name: HEADING}`; further keys, over the defaults, are options of
+    `apm.teachers.load`. Raises ValueError for a line without a teacher, two of one name, and as `load` does.
     """
     found: dict[str, Teacher] = {}
     for line in lines:
@@ -135,11 +134,10 @@ def further_teachers(lines: Sequence[Mapping[str, Any]], **defaults: Any) -> dic
 def run(
     entries: Sequence[Entry], sets: Sequence[Dataset], *, folder: Path | str, seed: int = 0, on_error: str = "record"
 ) -> pd.DataFrame:
-    """The records of every entry on every set, with a column `state`, one of STATES.
+    """The records of every entry on every set, with a column `state`, one of STATES; an empty frame for no entries.
 
-    on_error: as of `apm.runs.records.run`; "record": an image on which a method fails is a failed row of that method. A method that
-    says what its target alone predicts gets a second row for that, "NAME: target, no student". Returns an empty frame for no
-    entries. Raises as `apm.runs.records.run`.
+    on_error: as of `apm.runs.records.run`, which raises; "record": an image on which a method fails is a failed row of that method. A
+    method that says what its target alone predicts gets a second row for that, "NAME: target, no student".
     """
     if entries and not sets:
         raise ValueError("nothing to compare on: expected at least one dataset")

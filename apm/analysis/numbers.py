@@ -1,8 +1,7 @@
 """Numbers: an estimate with its interval, and the tidy rows that a results folder keeps.
 
-A number has one home. Modules compute `Number`s and put them into tables as they are; `apm.analysis.publish` writes them down before any
-of them becomes text. Report, audit, README and `apm.analysis.verify` read these rows; nobody reads a formatted cell, a caption or a
-footer back.
+A number has one home. Tables hold `Number`s as they are; `apm.analysis.publish` writes them down before any of them becomes text. Report,
+audit, README and `apm.analysis.verify` read these rows; nobody reads a formatted cell, a caption or a footer back.
 
     results/<profile>/numbers/<notebook>.csv   tidy: table, row, column, value, low, high, n, df, unit, kind, decimals, text
     results/<profile>/numbers/machine.json     the machine that made them
@@ -145,14 +144,14 @@ def _digits(value: float, small: bool, places: int | None = None) -> str:
 
 def is_small(column: pd.Series) -> bool:
     """Whether a column holds a number that one decimal would show as 0.0, or a measure below 1 such as a cosine."""
-    cells = [cell for cell in column if isinstance(cell, (float, np.floating, Number)) and not is_empty(cell)]
-    if any(isinstance(cell, Number) and cell.unit in FINE for cell in cells):
-        return True
-    return any(
-        0.0 < abs(float(cell)) < (1.0 if isinstance(cell, Number) and cell.kind in ("measure", "exact") else 0.05)
-        for cell in cells
-        if not (isinstance(cell, Number) and cell.kind in ("p", "count", "accuracy", "difference"))
-    )
+    for cell in column:
+        if isinstance(cell, Number) and cell.unit in FINE and not is_empty(cell):
+            return True
+        kind = cell.kind if isinstance(cell, Number) else "" if isinstance(cell, (float, np.floating)) else "count"
+        least = 1.0 if kind in ("measure", "exact") else 0.05
+        if kind not in ("p", "count", "accuracy", "difference") and 0.0 < abs(float(cell)) < least:
+            return True
+    return False
 
 
 # ------------------------------------------------------------------------------------------------------------- tidy rows

@@ -132,7 +132,6 @@ def write(profile: str) -> Path:
     wanted = profiles.runs(profile)
     made = {name: part["entries"] for name, part in manifest.read(folder)["notebooks"].items() if name in wanted}
     rows = numbers.read(folder)
-    titles = {name: about["title"] for name, about in known["notebooks"].items()}
     sections = [
         {"notebook": name, "title": name, "question": "", **known["notebooks"].get(name, {})}
         | {"parts": [_part(folder, entry) for entry in entries]}
@@ -151,18 +150,15 @@ def write(profile: str) -> Path:
         f"teacher {parameters.get('teacher')}" + (f", {Path(weights).name}" if weights else ""),
         *(f"images: {remark}" for remark in remarks),
     ]
-    links = [("summary", "In short"), *((s["notebook"], s["title"]) for s in sections)]
-    links += [("paper", "Paper to notebook"), ("times", "Time"), ("provenance", "Provenance")]
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     template = jinja2.Environment(autoescape=True, **options).from_string(TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(
         profile=profile,
         verified=_verified(profile),
         about=about,
-        links=links,
         sections=sections,
         made=set(made),
-        titles=titles,
+        index=known["notebooks"],
         paper=[{"notebook": "", **row} for row in known["paper"]],
         short=_shown(in_short(rows), f"Student and teacher, profile {profile}"),
         claims=_shown(audited, f"Claims of the paper, profile {profile}; rule, figure and source stand in section 08"),

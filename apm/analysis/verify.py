@@ -1,7 +1,4 @@
-"""Does it come out again? Every number of a results folder against data/expected/<profile>.csv.
-
-    python -m apm.analysis.verify --profile mini            # what `make verify` runs
-    python -m apm.analysis.verify --profile mini --accept   # the present numbers become the expected ones
+"""Does it come out again? Every number of a results folder against data/expected/<profile>.csv (`make verify`, `make accept`).
 
 A number is the same when it equals the expected one to the printed digits, "within" when it lies in the expected 95 % interval, else
 "outside". Losses and measures follow a training, which another processor rounds otherwise, and an interval over images, where they have
@@ -78,21 +75,17 @@ def compare(wanted: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     inside = (both["value_found"] >= both["low"]) & (both["value_found"] <= both["high"])
     inside |= gap <= kind.map(NEAR).astype(float).fillna(0.0) * both["value"].abs()
     is_number = both["value"].notna() & both["value_found"].notna()
-    equal_words = both["text"] == both["text_found"]
-    status = np.select(
-        [
-            kind == "cost",
-            both["_merge"] == "left_only",
-            both["_merge"] == "right_only",
-            is_number & near,
-            is_number & inside,
-            ~is_number & both["value"].isna() & both["value_found"].isna() & equal_words,
-            kind == "verdict",
-            kind == "word",
-        ],
-        ["cost", "missing", "new", "same", "within", "same", "turned", "changed"],
-        "outside",
-    )
+    equal_words = both["value"].isna() & both["value_found"].isna() & (both["text"] == both["text_found"])
+    chosen = {
+        "cost": kind == "cost",
+        "missing": both["_merge"] == "left_only",
+        "new": both["_merge"] == "right_only",
+        "same": is_number & near | equal_words,
+        "within": is_number & inside,
+        "turned": kind == "verdict",
+        "changed": kind == "word",
+    }
+    status = np.select(list(chosen.values()), list(chosen), "outside")
     row = [both["table"], both["row"]]
     met = pd.Series(np.isin(status, ("same", "within"))).where(has_interval).groupby(row).transform("min")
     status[(kind == "p") & (status == "outside") & (met == 1)] = "within"
