@@ -70,8 +70,8 @@ def notes(
     selection: Mapping[str, Any] | None = None,
     taught: Dataset | None = None,
 ) -> str:
-    """What belongs under every table that compares: whose prompts (of other methods where they are not the sets'), the student's rate
-    and K and what images they were chosen on (selection), and what "zero-shot" means where the set that taught the teacher is known.
+    """What belongs under every table that compares: whose prompts, the student's rate and K, the images that they were chosen on
+    (selection), and what "zero-shot" means where the set that taught the teacher is known.
     """
     own = _described(sets, lambda d: prompts.describe(d.templates))
     said = [f"Prompts: {own}."] + ([f'One prompt: "{prompt}".'] if prompt else [])
@@ -114,8 +114,8 @@ def overview(
 ) -> pd.DataFrame:
     """What the columns of a table are, one row per set, with notes on its origin, in which DATA is the folder that $DATA names.
 
-    counterparts: set -> the published column that it stands for. taught: the labelled set that the teacher was trained on; None
-    where it is unknown. Raises ValueError for a counterpart of a set that is not there.
+    counterparts: set -> the published column that it stands for. taught: the labelled set that the teacher was trained on.
+    Raises ValueError for a counterpart of a set that is not there.
     """
     project.among("dataset with a counterpart", counterparts or {}, [d.name for d in sets])
     lines = {
@@ -167,8 +167,7 @@ def zero_shot(records: pd.DataFrame, sets: Sequence[Dataset]) -> pd.DataFrame:
 def against_open_clip(rows: Mapping[tuple[str, str | None], pd.DataFrame]) -> pd.DataFrame:
     """Measured zero-shot accuracy beside the one that open_clip publishes for the same weights: a check of loading, prompts and data.
 
-    rows: (teacher's open_clip name, tag) -> records. Index (teacher, set). mean per class: what open_clip's list has for some small
-    sets. Sets and weights that the list does not have give no row.
+    rows: (open_clip name, tag) -> records. Index (teacher, set), of those on the list, which has the mean per class for some small sets.
     """
     theirs = published.wide(published.load("teacher_zero_shot_openclip"))
     columns = {column.lower().replace("cifar-", "cifar"): column for column in theirs} | {"flowers102": "Flower102"}
@@ -233,9 +232,8 @@ def settings_grid(
 def paired(records: pd.DataFrame, *, by: str = "dataset") -> pd.DataFrame:
     """The APM against references, image by image: one row per (set, reference).
 
-    records: holding the APM and every reference. by: column whose values are the sets. step: final - reference in points, with its
-    interval over images; gained, lost: images that only one of the two has right; p: McNemar exact, empty for several seeds.
-    Raises ValueError where the images of the two differ.
+    by: column whose values are the sets. step: final - reference in points; gained, lost: images that only one of the two has right;
+    p: McNemar exact, empty for several seeds. Raises ValueError for a reference that lacks an image.
     """
     lines = {}
     for value, group in records.groupby(by, sort=False):
@@ -274,8 +272,8 @@ def published_steps(
 ) -> pd.DataFrame:
     """Steps between rows of a published table, as `paired` has them: index (set, reference), reference accuracy, final, step.
 
-    published: from `apm.data.published.wide`. columns: the sets. pairs: label -> (row of the student, row of the reference); those of
-    which the table has no student are left out. No interval: the paper gives none. Cells that either row lacks give no step.
+    pairs: label -> (row of the student, row of the reference); those of which the table has no student, and cells that either row lacks,
+    are left out. No interval: the paper gives none.
     """
     cells = published[list(columns)]
     parts = {
@@ -316,11 +314,10 @@ def steps(sets: pd.DataFrame, source: str, records: pd.DataFrame | None = None, 
 def beside(
     published: pd.DataFrame, ours: pd.DataFrame, counterparts: Mapping[str, str], *, means: Mapping[str, Sequence[str]]
 ) -> pd.DataFrame:
-    """A published table with our rows under it, each of our sets in the column that it stands for.
+    """A published table with our rows under it, each of our sets in the column that it stands for; the first row names our sets.
 
-    published: from `apm.data.published.wide`. ours: from `apm.analysis.tables.accuracies`, columns our sets. counterparts: our set ->
-    published column. means: published column of an average -> the published columns that it is over; ours is over those of them that
-    have a counterpart. The first of our rows names our sets. Raises ValueError for unknown names.
+    ours: from `tables.accuracies`. counterparts: our set -> published column. means: published column of an average -> the columns that it
+    is over; ours is over those that have a counterpart. Raises ValueError for unknown names and for two sets in a column.
     """
     project.among("set of ours", counterparts, ours.columns)
     project.among("published column", counterparts.values(), published.columns)
@@ -363,10 +360,7 @@ def methods_beside(compared: pd.DataFrame, published: pd.DataFrame, column: str 
 
 
 def pass_milliseconds(teacher: Teacher, dataset: Dataset) -> float:
-    """Milliseconds that the teacher takes to encode one image here and now, preprocessing included; the best of three repeats.
-
-    What methods that read the teacher's stored features did not spend again. Images that cannot be read are passed over.
-    """
+    """Milliseconds that the teacher takes to encode one image here and now, preprocessing included; the best of three repeats."""
     chosen = dataset.readable("record", most=32)
     pictures = [chosen.images[i] for i in range(len(chosen))]
     seconds = timeit.repeat(lambda: teacher.encode(teacher.transform(pictures)).feature.cpu(), number=1, repeat=3)
@@ -376,12 +370,11 @@ def pass_milliseconds(teacher: Teacher, dataset: Dataset) -> float:
 def table(rows: pd.DataFrame, *, by: str = "set", pass_milliseconds: float = 0.0) -> pd.DataFrame:
     """One row per method, episodic ones first and online ones last: means over the sets, with 95 % intervals over images.
 
-    rows: records of all methods, with `set` and origin as `by_origin` gives them, or another column `by` of what is averaged over,
-    with the same weight each. pass_milliseconds: added where a method read stored features of the teacher.
+    rows: records of all methods, from `by_origin`, or with another column `by` of what is averaged over, with the same weight each.
+    pass_milliseconds: added where a method read stored features of the teacher.
 
-    Each method is compared with the references, with the APM, and with what its own target says where the records have that row, on
-    the images that it saw itself (points). n: images of one order; lowest, highest order: of online methods; ms: median per image.
-    Columns that are empty throughout are left out. Raises ValueError for a reference that lacks an image.
+    Each method is compared with the references, the APM, and what its own target says where there is that row, on the images that it saw
+    itself (points). n: images of one order. Columns without a value are left out. Raises ValueError for a reference that lacks an image.
     """
     rows = rows.reindex(columns=rows.columns.union([*NEEDED], sort=False))
     parts = dict(list(rows.groupby("method", sort=False)))

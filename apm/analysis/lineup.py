@@ -61,11 +61,10 @@ def at_published(teacher: Teacher, config: TTTConfig, samples: int | str = "all"
 
 
 def parse(lines: Sequence[Mapping[str, Any]], teacher: Teacher, config: TTTConfig) -> list[Entry]:
-    """The entries of a profile's list `baselines`.
+    """The entries of a profile's list `baselines`; config: of the student, for methods that train one.
 
-    config: of the student, for methods that train one. Raises ValueError, naming the line, for a line that is no mapping or has no
-    method, unknown methods and options, values of another type than the option's, two rows of one name or one that notebooks
-    have besides (FIXED), too few samples for an interval, and orders of a method that has none.
+    Raises ValueError, naming the line, for unknown methods and options, values of another type than the option's, a row's name that is
+    taken, too few samples for an interval, and orders of a method that has none.
     """
     entries: list[Entry] = []
     taken = dict.fromkeys(FIXED, "of the notebooks")

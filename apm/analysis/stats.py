@@ -7,23 +7,21 @@ Counting rules. A student of test-time training is drawn to its teacher's featur
 - "minimum loss": the prediction at the iteration of lowest loss: needs no label.
 - "any": right after any update k = 1..K (k = 0, random weights, does not count). It uses the labels: an upper bound, never a score.
 
-An image on which a method failed (prediction -1) counts as wrong under every rule, and stays in n; under "any" its predictions
-before the failure count.
+An image on which a method failed (prediction -1) counts as wrong, and stays in n; under "any" its predictions before the failure count.
 
-Intervals, all in closed form. One proportion of independent images: Wilson's score interval (Wilson 1927; recommended by Brown, Cai &
-DasGupta 2001, Statistical Science 16). A paired difference of two accuracies on independent images: Bonett & Price (2012, J. Educ.
-Behav. Stat. 37): one is added to the images gained and one to those lost, so that the interval has a width where no image differs.
-The value reported is the plain difference.
+Intervals, all in closed form. One proportion of independent images: Wilson's score interval (Wilson 1927; Brown, Cai & DasGupta 2001).
+A paired difference of two accuracies on independent images: Bonett & Price (2012): one is added to the images gained and one to those
+lost, so that the interval has a width where no image differs. The value reported is the plain difference.
 
 Over several conditions the copies of one image (its 15 corruptions, its seeds) are not independent. Variances are those between images
-(linearised, "sandwich"; Cameron & Miller 2015, J. Human Resources 50), with t quantiles (Satterthwaite 1946). A proportion then has
-Wilson's interval for as many images as its variance is worth (Korn & Graubard 1998), strata combined by the squares of their half
-widths (Zou & Donner 2008, "MOVER"). A difference gets one block of rows gained and one lost, as large as those seen (`_block`): Bonett &
-Price for clusters, whose coverage tests/cover.py shows.
+(linearised, "sandwich"; Cameron & Miller 2015), with t quantiles (Satterthwaite 1946). A proportion then has Wilson's interval for as many
+images as its variance is worth (Korn & Graubard 1998), strata combined by the squares of their half widths (Zou & Donner 2008, "MOVER").
+A difference gets one block of rows gained and one lost, as large as those seen (`_block`): Bonett & Price for clusters, whose coverage
+tests/cover.py shows.
 
 Seeds are not images. Where rows hold several, the variance between seeds is added to that between images (two-way, Cameron, Gelbach &
-Miller 2011, without their subtraction of the cells: it errs to the wide side), with degrees of freedom after Satterthwaite: with
-three seeds that differ much, close to 2. With one seed an interval is about images only.
+Miller 2011, without their subtraction of the cells: it errs to the wide side), with degrees of freedom after Satterthwaite. With one seed
+an interval is about images only.
 
 Pairs: McNemar's exact test. Several tests: Holm (1979).
 """
@@ -52,10 +50,7 @@ MINIMUM_SAMPLES = 10  # below, an interval says little: ask for more images
 
 
 def paths(records: pd.DataFrame) -> np.ndarray:
-    """Predictions after k = 0..K updates as an array (n, K + 1).
-
-    Raises ValueError when rows have no path or paths of different lengths.
-    """
+    """Predictions after k = 0..K updates (n, K + 1). Raises ValueError when rows have no path or paths of different lengths."""
     column, absent = records["path"], records["path"].isna().to_numpy()
     lengths = sorted({len(path) for path in column[~absent]})
     # an image that could not even be read has no path; it is wrong after every update

@@ -41,12 +41,9 @@ INTERVALS = "Accuracy in %; brackets: 95 % intervals over images, and seeds wher
 def summary(records: pd.DataFrame, *, by: Sequence[str] = (*CONDITION, "method")) -> pd.DataFrame:
     """One row per (dataset, corruption, severity, method), in the order of the records; estimates are `Number`s.
 
-    Columns, after those of `by`: n (images), seeds, n_failed (rows without prediction, counted as wrong); the accuracy under each of
-    `stats.RULES`; final - teacher in points; agreement of final and teacher; p (McNemar). None where the records do not hold what a
-    number needs; p also for several seeds, whose rows are not independent.
-
-    by: other groupings, such as ("dataset", "group", "method"); rows of one group that belong to several conditions are
-    averaged over the conditions, all copies of an image together.
+    Columns, after those of `by`: n (images), seeds, n_failed (counted as wrong); the accuracy under each of `stats.RULES`; final - teacher
+    in points; agreement of the two; p (McNemar). None where the records do not hold what a number needs; p also for several seeds, whose
+    rows are not independent. Rows of one group that belong to several conditions are averaged over them.
 
     Raises ValueError for no records, and for groups too small for an interval.
     """
@@ -118,13 +115,12 @@ def wide(
 ) -> pd.DataFrame:
     """The paper's layout: methods and counting rules down, conditions across, means at the end. Cells are `Number`s.
 
-    The teacher's row stands once where all methods share it. Methods without iterations have a single row of their own name: for them
-    "any" and "minimum loss" mean nothing. Means show their 95 % intervals; every cell has its own.
+    The teacher's row stands once where all methods share it. Methods without iterations have a single row of their own name. Means show
+    their 95 % intervals; every cell has its own.
 
-    columns: what the columns are: "condition" (dataset or corruption with severity) or a column of the records.
-    means: heading -> the columns it averages, each with the same weight; default one "Mean" over all when there are several.
-
-    Raises ValueError for unknown columns in means, and for too few images for a mean's interval.
+    columns: "condition" (dataset or corruption with severity) or a column of the records. means: heading -> the columns it averages, each
+    with the same weight; default one "Mean" over all when there are several. Raises ValueError for unknown columns in means, and for too
+    few images for a mean's interval.
     """
     if columns == "condition":
         records = label_conditions(records)
@@ -171,8 +167,7 @@ def _lines(records: pd.DataFrame) -> Iterable[tuple[tuple[str, str], str, pd.Dat
 
 
 def footer(records: pd.DataFrame, *, rules: Sequence[str] = stats.RULES, notes: Sequence[str] = ()) -> str:
-    """What a reader must know under a table: n, failed images, counting rules, intervals, remarks on the images, and which
-    records it came from."""
+    """What a reader must know under a table: n, failed images, counting rules, intervals, remarks on the images, whose records."""
     # per method too: expensive ones may see a part of the images
     images = records.groupby([*CONDITION, "method"], sort=False, observed=True)["sample"].nunique()
     first = f"n = {images.min()}" + (f" to {images.max()}" if images.min() < images.max() else "") + " images"
@@ -208,10 +203,8 @@ def save(
 ) -> dict[str, Path]:
     """Write <name>.csv (cells as read), <name>.md and <name>.tex (with caption and footer) into a folder, <name>.html from `page`.
 
-    Numbers are shown with one decimal, a column with a number too small for that with three significant digits, p-values with
-    three decimals. Each file is replaced as a whole, and the same table gives the same bytes. Returns the paths by suffix.
-
-    Raises ValueError for an empty table; OSError for a folder that cannot be written.
+    Each file is replaced as a whole, and the same table gives the same bytes. Returns the paths by suffix. Raises ValueError for an empty
+    table; OSError for a folder that cannot be written.
     """
     if table.empty:
         raise ValueError(f"table {name!r} is empty: there is nothing to save")
