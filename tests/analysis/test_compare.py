@@ -45,9 +45,6 @@ def records(seeds=(0,)) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-# ------------------------------------------------------------------------------------------------------------------- sets
-
-
 def test_overview_says_what_stands_for_what_and_whose_images_they_are(sets, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("DATA", str(tmp_path))
     placed = [replace(sets[0], notes=f"Read from {tmp_path / 'set'}."), sets[1]]
@@ -120,6 +117,7 @@ def test_the_grid_of_settings_holds_what_a_run_of_each_gives(sets) -> None:
     assert (grid["lowest at this K"] == "yes").groupby(level="K").sum().tolist() == [1, 1]
     blind = compare.settings_grid(teacher, replace(data, labels=9 - data.labels), config, [5e-3, 5e-2], [1, 3])
     pd.testing.assert_frame_equal(grid, blind)  # labels have no effect
+    assert 0 < compare.pass_milliseconds(teacher, data) < 10_000
     with pytest.raises(ValueError, match=r"unknown rate of selection '?0.005"):
         compare.settings_grid(teacher, data, config, [5e-2], [3])
 
@@ -135,9 +133,6 @@ def test_measured_accuracy_stands_beside_open_clips_for_the_same_weights() -> No
     found = [float(row[name]) for name in ("measured", "mean per class", "open_clip", "difference")]
     assert found == pytest.approx([75.0, 50.0, theirs, 75.0 - theirs])
     assert compare.against_open_clip({("ViT-B-16-quickgelu", "openai"): rows.assign(dataset="digits")}).empty
-
-
-# ------------------------------------------------------------------------------------------------------------------ steps
 
 
 def test_paired_by_hand_whatever_the_order_of_rows() -> None:
@@ -189,8 +184,6 @@ def test_beside_puts_each_set_in_the_column_that_it_stands_for() -> None:
         with pytest.raises(ValueError, match=message):
             compare.beside(theirs, ours, counterparts, means={})
 
-
-# ------------------------------------------------------------------------------------------------------- methods side by side
 
 ZERO_SHOT = [1, 0, 1, 1, 0, 1, 1, 1, 0, 1] * 4  # 28 of 40
 MINE = [1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1] * 2  # 20 of the first 24, of which zero-shot has 17
@@ -276,10 +269,6 @@ def test_published_steps_stand_beside_ours(every: pd.DataFrame) -> None:
     assert list(compare.methods_beside(compared, published.wide(published.load("table1"))).index) == list(
         compare.PUBLISHED_ROWS
     )
-
-
-def test_the_time_of_a_teacher_pass_is_measured(sets) -> None:
-    assert 0 < compare.pass_milliseconds(teachers.load("mini"), sets[0]) < 10_000
 
 
 def test_the_figure_of_costs_has_a_line_per_method(every: pd.DataFrame) -> None:

@@ -64,9 +64,6 @@ def test_accuracy_over_iterations_ends_at_final_and_any(data):
         figures.accuracy_over_iterations(pd.concat([data, data.assign(method="B")]))
 
 
-# ----------------------------------------------------------------------------------------------------- features as colours
-
-
 def test_grid_rgb_shows_islands_as_colours():
     features = np.zeros((4, 6, 8))
     features[:, :3, 0], features[:, 3:, 1] = 1.0, 1.0
@@ -97,9 +94,6 @@ def test_grid_rgb_edges():
     np.testing.assert_allclose(grid_rgb(small, fit=many[2], own_range=True), grid_rgb(many[2]), atol=1e-9)
     assert np.ptp(grid_rgb(small, fit=many[2])) < 0.5
     assert (grid_rgb(np.full((2, 2, 8), 1 / 3), fit=many, own_range=True) == 0.5).all()  # rounding is no variation
-
-
-# ---------------------------------------------------------------------------------------------------------- saving, showing
 
 
 def test_saved_figures_repeat_byte_for_byte_without_dates(figure, tmp_path):
