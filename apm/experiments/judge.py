@@ -196,7 +196,7 @@ def pictures(rows: Mapping[str, Sequence[Any]], headings: Sequence[str], *, size
     import matplotlib.pyplot as plt
 
     figures.style()
-    bare = {"xticks": [], "yticks": []}
+    bare: dict[str, Any] = {"xticks": [], "yticks": []}
     how: dict[str, Any] = {"squeeze": False, "layout": "constrained", "subplot_kw": bare}
     figsize = (size * len(headings) + 0.8, size * len(rows) + 0.4)
     figure, grid = plt.subplots(len(rows), len(headings), figsize=figsize, **how)
