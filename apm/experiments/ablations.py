@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from scipy.stats import chi2
 from torch.nn.functional import cosine_similarity
 
 from apm import methods, project, teachers, ttt
-from apm.analysis import stats, tables
+from apm.analysis import stats
 from apm.analysis.numbers import Number
 from apm.data import Dataset
 from apm.data import load as load_dataset
@@ -175,11 +175,7 @@ def measured(values: Any, least: float, most: float, unit: str = "") -> Number:
     if len(values) < 2:
         return Number(float(values.mean()), n=len(values), unit=unit, kind="measure")
     mean = stats.mean(values, minimum=2)
-    return Number(mean.value / 100, max(least, mean.low / 100), min(most, mean.high / 100), mean.n, unit, "measure")
-
-
-def _points(difference: stats.Interval) -> Number:
-    return tables.percent(difference, kind="difference", unit="points")
+    return replace(mean, low=max(least, mean.low), high=min(most, mean.high), unit=unit)
 
 
 def spread(right: np.ndarray, seeds: Any) -> Number:
@@ -218,8 +214,8 @@ def stopped(own: pd.DataFrame, k: int) -> dict[str, Any]:
         "images": own["sample"].nunique(),
         "seeds": own["seed"].nunique(),
         "k": k,
-        **{name: tables.percent(stats.mean(each, **options)) for name, each in found.items()},
-        "final - teacher": _points(stats.paired_difference(final, teacher, **options)),
+        **{name: stats.mean(each, **options) for name, each in found.items()},
+        "final - teacher": stats.paired_difference(final, teacher, **options),
         "sd over seeds": spread(final, own["seed"]),
     }
 
@@ -240,7 +236,7 @@ def compared(own: pd.DataFrame, other: pd.DataFrame, k: int, k_other: int) -> Nu
             f"give it at most {other['sample'].nunique()} samples, or the other one more"
         )
     theirs = theirs.reindex(right.index).to_numpy()
-    return _points(stats.paired_difference(right.to_numpy(), theirs, own["sample"], seeds=own["seed"].to_numpy()))
+    return stats.paired_difference(right.to_numpy(), theirs, own["sample"], seeds=own["seed"].to_numpy())
 
 
 def after(rows: pd.DataFrame, base: str, k: int | None = None) -> pd.DataFrame:
@@ -311,7 +307,7 @@ def moved(found: Mapping[str, pd.DataFrame], same: Sequence[str]) -> pd.DataFram
         runs = table[column].droplevel("part").dropna()
         runs = runs[~runs.index.isin(list(same))]
         sides = runs.map(side)
-        holm = stats.holm([tables.p_value(difference) for difference in runs])
+        holm = stats.holm([stats.p_value(difference) for difference in runs])
         lines[name, "its teacher" if column == "final - teacher" else "the line compared with"] = {
             "runs": len(runs),
             **{word: int((sides == word).sum()) for word in SIDES},
@@ -368,7 +364,7 @@ def towards_target(teacher: Teacher, dataset: Dataset, config: TTTConfig, counts
             "images": len(dataset),
             "loss": measured(result.losses[:, k].cpu(), 0, math.inf),
             "cosine to the target": measured(cosine[:, k], -1, 1, "cosine"),
-            "as teacher": tables.percent(stats.accuracy(same[:, k].cpu().numpy(), minimum=1)),
+            "as teacher": stats.accuracy(same[:, k].cpu().numpy(), minimum=1),
         }
         for k in counts
     }

@@ -23,7 +23,7 @@ import pandas as pd
 import yaml
 
 from apm import project
-from apm.analysis import numbers, stats, tables
+from apm.analysis import numbers, stats
 from apm.analysis.numbers import NoSuchNumber, Number
 from apm.analysis.text import CONSTRUCTION, FAILS, HOLDS, NOT_RUN, UNTESTED
 from apm.data import published
@@ -166,7 +166,7 @@ def _line(claim: Claim, rows: pd.DataFrame) -> dict[str, Any]:
         "limit": limit,
         "beside": "; ".join(filter(None, [*words, claim.construction])),
         "counted as": CONSTRUCTION if claim.construction else "tested",
-        "p": math.nan if claim.construction or len(found) > 1 else tables.p_value(found[name], limit),
+        "p": math.nan if claim.construction or len(found) > 1 else stats.p_value(found[name], limit),
     }
 
 

@@ -7,6 +7,7 @@ number of cores.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from apm.analysis import figures, stats, tables
+from apm.analysis import figures, stats
 from apm.analysis.numbers import Number
 from apm.teachers import IMAGENET_MEAN, IMAGENET_STD
 
@@ -32,9 +33,7 @@ def mean(values: np.ndarray | pd.Series, unit: str = "", kind: str = "measure") 
     """
     values = np.asarray(values)
     found = stats.mean(values)
-    if values.dtype == bool or np.issubdtype(values.dtype, np.integer):
-        return tables.percent(found, kind="accuracy" if values.dtype == bool else "difference")
-    return Number(found.value / 100, found.low / 100, found.high / 100, found.n, unit, kind)
+    return found if found.unit else replace(found, unit=unit, kind=kind)
 
 
 def less(values: Any, others: Any) -> np.ndarray:
@@ -197,13 +196,14 @@ def pictures(rows: Mapping[str, Sequence[Any]], headings: Sequence[str], *, size
     import matplotlib.pyplot as plt
 
     figures.style()
-    bare = {"xticks": [], "yticks": [], "frame_on": False}
+    bare: dict[str, Any] = {"xticks": [], "yticks": []}
     how: dict[str, Any] = {"squeeze": False, "layout": "constrained", "subplot_kw": bare}
     figsize = (size * len(headings) + 0.8, size * len(rows) + 0.4)
     figure, grid = plt.subplots(len(rows), len(headings), figsize=figsize, **how)
     for row, (name, shown) in zip(grid, rows.items(), strict=True):
         for axes, image in zip(row, shown, strict=True):
             axes.imshow(image, cmap="gray", vmin=0, vmax=1)
+            axes.spines[:].set(visible=True, color="0.7", linewidth=0.5)  # white pixels at the edge are not the page
         row[0].set_ylabel(name, fontsize="small", rotation=0, ha="right", va="center")
     for axes, heading in zip(grid[0], headings, strict=True):
         axes.set_title(heading, fontsize="small")

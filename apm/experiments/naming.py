@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from apm import teachers
-from apm.analysis import compare, stats, tables
+from apm.analysis import compare, stats
 from apm.analysis.numbers import Number
 from apm.data import Dataset
 from apm.experiments import judge
@@ -98,11 +98,11 @@ def naming(
         rows[dataset.name] = {
             "n": len(dataset),
             "chance": Number(chance),
-            "teacher (zero-shot)": tables.percent(named),
+            "teacher (zero-shot)": named,
             "above chance": compare.above_chance(named.low, named.high, chance),
             "random namings as good": Number(by_chance, kind="measure"),
-            PROBE: tables.percent(seen),
-            "APM, final": tables.percent(final),
+            PROBE: seen,
+            "APM, final": final,
             "largest cosine of two names": Number(closest, unit="", kind="measure"),
         }
         if captions is not None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from apm.analysis import lineup, numbers, tables
+from apm.analysis import lineup, numbers, stats
 from apm.analysis.numbers import Number
 from apm.analysis.text import CONSTRUCTION, FAILS, HOLDS, NOT_RUN, UNTESTED
 from apm.data import published, published_sets
@@ -124,11 +124,11 @@ def test_holm_leaves_what_chance_explains() -> None:
 
 
 def test_p_agrees_with_the_interval_and_few_seeds_make_it_say_less() -> None:
-    assert tables.p_value(Number(1.0, 0.0, 2.0), 0.0) == pytest.approx(0.05)
-    assert pd.isna(tables.p_value(Number(1.0), 0.0))
-    assert pd.isna(tables.p_value(Number(1.0, 1.0, 1.0), 0.0))  # no width: it says nothing of its spread
+    assert stats.p_value(Number(1.0, 0.0, 2.0), 0.0) == pytest.approx(0.05)
+    assert pd.isna(stats.p_value(Number(1.0), 0.0))
+    assert pd.isna(stats.p_value(Number(1.0, 1.0, 1.0), 0.0))  # no width: it says nothing of its spread
     many, few = Number(1.0, 0.0, 2.0, 900), Number(1.0, 0.0, 2.0, 900, df=2.0)
-    assert tables.p_value(few, -1.0) > 3 * tables.p_value(many, -1.0)
+    assert stats.p_value(few, -1.0) > 3 * stats.p_value(many, -1.0)
 
 
 def test_the_published_value_is_read_from_its_file_and_a_wrong_name_is_said() -> None:

@@ -167,7 +167,7 @@ def test_training_made_it_larger_only_if_it_was_not_there_before(maps) -> None:
     assert gain["training made it"].to_dict() == {"as before": "not decided", "learnt": "larger", "lost": "smaller"}
     assert gain.loc["as before", "trained"].low > 0.5  # far above 0, and not learnt
     paired, change = stats.mean(shown[GAIN] - shared[GAIN]), gain.loc["learnt", "change"]
-    assert (change.value, change.low, change.n) == pytest.approx((paired.value / 100, paired.low / 100, 12))
+    assert (change.value, change.low, change.n) == pytest.approx((paired.value, paired.low, 12))
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures
