@@ -33,30 +33,28 @@ def made() -> dict[str, np.ndarray]:
     islands, fields = profiles.load("mini", "06_islands"), profiles.load("mini", "07_field")
     test, train = datasets.load(islands["dataset"]), datasets.load(fields["train_dataset"])
     few = test.subset(islands["samples"], seed=0)
-    for teacher in (teachers.load("mini", precision=precision) for precision in ("fp32", "fp64")):
-        double = teacher.precision == "fp64"
-        digits = "float64" if double else "float32"
-        found[f"{digits}: the teacher's image features"] = np.array(teachers.features(teacher, test))
-        found[f"{digits}: the classifier's rows"] = teacher.text_features(test.classnames, test.templates).numpy()
+    for digits, precision in (("float32", "fp32"), ("float64", "fp64")):
+        teacher = teachers.load("mini", precision=precision)
+        own = {"the teacher's image features": np.array(teachers.features(teacher, test))}
+        own["the classifier's rows"] = teacher.text_features(test.classnames, test.templates).numpy()
         training = fields["training"] | {"precision": digits, "epochs": fields["training"]["epochs"] // 5}
-        config = field.settings(teacher, fields["student"], training)
+        config = field.FieldConfig(methods.training_config(teacher, fields["student"]).student, **training)
         data = material.prepare(teacher, train, config.student)
-        found[f"{digits}: the field's targets, the teacher's tokens"] = np.array(data.tokens)
-        found[f"{digits}: the field"] = flat(field.train(data, config, seed=fields["seed"]).model.weights)
-        if not double:
-            options = next(
-                line for line in profiles.load("mini", "02_corruptions")["baselines"] if line["method"] == "coop"
-            )
-            options = {name: value for name, value in options.items() if name not in ("method", "samples")}
+        own["the field's targets, the teacher's tokens"] = np.array(data.tokens)
+        own["the field"] = flat(field.train(data, config, seed=fields["seed"]).model.weights)
+        if digits == "float32":
+            (line,) = (one for one in profiles.load("mini", "02_corruptions")["baselines"] if one["method"] == "coop")
+            options = {name: value for name, value in line.items() if name not in ("method", "samples")}
             coop = methods.create("coop", teacher, **options)
-            found[f"{digits}: CoOp's vectors"] = coop.vectors(test).numpy()
-            found[f"{digits}: CoOp's answers"] = coop.predict(test, np.arange(len(test)), 0).prediction
+            own["CoOp's vectors"] = coop.vectors(test).numpy()
+            own["CoOp's answers"] = coop.predict(test, np.arange(len(test)), 0).prediction
         run = methods.training_config(teacher, islands["student"], islands["training"] | {"precision": digits})
         pixels = teachers.student_images(few.images, run.student.image_size[0])
         targets = teacher.encode(teacher.transform(few.images)).feature
         students = ttt.adapt(pixels, targets, run, seed=islands["seed"], keep_parameters=True)
-        found[f"{digits}: the students of 06"] = flat(students.parameters)
-        found[f"{digits}: their last losses"] = students.losses[:, -1].double().numpy()
+        own["the students of 06"] = flat(students.parameters)
+        own["their last losses"] = students.losses[:, -1].double().numpy()
+        found |= {f"{digits}: {name}": value for name, value in own.items()}
     return found
 
 
@@ -76,10 +74,8 @@ def main() -> None:
     del both[0]["processor"]
     for name, one in both[0].items():
         gap = np.abs(one - both[1][name])
-        print(
-            f"{name}: "
-            + (f"differ by up to {gap.max():.1e}, in {(gap > 0).mean():.0%} of them" if gap.any() else "equal bits")
-        )
+        differ = f"differ by up to {gap.max():.1e}, in {(gap > 0).mean():.0%} of them"
+        print(f"{name}: {differ if gap.any() else 'equal bits'}")
 
 
 if __name__ == "__main__":

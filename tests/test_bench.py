@@ -35,7 +35,7 @@ def test_factors_are_within_one_precision_and_split_into_what_makes_them(monkeyp
     monkeypatch.setattr(bench, "adam_bandwidth", lambda *args, **options: 10.0)
     monkeypatch.setattr(bench, "where_time_goes", lambda *args, **options: "")
     monkeypatch.setattr(bench, "teacher_pass", lambda device, precision, rows: lambda: float(rows))
-    table = bench.measure_paper(1, teacher=True, device=torch.device("cpu")).set_index(["variant", "precision"])
+    table = bench.measure_paper(1, torch.device("cpu")).set_index(["variant", "precision"])
     seconds = table["s per image and iteration"]
     released = next(name for name, _ in table.index if name.startswith("released"))
     for precision in ("float32", "bfloat16"):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ EXECUTED = ROOT / "results" / "mini" / "notebooks"
 @pytest.mark.parametrize("path", CLEAN, ids=lambda p: p.stem)
 def test_notebooks_are_kept_without_outputs(path: Path) -> None:
     done = subprocess.run(
-        ["nbstripout", "--verify", str(path)], env=_path(), capture_output=True, text=True, check=False
+        [Path(sys.executable).parent / "nbstripout", "--verify", path], capture_output=True, check=False
     )
     assert done.returncode == 0, f"{path.name} has outputs: run nbstripout on it"
 
@@ -43,20 +44,10 @@ def test_defaults_of_a_notebook_opened_by_hand_are_those_of_profile_mini(path: P
     assert {**defaults, **profiles.load("mini", path.stem)} == defaults
 
 
-@pytest.mark.parametrize("path", CLEAN, ids=lambda p: p.stem)
-def test_notebooks_define_no_functions(path: Path) -> None:
-    assert "def " not in "\n".join(depends.cells(path))
-
-
 @pytest.mark.parametrize("profile", sorted(p.parent.name for p in ROOT.glob("results/*/report.html")))
 def test_results_hold_no_path_of_a_machine(profile: str) -> None:
     folder = ROOT / "results" / profile
-    paths = [
-        *folder.glob("*.html"),
-        *folder.glob("*.json"),
-        *folder.glob("notebooks/*.ipynb"),
-        *folder.glob("tables/*"),
-    ]
+    paths = [path for kind in ("*.html", "*.json", "notebooks/*.ipynb", "tables/*") for path in folder.glob(kind)]
     assert len(paths) > 50
     # a folder in front of data/ is one of the machine that made the table: shared paths start with data/ or DATA/
     absolute = re.compile(r"(?<![\w.])/(?:home|root|Users|tmp)/|(?<![\w.:/])/[\w./-]*/data/|" + re.escape(f"{ROOT}/"))
@@ -66,8 +57,9 @@ def test_results_hold_no_path_of_a_machine(profile: str) -> None:
 
 
 @pytest.mark.parametrize("path", CLEAN, ids=lambda p: p.stem)
-def test_tensors_that_may_be_on_a_gpu_are_fetched_before_they_become_arrays(path: Path) -> None:
+def test_notebooks_define_no_functions_and_fetch_tensors_from_a_gpu_before_they_become_arrays(path: Path) -> None:
     code = "\n".join(depends.cells(path))
+    assert "def " not in code
     for place in re.finditer(r"\.numpy\(\)", code):
         line = code[: place.start()].rsplit("\n", 1)[-1]
         assert line.endswith(".cpu()") or "positional_encoding(" in line, line  # the code is made on the CPU
@@ -79,20 +71,9 @@ def test_nbval_fails_on_one_edited_number_in_a_checked_cell(tmp_path: Path, prin
     cell.outputs = [new_output("stream", text=f"{printed}\n")]
     free = new_code_cell("import time\nprint(time.time())", execution_count=2)
     free.outputs = [new_output("stream", text="0\n")]
-    book = new_notebook(
-        cells=[cell, free], metadata={"kernelspec": {"name": "python3", "display_name": "", "language": ""}}
-    )
-    nbformat.write(book, tmp_path / "book.ipynb")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--nbval-lax",
-        "--nbval-current-env",
-        "-p",
-        "no:cacheprovider",
-        "book.ipynb",
-    ]
+    kernel = {"name": "python3", "display_name": "", "language": ""}
+    nbformat.write(new_notebook(cells=[cell, free], metadata={"kernelspec": kernel}), tmp_path / "book.ipynb")
+    command = [sys.executable, *shlex.split("-m pytest --nbval-lax --nbval-current-env -p no:cacheprovider book.ipynb")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode == 0) == passes, done.stdout
 
@@ -106,9 +87,3 @@ def test_every_notebook_that_nbval_runs_has_a_checked_cell_with_an_output() -> N
         checked = [c for c in cells if "nbval-check-output" in c["metadata"].get("tags", [])]
         assert checked
         assert all(c["outputs"] for c in checked)
-
-
-def _path() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

@@ -2,10 +2,9 @@
 
     data = prepare(teacher, dataset, student)     # encodes once; later calls find the files
     data.batch([0, 3])                            # images, teacher tokens and patch colours of two images
-    for batch in data.batches(64): ...            # all of them, some at a time
 
-Memory does not grow with the number of images: the teacher's patch tokens and the mean colours of the patches lie in
-memory-mapped files of the cache, and images on disk are decoded by worker processes.
+Memory does not grow with the number of images: teacher tokens and patch colours lie in memory-mapped files of the cache, and images on
+disk are decoded by worker processes. The names of what is kept carry the hash of this module's code.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Batch(NamedTuple):
         return Batch(*moved)  # type: ignore[arg-type]
 
     def target(self, what: str) -> Tensor:
-        """(n, h*w, C) what is learned: "tokens", brought to unit length, or "colours". Raises ValueError where there was no teacher."""
+        """(n, h*w, C) what is learned: "tokens" of unit length, or "colours"."""
         if what == "colours":
             return self.colours
         if self.tokens is None:
@@ -62,10 +61,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """N images of a dataset on a student's grid, with the teacher's patch tokens where there is a teacher.
-
-    `prepare` makes one. len() is N; every image of `dataset` can be read.
-    """
+    """N images of a dataset, all of which can be read, on a student's grid, with the teacher's patch tokens where there is a teacher."""
 
     dataset: Dataset
     tokens: np.ndarray | None = field(repr=False)  # (M, h*w, D), memory-mapped; None: no teacher
@@ -82,7 +78,7 @@ class Material:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that determines what a training on this reads, as plain data: for the name of a checkpoint."""
+        """All that determines what a training on this reads: for the name of a checkpoint."""
         return {**self.made_of, **(self.taught_by if self.tokens is not None else {})}
 
     @property
@@ -125,10 +121,7 @@ class Material:
         return torch.cat([read(batch).cpu() for batch in self.batches()]).numpy()
 
     def loader(self, order: list[list[int]]) -> Iterable[Batch]:
-        """The batches of positions in `order`, on the CPU; the list may change between two passes.
-
-        Images on disk are read by worker processes, one per core and at most 8, those in memory by the caller.
-        """
+        """The batches of positions in `order`, on the CPU; the list may change between two passes."""
         workers = _workers(self.dataset)
         return torch.utils.data.DataLoader(
             self,  # type: ignore[arg-type]
@@ -142,10 +135,9 @@ class Material:
         )
 
     def spread(self, what: str) -> Spread:
-        """Mean over the images of "tokens", brought to unit length, or "colours", and what it leaves.
+        """Mean over the images of "tokens" of unit length, or "colours", and what it leaves, added up in float64.
 
-        One pass over the file, a block at a time, added up in float64. Raises ValueError for values that are not finite; it
-        says of which images.
+        Raises ValueError, which names the images, for values that are not finite.
         """
         if what not in self._spreads:
             values = self.tokens if what == "tokens" else self.colours
@@ -182,12 +174,11 @@ def prepare(
     on_error: str = "raise",
     folder: Path | str | None = None,
 ) -> Material:
-    """A dataset on a student's grid. At first use the teacher encodes it in batches; the files are kept.
+    """A dataset on a student's grid. At first use the teacher encodes it; the files are kept.
 
     tokens: False for a training without a teacher. token_dtype: in which tokens are kept, "float32" or "float16" (half the
     disk, cosines change by about 1e-3). on_error: "raise": an image that cannot be read stops; "record": it is left out, and
-    `left_out` says so. folder: of the files, default `field` in the project's cache; their names carry the hash of all that
-    determines what they hold.
+    `left_out` says so. folder: of the files, default `field` in the project's cache.
 
     Raises ValueError for a student that is not square or not of the teacher's width, a tower without tokens, another type or
     on_error, and where no image can be read; `apm.data.UnreadableImage`, which names the file.
@@ -211,12 +202,7 @@ def prepare(
         "material": code_version(("experiments.material",)),
     }
     made_of = {**images, "patch": student.patch}
-    taught_by = {
-        "teacher": teacher.hash,
-        "precision": teacher.precision,
-        "token_dtype": token_dtype,
-        "batch": BATCH,
-    }
+    taught_by = {"teacher": teacher.hash, "precision": teacher.precision, "token_dtype": token_dtype, "batch": BATCH}
     where = project.cache_dir() / "field" if folder is None else Path(folder)
     colours_file = where / f"colours-{project.sha256_of(made_of)[:24]}.npy"
     colours = teachers.stored(

@@ -24,7 +24,16 @@ REPORT = "99_report"  # comes after every profile's notebooks
 # defaults are those of `mini`.
 OPTIONAL = ("profile", "seed", "on_error", "precision", "feature_dtype", "ensemble")
 
+<<<<<<< HEAD
 RULES = facts(__file__)  # what a parameter may be
+=======
+# Parameters that are fields of a settings class, module:class: checked here, where file and key can be named. "*": any notebook.
+SETTINGS = {
+    "*": {"student": "model:APMConfig", "photo_student": "model:APMConfig", "training": "ttt:TTTConfig"},
+    "06_islands": {"loss_runs": "ttt:TTTConfig", "variants": "model:APMConfig"},  # a mapping of names to fields
+    "07_field": dict.fromkeys(("training", "plain", "reconstruction"), "experiments.field:FieldConfig"),
+}
+>>>>>>> main
 
 
 def names() -> list[str]:
@@ -118,6 +127,8 @@ def _check(name: str, value: Any, default: Any, where: str, classes: Mapping[str
             raise ValueError(f"{where}: expected a whole number from {int(least)}, found {one}")
         if choices and (one.split(":")[0] if name == "device" else one) not in choices:
             raise ValueError(f"{where}: expected one of {', '.join(choices)}, found {one!r}")
+    if (part := RULES["holds"].get(name, "")) not in (value if part else ""):
+        raise ValueError(f"{where}: expected text with {part}, found {value!r}")
     if name in RULES["filled"] and not value:
         raise ValueError(f"{where}: expected {expected}, found an empty list")
     if name in RULES["keyed"] and value.keys() != default.keys():

@@ -52,7 +52,7 @@ def test_distances_along_a_walk_by_hand() -> None:
     known = data.colours.reshape(24, -1)
     linear = answers.ridge(answers.column(trained), data, "colours")
     which = np.array([[2 * i, 2 * i + 1] for i in range(12)])
-    crossing = walks.cross(trained, data, which, data, linear=linear, steps=3)
+    crossing = walks.cross(trained, data, which, data, linear, 3)
     assert set(crossing["picture"]) == {walks.DECODED, walks.BLEND, "control: ridge from T", *walks.decoders(data)}
     assert crossing["difference"].max() < 1e-14  # of the identity, which float32 holds to 1e-7 only
     kinds = {name: rows.pivot(index="pair", columns="share") for name, rows in crossing.groupby("picture")}
@@ -71,9 +71,7 @@ def test_distances_along_a_walk_by_hand() -> None:
 
 
 def test_decoders_without_a_field_stand_beside_it() -> None:
-    data = problem()
-    decoders = walks.decoders(data)
-    colours = data.colours.reshape(24, -1)
+    decoders, colours = walks.decoders(problem()), problem().colours.reshape(24, -1)
     # on one line, but for 8 bits
     np.testing.assert_allclose(decoders["control: PCA-10 of the pixels"](colours), colours, atol=5e-3)
     curve = decoders["control: contrast curve"]
@@ -84,8 +82,8 @@ def test_decoders_without_a_field_stand_beside_it() -> None:
 
 def test_the_animation_is_the_walk_there_and_back_with_the_same_bytes_each_time() -> None:
     walk = walks.interpolate(field.untrained(CONFIG), ends()[1], steps=4)
-    gif = walks.animation({"RGB": walk.decoded, "pixels": walk.blend}, walk.shares)
-    assert gif == walks.animation({"RGB": walk.decoded, "pixels": walk.blend}, walk.shares)
+    gif, again = (walks.animation({"RGB": walk.decoded, "pixels": walk.blend}, walk.shares) for _ in range(2))
+    assert gif == again
     with Image.open(io.BytesIO(gif)) as opened:
         assert opened.n_frames == 6  # 4 there, 2 back
         assert opened.info["loop"] == 0

@@ -114,6 +114,7 @@ WHOLE, LIST, MAP = "expected a whole number", "expected a list", "expected a map
         ("00_quickstart", "seed: .nan", f"seed: {WHOLE}, found nan"),
         ("00_quickstart", "training: {iterations: 1.5}", rf"training\.iterations: {WHOLE}, found 1\.5"),
         ("00_quickstart", "training: {iteration: 3}", "training: unknown field 'iteration'. .*mean 'iterations'"),
+        ("01_natural_shifts", "prompt: a photo", r"prompt: expected text with \{\}, found 'a photo'"),
         ("01_natural_shifts", "samples: 0", f"samples: {WHOLE} from 1, found 0"),
         ("01_natural_shifts", "samples: every", f"samples: {WHOLE} or all, found 'every'"),
         ("01_natural_shifts", "datasets: []", f"datasets: {LIST}, each text, found an empty list"),
