@@ -106,14 +106,9 @@ endif
 
 .PHONY: reproduce
 reproduce: $(foreach n,$(or $(ONLY),$(NOTEBOOKS)),.make/$(PROFILE)/$(n).done) ## environment, every notebook of the profile, report
-<<<<<<< HEAD
 	@folder="$${APM_RESULTS:-results}/$(PROFILE)"; [ ! -f "$$folder/report.html" ] || page="; the page to read: $$folder/report.html"; \
 	echo "up to date: $$folder/notebooks, tables, figures$${page:-}"
-	@$(if $(ONLY),,$(APM).analysis.verify --profile $(PROFILE) --line)
-=======
-	@echo "up to date: $(RESULTS)/$(PROFILE)/notebooks, tables, figures; the page to read: $(RESULTS)/$(PROFILE)/report.html"
-	@$(if $(ONLY),,$(PYTHON) -m apm.analysis.verify --profile $(PROFILE) || true)
->>>>>>> main
+	@$(if $(ONLY),,$(APM).analysis.verify --profile $(PROFILE) || true)
 
 .PHONY: verify
 verify: $(ENVIRONMENT) ## every number of PROFILE's results against the expected ones in data/expected

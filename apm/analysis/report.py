@@ -6,11 +6,6 @@ Made from the manifest and the tidy numbers of a results folder (`apm.analysis.n
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections import Counter
-=======
-import json
->>>>>>> main
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +13,10 @@ import pandas as pd
 import yaml
 
 from apm import project
-<<<<<<< HEAD
-from apm.analysis import figures, numbers, tables, verify
-from apm.analysis.numbers import NoSuchNumber, Number
-from apm.analysis.text import CONSTRUCTION, FAILS, HOLDS, NOT_RUN, UNTESTED
-from apm.project import manifest, profiles, run
-=======
 from apm.analysis import figures, numbers, stats, tables, verify
 from apm.analysis.numbers import NoSuchNumber
 from apm.analysis.text import FAILS, HOLDS, UNTESTED
-from apm.project import manifest, profiles
->>>>>>> main
+from apm.project import manifest, profiles, run
 from apm.runs import records
 
 LONG = 25  # rows from which a table is folded away
@@ -101,15 +89,8 @@ def times(folder: Path, notebooks: list[str]) -> pd.DataFrame:
 
     Notebooks without an entry are left out; an empty frame where nothing was measured.
     """
-<<<<<<< HEAD
     known = run.times(folder)
-    rows = {name: known[name] for name in notebooks if name in known}
-    if not rows:
-=======
-    path = folder / "records" / "times.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if not (rows := {name: known[name] for name in notebooks if name in known}):
->>>>>>> main
         return pd.DataFrame()
     table = pd.DataFrame(rows).T[["longest", "last"]].add_suffix(" run (s)").rename_axis("notebook")
     table.loc["together"] = table.sum()

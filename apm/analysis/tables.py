@@ -314,13 +314,8 @@ def show(
         "td": "border-bottom: 1px solid rgba(128, 128, 128, 0.25)",
     }
     # a rule per column, by place: a class or an id in each cell would be most of the page
-<<<<<<< HEAD
-    for place in cells:
-        if (characters := max(map(len, texts.iloc[:, place]), default=0)) > LONG_TEXT:
-=======
     for place, (heading, number) in enumerate(zip(texts, right, strict=True), start=1):
-        if (characters := int(texts[heading].str.len().max())) > LONG_TEXT:
->>>>>>> main
+        if (characters := max(map(len, texts[heading]), default=0)) > LONG_TEXT:
             width = 22 if characters > 3 * LONG_TEXT else 13
             rules[f"td:nth-child({place})"] = f"white-space: normal; min-width: {width}em"
         if number:

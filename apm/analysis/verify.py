@@ -141,15 +141,9 @@ def present(profile: str, *, whole: bool = True) -> pd.DataFrame:
     return numbers.read(folder)
 
 
-<<<<<<< HEAD
-def _found_on(folder: Path) -> dict[str, str]:
-    return project.paths.kept(folder / "numbers" / "machine.json")
-=======
 def machine_of(profile: str) -> dict[str, str]:
     """The machine that a profile's results were made on; empty where that is not noted."""
-    path = project.results_dir(profile) / "numbers" / "machine.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
->>>>>>> main
+    return project.paths.kept(project.results_dir(profile) / "numbers" / "machine.json")
 
 
 def accept(profile: str) -> Path:

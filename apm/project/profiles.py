@@ -24,16 +24,7 @@ REPORT = "99_report"  # comes after every profile's notebooks
 # defaults are those of `mini`.
 OPTIONAL = ("profile", "seed", "on_error", "precision", "feature_dtype", "ensemble")
 
-<<<<<<< HEAD
 RULES = facts(__file__)  # what a parameter may be
-=======
-# Parameters that are fields of a settings class, module:class: checked here, where file and key can be named. "*": any notebook.
-SETTINGS = {
-    "*": {"student": "model:APMConfig", "photo_student": "model:APMConfig", "training": "ttt:TTTConfig"},
-    "06_islands": {"loss_runs": "ttt:TTTConfig", "variants": "model:APMConfig"},  # a mapping of names to fields
-    "07_field": dict.fromkeys(("training", "plain", "reconstruction"), "experiments.field:FieldConfig"),
-}
->>>>>>> main
 
 
 def names() -> list[str]:
