@@ -8,6 +8,7 @@ results do.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import re
@@ -15,7 +16,6 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             profiles.load(options.profile, name)  # bad values are said before anything is hashed or locked
             results = results_dir(options.profile)
-            with _alone(name, options.profile):
+            lock = results / "notebooks" / f".{name}.lock.tmp"  # a run may outlive its make
+            with locked(
+                lock,
+                functools.partial(print, f"{name}: another run of it is at work; waiting for it to end", flush=True),
+            ):
                 wanted = depends.state(options.profile, name)
                 stamped = depends.stamped(options.stamp) if options.stamp else []
                 if stamped == [wanted, *depends.left(results, name)]:
@@ -172,15 +176,6 @@ def _put_aside(results: Path, stamped: list[str]) -> None:
             with atomic_path(free) as temporary:
                 shutil.copyfile(path, temporary)
             print(f"{_shown(path)} is not as it was made: a copy of it is {_shown(free)}", flush=True)
-
-
-def _alone(name: str, profile: str) -> AbstractContextManager[None]:
-    """The notebook's lock: a run that outlived its make and the next one must not write the same file."""
-
-    def say() -> None:
-        print(f"{name}: another run of it is at work; waiting for it to end", flush=True)
-
-    return locked(results_dir(profile) / "notebooks" / f".{name}.lock.tmp", say)
 
 
 def _completed(results: Path, name: str, before: list[Path]) -> None:
