@@ -25,3 +25,10 @@ class FakeTeacher:
             [[i[a : a + 8, b : b + 8].mean((0, 1)) for a in (0, 8) for b in (0, 8)] for i in dataset.images]
         )
         return (quarters.reshape(len(quarters), 12) / 255 - 0.5).astype(np.float32)
+
+
+def damaged(content: bytes, how: str) -> bytes:
+    """What a disk may leave of a file: "zeros" in its place, "cut" in half, one bit "flipped", "nothing"."""
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    return {"zeros": bytes(len(content)), "cut": content[:middle], "flipped": flipped, "nothing": b""}[how]

@@ -39,6 +39,8 @@ MARKERS = "osD^vPX"
 WIDTH = 9.0  # inches: the width of a notebook page
 DPI = 150
 UNSEEN = 12  # of 255: a channel's change in single pixels that an eye does not see
+# for letters that DejaVu Sans lacks, where one of them is installed
+FALLBACKS = ("Noto Sans CJK SC", "WenQuanYi Zen Hei", "Droid Sans Fallback", "PingFang SC", "Microsoft YaHei")
 MANY = 8192  # colours of a picture that no palette holds
 
 
@@ -46,10 +48,15 @@ MANY = 8192  # colours of a picture that no palette holds
 def style() -> None:
     """Set seaborn's style for the whole package, once; every function here calls it."""
     import seaborn as sns
+    from matplotlib import cbook, font_manager
 
+    # names of classes and sets are no formulas; only matplotlib's own labels of logarithmic axes are
+    cbook.is_math_text = lambda s: s.startswith(r"$\mathdefault{")
     rc = {
         "figure.figsize": (WIDTH, 4.0),
-        "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs on every machine
+        # the first ships with matplotlib: the same glyphs on every machine
+        "font.family": ["DejaVu Sans", *(name for name in FALLBACKS if name in font_manager.get_font_names())],
+        "text.usetex": False,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.titlesize": "medium",

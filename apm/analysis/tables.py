@@ -20,6 +20,7 @@ from apm import project
 from apm.analysis import numbers, stats
 from apm.analysis.numbers import Number
 from apm.analysis.stats import CONDITION, DIFFERENCE
+from apm.analysis.text import markdown
 from apm.runs.records import provenance
 
 WIDEST = 12  # columns of the widest table that is not turned
@@ -209,12 +210,12 @@ def save(
     if table.empty:
         raise ValueError(f"table {name!r} is empty: there is nothing to save")
     _, cells, right = _lay_out(table)
-    lines = cells.map(_one_line).rename(columns=_one_line)
+    lines = cells.map(markdown).rename(columns=markdown)
     align = ["right" if number else "left" for number in right]
     body = lines.to_markdown(index=False, disable_numparse=True, colalign=align)
     texts = {
         "csv": cells.to_csv(index=False, lineterminator="\n"),
-        "md": "\n\n".join(part for part in (f"**{caption}**", body, footer) if part) + "\n",
+        "md": "\n\n".join(part for part in (f"**{markdown(caption)}**", body, markdown(footer)) if part) + "\n",
         "tex": _latex(cells, right, name, caption, footer),
     }
     texts |= {"html": page + "\n"} if page else {}
@@ -235,10 +236,6 @@ def _is_numeric(column: pd.Series) -> bool:
     """Whether what fills the column is numbers."""
     filled = [cell for cell in column if not numbers.is_empty(cell)]
     return bool(filled) and all(isinstance(c, (Number, Real)) and not isinstance(c, (bool, np.bool_)) for c in filled)
-
-
-def _one_line(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _latex(cells: pd.DataFrame, right: list[bool], name: str, caption: str, footer: str) -> str:
@@ -265,7 +262,7 @@ _LATEX = str.maketrans({c: f"\\text{n}{{}}" for c, n in _NAMED.items()} | {c: f"
 
 
 def _escape(text: str) -> str:
-    return text.translate(_LATEX)
+    return "{}" * text.startswith(("[", "*")) + text.translate(_LATEX)  # else an option of the line's end before it
 
 
 @dataclass(repr=False)
@@ -330,7 +327,7 @@ def show(
     page = "\n".join(line.strip() for line in page.splitlines())
     note = f'<p style="font-size: 0.85em; opacity: 0.8; margin-top: 0.5em; max-width: 60em">{escape(footer)}</p>'
     whole = (
-        '<figure class="apm-table" style="margin: 1em 0; max-width: 100%">'
+        '<figure class="apm-table tex2jax_ignore mathjax_ignore" style="margin: 1em 0; max-width: 100%">'
         f'<figcaption style="margin-bottom: 0.5em"><strong>{escape(caption)}</strong></figcaption>'
         f'<div class="apm-scroll" style="overflow-x: auto"><style>\n{style}\n</style>\n{page}</div>'
         f"{note if footer else ''}</figure>"

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from apm.data import corruptions, derived, layouts
-from apm.data.published_sets import SETS, Condition, MissingSet, WrongSet
+from apm.data.published_sets import SETS, Condition, MissingSet
 from apm.project import among, data_dir, profiles
 
 # what a profile that names the set can be given besides
@@ -68,7 +68,7 @@ def check(
             found.append(layouts.find(one, data, partial=partial))
         except MissingSet as error:
             lacking[one] = str(error)
-        except (WrongSet, OSError) as error:  # OSError: a folder that may not be read
+        except (ValueError, OSError) as error:  # wrong, or what may not be read
             return "wrong", str(error)
     if not found:
         return "missing", next(iter(lacking.values()))

@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from apm import model, project, teachers
@@ -103,8 +102,8 @@ def train(
 
     data: what `apm.experiments.material.prepare` makes, read a batch at a time. seed: of the weights and of the order of images.
     folder: where the checkpoint lies, under a name that carries the hash of all that determines the weights; written whole every `EVERY`
-    epochs. Training goes on from it to weights that are bit for bit those of a run without a break; one that cannot be read is said on
-    standard output and made anew. None: no checkpoint. name: for the progress bar.
+    epochs. Training goes on from it to weights that are bit for bit those of a run without a break; a damaged one is made anew, with a
+    warning. None: no checkpoint. name: for the progress bar.
 
     The biases of both outputs start at the mean over the training set: the RGB head ends in a ReLU, which has no gradient below zero, so
     that a channel which starts there would stay black. One thread on a CPU: their number changes the rounding.
@@ -116,7 +115,7 @@ def train(
     path = None if folder is None else Path(folder) / f"field-{project.sha256_of(made_by)[:24]}.safetensors"
     with one_thread(data.device):
         state = _State(data, config, seed)
-        if path is not None and path.is_file():
+        if path is not None:
             state.restore(path)
         resumed = state.epoch
         with progress(total=(config.epochs - resumed) * len(data), desc=f"field: {name}", unit="image") as bar:
@@ -195,11 +194,8 @@ class _State:
         return {key: value.detach().cpu().contiguous().clone() for key, value in found.items()}
 
     def restore(self, path: Path) -> None:
-        """Continue from `tensors` in a file, if it can be read."""
-        try:
-            saved = load_file(path)
-        except Exception as error:  # safetensors raises types of its own for a cut or foreign file
-            print(f"the checkpoint {path.name} cannot be read ({type(error).__name__}): training from the start")
+        """Continue from `tensors` in a file, if it is whole."""
+        if (saved := teachers.kept(path)) is None:
             return
         with torch.no_grad():
             for name, value in self.model.weights.items():

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ BLOCK = 2**22  # numbers of which a statistic is taken at a time
 
 
 class Batch(NamedTuple):
-    """Some images of a material, as tensors."""
+    """Some images of a material, as tensors; NumPy arrays before `to`."""
 
     images: Tensor  # (n, 3, H, W) float32, normalised
     tokens: Tensor | None  # (n, h*w, D) the teacher's patch tokens, in the type in which they are kept
@@ -40,7 +39,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Batch:
         """The same on a device, all of one type."""
-        moved = (None if x is None else x.to(device, non_blocking=True).to(dtype) for x in self)
+        moved = (None if x is None else torch.as_tensor(x).to(device, non_blocking=True).to(dtype) for x in self)
         return Batch(*moved)  # type: ignore[arg-type]
 
     def target(self, what: str) -> Tensor:
@@ -98,14 +97,15 @@ class Material:
         return replace(self, tokens=None)
 
     def __getitems__(self, positions: Sequence[int]) -> Batch:
-        """The images at these positions, on the CPU (torch's DataLoader asks so)."""
+        """The images at these positions, NumPy arrays until `Batch.to` (torch's DataLoader asks so)."""
         pictures = [self.dataset.images[int(i)] for i in positions]
         rows = self.rows[np.asarray(positions)]
-        return Batch(
-            teachers.student_images(pictures, self.student.image_size[0]),
-            None if self.tokens is None else torch.from_numpy(np.array(self.tokens[rows])),
-            torch.from_numpy(np.array(self.colours[rows])),
+        parts = (
+            teachers.student_images(pictures, self.student.image_size[0]).numpy(),
+            None if self.tokens is None else np.array(self.tokens[rows]),
+            np.array(self.colours[rows]),
         )
+        return Batch._make(parts)
 
     def batch(self, positions: Iterable[int]) -> Batch:
         """The images at these positions, on the teacher's device."""
@@ -121,18 +121,8 @@ class Material:
         return torch.cat([read(batch).cpu() for batch in self.batches()]).numpy()
 
     def loader(self, order: list[list[int]]) -> Iterable[Batch]:
-        """The batches of positions in `order`, on the CPU; the list may change between two passes."""
-        workers = _workers(self.dataset)
-        return torch.utils.data.DataLoader(
-            self,  # type: ignore[arg-type]
-            batch_sampler=order,
-            collate_fn=_as_it_is,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            multiprocessing_context="fork" if workers else None,  # another way would copy the mapped files
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # its own: else it would draw from the global one
-        )
+        """The batches of positions in `order`, before `Batch.to`; the list may change between two passes."""
+        return teachers.reading(self, self.dataset, BATCH, batch_sampler=order, collate_fn=_as_it_is)
 
     def spread(self, what: str) -> Spread:
         """Mean over the images of "tokens" of unit length, or "colours", and what it leaves, added up in float64.
@@ -246,13 +236,6 @@ def prepare(
         taught_by,
         teacher.device,
     )
-
-
-def _workers(dataset: Dataset) -> int:
-    """Processes that read images: none for images in memory, or for so few that starting them takes longer."""
-    if isinstance(dataset.images, np.ndarray) or len(dataset) < 4 * BATCH:
-        return 0
-    return min(8, os.cpu_count() or 1)
 
 
 def _as_it_is(found: Any) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor
 from apm.data import Dataset, UnreadableImage, prompts
 from apm.methods.views import VIEWS, Encoded, encoded
 from apm.project import plain, unknown
-from apm.project.identity import RUN_MODULES
+from apm.project.identity import RUN_MODULES, modules_of
 from apm.teachers import Teacher
 from apm.typed import checked
 
@@ -76,7 +76,7 @@ class Method:
     modules: ClassVar[tuple[str, ...]] = RUN_MODULES
 
     def __init_subclass__(cls) -> None:
-        cls.modules = (*RUN_MODULES, "methods.views", cls.__module__.removeprefix("apm."))
+        cls.modules = modules_of(cls)
 
     def settings(self) -> dict[str, Any]:
         """Everything but data and seed that determines the predictions, as plain JSON-able data; not the name in tables."""

@@ -24,7 +24,6 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from apm import data as datasets
@@ -32,10 +31,11 @@ from apm.data import Dataset, prompts
 from apm.lockstep import caller_free
 from apm.methods.method import Method, Predictions, WithViews, create, outcome, register
 from apm.methods.views import confident, encoded, kept
-from apm.project import atomic_path, cache_dir, data_dir, sha256_of
+from apm.project import cache_dir, data_dir, sha256_of
 from apm.project.identity import code_version
 from apm.project.progress import progress
-from apm.teachers import Teacher, features_at
+from apm.teachers import Teacher, features_at, save
+from apm.teachers import kept as kept_file
 
 CONTEXT = "a photo of a"  # ctx_init in tpt_classification.py of TPT; four tokens
 CONTEXT_STD = 0.02  # of vectors that start from no words: PromptLearner in trainers/coop.py
@@ -244,7 +244,7 @@ class CoOp(Method):
         teacher = self.teacher
         key = sha256_of({**self.settings(), "data": split.fingerprint, "code": code_version(self.modules)})
         file = cache_dir() / "prompts" / f"coop-{key[:24]}.safetensors"
-        if not file.is_file():
+        if (known := kept_file(file)) is None:
             chosen = few_shots(split.labels, self.shots, self.draw)
             own = Prompts(teacher, split.classnames, self.context)
             start = own.start
@@ -258,9 +258,9 @@ class CoOp(Method):
             learned = learn(
                 own, start, units, labels, teacher.logit_scale, epochs=self.epochs, rate=self.rate, seed=self.draw
             )
-            with atomic_path(file) as temporary:
-                save_file({"context": learned.cpu().contiguous()}, str(temporary))
-        return load_file(str(file))["context"]
+            known = {"context": learned.cpu().contiguous()}
+            save(known, file, {})
+        return known["context"]
 
     @caller_free()
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:

@@ -9,6 +9,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import mmap
 import os
 import re
 import sys
@@ -23,6 +24,7 @@ import yaml
 # Read once: it can only be read by setting it, and a file that another thread makes in between would be open to all.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+SEAL = 64  # bytes of a digest, the last of a sealed file
 
 
 def root() -> Path:
@@ -121,10 +123,11 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A temporary path in the same folder, renamed to `path` on success and removed on any error.
+def atomic_path(path: Path | str, *, sealed: bool = False) -> Iterator[Path]:
+    """A temporary path in the same folder, renamed to `path` when its bytes are on the disk, and removed on any error.
 
-    Raises OSError that names the folder and what to do when it cannot be written; the file that was there stays.
+    sealed: the digest of its bytes is written behind them (`check_seal`). Raises OSError that names the folder and what to do when
+    it cannot be written; the file that was there stays.
     """
     path = Path(path)
     temporary: Path | None = None
@@ -134,6 +137,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
+        digest = sha256_file(temporary).encode() if sealed else b""
+        with temporary.open("ab") as file:
+            file.write(digest)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut can leave a file of the right length, full of zeros
         temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
     except OSError as error:
@@ -149,6 +157,22 @@ def atomic_write(path: Path | str, data: bytes | str) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
     return path
+
+
+def check_seal(path: Path) -> None:
+    """Raises ValueError for a sealed file whose bytes are not those that were written. Read once while it stays as it is."""
+    about = path.stat()
+    if not _whole(path, about.st_size, about.st_mtime_ns, about.st_ino):
+        raise ValueError("its bytes are not those that were written")
+
+
+@functools.lru_cache
+def _whole(path: Path, size: int, *_: int) -> bool:
+    if size <= SEAL:
+        return False
+    with path.open("rb") as file:
+        found = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    return hashlib.sha256(found[:-SEAL]).hexdigest().encode() == found[-SEAL:]
 
 
 def facts(module: str) -> Any:

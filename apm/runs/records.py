@@ -62,7 +62,7 @@ def run(
     _make(Path(folder))
     tables = {shard.key: table for shard in planned if (table := shards.read(shard)) is not None}
     if on_error == "raise":
-        tables = {key: table for key, table in tables.items() if not shards.failures(table)}
+        tables = {key: table for key, table in tables.items() if not shards.failures(table, "error:")}
     if missing := [shard for shard in planned if shard.key not in tables]:
         job = shards.Job(method, dataset, int(seed), teacher_method, on_error)
         for part in filter(None, (method, teacher_method)):  # outside the measured time, once where many processes work

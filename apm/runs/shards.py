@@ -281,9 +281,9 @@ def _columns(said: Any, n: int, name: str) -> dict[str, Any]:
     return {**columns, "status": status}
 
 
-def failures(table: pa.Table) -> list[str]:
-    """The errors of a table's images."""
-    return [status for status in table["status"].to_pylist() if status.startswith("error:")]
+def failures(table: pa.Table, kind: str = "") -> list[str]:
+    """What went wrong with a table's images; kind: how it begins, "error:" for what the method raised."""
+    return [status for status in table["status"].to_pylist() if status != "ok" and status.startswith(kind)]
 
 
 def write(shard: Shard, table: pa.Table, method: Any) -> None:

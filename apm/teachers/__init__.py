@@ -5,7 +5,7 @@ cache as all that `stored` makes; `token_grid`; what the student sees of an imag
 checkpoints. The small teachers are trained by `train`, a command, and no door stands open to it.
 """
 
-from apm.teachers.cached import features, features_at, identity, stored
+from apm.teachers.cached import features, features_at, identity, reading, stored
 from apm.teachers.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -18,4 +18,4 @@ from apm.teachers.images import (
 )
 from apm.teachers.loading import load
 from apm.teachers.teacher import Encoding, Teacher, token_grid
-from apm.teachers.weights import save
+from apm.teachers.weights import kept, save

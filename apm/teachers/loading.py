@@ -59,7 +59,11 @@ def load(
             "install a torch that fits the GPU's driver"
         )
     build = _timm if name.startswith("timm:") else _clip
-    teacher = build(name, None if pretrained is None else located(str(pretrained)), device, precision)
+    given = None if pretrained is None else located(str(pretrained))
+    teacher = build(name, given, device, precision)
+    if bad := [key for key, value in teacher.model.state_dict().items() if not bool(value.isfinite().all())]:
+        what = f"weights {', '.join(bad[:3])} of {given or 'its file'}"
+        raise ValueError(f"teacher {name}: the {what} are not finite in {precision}: damaged, or use another precision")
     teacher.feature_dtype = feature_dtype
     return teacher
 
@@ -143,6 +147,7 @@ def _clip(name: str, pretrained: str | None, device: str | torch.device, precisi
     except Exception as error:
         raise _misfit(str(file or tag or name), f"model {name}", error) from error
     if path:
+        weights.read(path) if path.suffix == ".safetensors" else None
         _check_positions(name, model, path)
     try:
         tokenizer = open_clip.get_tokenizer(name)

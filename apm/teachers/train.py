@@ -17,7 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ import yaml
 from open_clip.pos_embed import get_2d_sincos_pos_embed
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from apm.data import Dataset, prompts
@@ -38,6 +37,7 @@ from apm.data import load as load_dataset
 from apm.lockstep import caller_free
 from apm.project import among, atomic_write, cache_dir, located, portable, profiles, root, sha256_file, unknown
 from apm.project.identity import code_of, libraries
+from apm.project.paths import atomic_path
 from apm.project.progress import progress
 from apm.teachers import weights
 from apm.teachers.cached import features
@@ -283,6 +283,8 @@ def run(options: Mapping[str, Any], out: Path) -> None:
     Raises as `configured`, `train`, `save` and loading a dataset do; ValueError for a test set with other classes."""
     if out.suffix != ".safetensors":
         raise ValueError(f"checkpoints are written as .safetensors, found {out}")
+    with suppress(LookupError), atomic_path(out):  # what cannot be written is said before the training
+        raise LookupError
     config, device = configured(options), options.get("device", "cpu")
     data = load_dataset(options["data"])
     test = load_dataset(options["test"]) if "test" in options else None
@@ -341,7 +343,7 @@ def freeze(profile: str, options: Mapping[str, Any], source: Path) -> None:
     Raises ValueError for a file that was not trained here or on other images, and one that decides otherwise in float16 on more than
     one in a hundred held-out images; for one that is too large where a smaller one is shipped.
     """
-    said, trained, data = notes(source), load_file(str(source)), load_dataset(options["data"])
+    said, trained, data = notes(source), weights.read(source), load_dataset(options["data"])
     if said["data"] != data.fingerprint:
         raise ValueError(f"{source} was trained on other images: expected {data.fingerprint}, found {said['data']}")
     half = {key: value.half() if value.is_floating_point() else value for key, value in trained.items()}
@@ -401,7 +403,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("name --data and --out, or --profile")
     try:
         if "out" in given:
-            run(given, given.pop("out"))
+            out = given.pop("out")
+            if out.exists():
+                raise FileExistsError(f"{out} is there already and stays as it is: move it away, or name another --out")
+            run(given, out)
             return 0
         among("option beside --profile", given, ("profile", "freeze"))
         options, named = profiles.load_teacher(given["profile"])

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,14 +24,34 @@ SHIPPED = Path(__file__).resolve().parents[2] / "data" / "teachers"
 
 
 def save(weights: dict[str, Tensor], path: str | Path, metadata: dict[str, Any]) -> None:
-    """A checkpoint file, atomically; metadata as one JSON text "apm" in its header. Raises ValueError for another suffix than
-    .safetensors."""
+    """A checkpoint file, atomically; metadata, with the weights' hash, as one JSON text "apm" in its header. Raises ValueError for
+    another suffix than .safetensors."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"checkpoints are written as .safetensors, found {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {**metadata, "weights_sha256": weights_sha256(weights)}
     with atomic_path(path) as temporary:
         save_file(weights, str(temporary), metadata={"apm": json.dumps(metadata)})  # several keys have no fixed order
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, on the CPU. Raises ValueError for one of `save` that is damaged."""
+    with safe_open(path, framework="pt") as file:
+        said = json.loads((file.metadata() or {}).get("apm", "{}")).get("weights_sha256")
+    found = load_file(path)
+    if said not in (None, weights_sha256(found)):
+        raise ValueError(f"{path} is damaged: its weights are not those that were written")
+    return found
+
+
+def kept(path: Path) -> dict[str, Tensor] | None:
+    """`read` of a file in the cache; None where it is not there, and, with a warning, where it is damaged: to be made again."""
+    try:
+        return read(path) if path.is_file() else None
+    except (ValueError, SafetensorError) as error:
+        warnings.warn(f"the cached file {path} cannot be used ({error}): making it again", stacklevel=2)
+        return None
 
 
 def hash_weights(digest: Any, weights: dict[str, Tensor]) -> None:

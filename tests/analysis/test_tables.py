@@ -225,7 +225,7 @@ def test_csv_and_markdown_show_the_same_cells(tmp_path):
     lines = paths["md"].read_text().splitlines()
     assert (lines[0], lines[-1]) == ("**Caption**", "Footer.")
     cells = [[cell.strip() for cell in line.replace("\\|", "/").strip("|").split("|")] for line in lines[4:6]]
-    assert cells == [["a/b", "60.5", "3", "< 0.001", "1.10e-14"], ["c", "", "4", "0.500", "2.90"]]
+    assert cells == [["a/b", "60.5", "3", "\\< 0.001", "1.10e-14"], ["c", "", "4", "0.500", "2.90"]]
 
 
 def cells_of(shown):

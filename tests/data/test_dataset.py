@@ -188,7 +188,7 @@ def test_folder_fingerprint_follows_contents_not_the_place_nor_what_is_no_data(t
     (copy / "cat" / "readme.txt").write_text("hello")
     found = load("folder:copy", root=copy.parent)
     assert (found.classnames, found.fingerprint) == (("cat", "sea lion"), first)
-    assert "1 files that are no images were left out, the first: cat/readme.txt" in found.notes
+    assert "1 files that are no images of a class were left out, the first: cat/readme.txt" in found.notes
     Image.new("RGB", (9, 9)).save(copy / "cat" / "1.png")
     assert load(f"folder:{copy}").fingerprint != first
 

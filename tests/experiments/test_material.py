@@ -15,6 +15,7 @@ from PIL import Image
 from apm import data as datasets
 from apm import teachers
 from apm.experiments import answers, field, material
+from apm.teachers import cached
 
 SHORT = replace(CONFIG, epochs=2)
 
@@ -88,12 +89,12 @@ def test_a_dataset_is_encoded_once_into_files_that_are_mapped(tmp_path: Path, pr
 
 def test_worker_processes_give_what_the_caller_alone_gives(prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = field.train(prepare(), SHORT)
-    monkeypatch.setattr(material, "_workers", lambda dataset: 2)
+    monkeypatch.setattr(cached, "_workers", lambda *_: 2)
     assert same_weights(field.train(prepare(), SHORT), alone)
 
 
 def test_memory_does_not_grow_with_the_number_of_images(prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(material, "_workers", lambda dataset: 0)
+    monkeypatch.setattr(cached, "_workers", lambda *_: 0)
     monkeypatch.setattr(material, "BLOCK", 4096)
 
     def peak(n: int) -> int:
