@@ -43,7 +43,10 @@ def code_version(modules: tuple[str, ...], package: Path | None = None) -> str:
     for module in set(modules):
         file = folder.joinpath(*module.split(".")).with_suffix(".py")
         if not file.is_file():
-            raise FileNotFoundError(f"no module {module!r} at {file}: correct the list of modules that determine a run")
+            raise FileNotFoundError(
+                f"no module {module!r} at {file}: correct the list of modules that determine a run; a method's class belongs in a "
+                "file of apm/methods, imported in its __init__.py, so that its records know its code (docs/your-own.md)"
+            )
         found |= _definitions(file.read_text(encoding="utf-8"))
         if file.with_suffix(".yaml").is_file():
             found.add(repr(paths.facts(str(file))))
