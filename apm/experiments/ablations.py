@@ -334,10 +334,13 @@ def feature_and_tokens(teacher: Teacher, dataset: Dataset, *, images: int = 32) 
 
     1: the target of L_grid, folded, is that of L_cls. Empty for a teacher without patch tokens or where no image can be read.
     """
-    whole, _ = methods.readable(dataset, np.arange(min(images, len(dataset))))
-    if teacher.grid is None or not len(whole):
+    try:
+        some = dataset.readable("record", most=images)
+    except ValueError:
+        some = None
+    if teacher.grid is None or some is None:
         return Number(math.nan, unit="", kind="measure")
-    encoding = teacher.encode(teacher.transform(teachers.pictures(dataset, whole)), tokens=True)
+    encoding = teacher.encode(teacher.transform(teachers.pictures(some, np.arange(len(some)))), tokens=True)
     assert encoding.tokens is not None
     return measured(cosine_similarity(encoding.feature, encoding.tokens.mean(dim=(1, 2)), dim=-1), -1, 1, "cosine")
 

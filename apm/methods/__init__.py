@@ -14,7 +14,7 @@ To add a method, write one file here and import it below (docs/your-own.md): `Me
 Uses `project`, `data` and `teachers`.
 """
 
-from apm.methods.method import REGISTRY, Method, Predictions, create, outcome, readable, register
+from apm.methods.method import REGISTRY, Method, Predictions, create, outcome, register
 
 from apm.methods import mta, prompt_tuning, tda, tent, zero  # isort: skip
 from apm.methods.apm import APM, PICTURES, BetterTargets, adapt_dataset, student_pictures, training_config
@@ -33,7 +33,6 @@ __all__ = [
     "mta",
     "outcome",
     "prompt_tuning",
-    "readable",
     "register",
     "student_pictures",
     "tda",

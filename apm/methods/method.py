@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apm.data import Dataset, UnreadableImage, prompts
+from apm.data import Dataset, prompts
 from apm.methods.views import VIEWS, Encoded, encoded
 from apm.project import plain, unknown
 from apm.project.identity import RUN_MODULES, modules_of
@@ -150,7 +150,11 @@ class WithViews(Method):
 
     def seen(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Encoded:
         """The teacher's features of the images' views, and the time that another method's views saved."""
-        return encoded(self.teacher, dataset, positions, self.views, seed=seed, augmix=self.augmix, flip=self.flip)
+        return encoded(self.teacher, dataset, positions, self.views, **self.drawn(seed))
+
+    def drawn(self, seed: int) -> dict[str, Any]:
+        """How its views are drawn: options of `apm.methods.views.views`."""
+        return {"seed": seed, "augmix": self.augmix, "flip": self.flip}
 
 
 REGISTRY: dict[str, Callable[..., Any]] = {}  # name -> class
@@ -179,14 +183,3 @@ def create(name: str, teacher: Any, /, **options: Any) -> Any:
         if option not in known:
             raise unknown(f"option of baseline {name!r}", option, known)
     return REGISTRY[name](teacher, **options)
-
-
-def readable(dataset: Dataset, positions: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
-    """Those of the positions whose image can be read, and why not for the others."""
-    reasons = {}
-    for position in positions:
-        try:
-            dataset.images[int(position)]
-        except UnreadableImage as error:
-            reasons[int(position)] = f"error: {type(error).__name__}: {error}"
-    return np.array([p for p in positions if int(p) not in reasons], dtype=int), reasons

@@ -14,11 +14,10 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -87,20 +86,13 @@ class Prompts:
         """(C, D) float32 unit-length class features, differentiable in the vectors (M, width)."""
         if vectors.shape != self.start.shape:
             raise ValueError(f"expected context vectors {tuple(self.start.shape)}, found {tuple(vectors.shape)}")
-        with self._in_place_of_words(vectors):
-            return F.normalize(self._model.encode_text(self._tokens).float(), dim=-1)
 
-    @contextmanager
-    def _in_place_of_words(self, vectors: Tensor) -> Iterator[None]:
-        def replaced(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
+        def in_place_of_words(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
             own = vectors.to(embedded.dtype).expand(len(embedded), -1, -1)
             return torch.cat([embedded[:, :1], own, embedded[:, 1 + self.places :]], dim=1)
 
-        handle = self._embedding.register_forward_hook(replaced)
-        try:
-            yield
-        finally:
-            handle.remove()
+        with self._embedding.register_forward_hook(in_place_of_words):
+            return F.normalize(self._model.encode_text(self._tokens).float(), dim=-1)
 
 
 # ------------------------------------------------------------------------------------------------------------------ CoOp
@@ -125,7 +117,7 @@ def few_shots(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
 
 @caller_free()
 def learn(
-    class_prompts: Prompts,
+    own: Prompts,
     vectors: Tensor,
     features: Tensor,
     labels: Tensor,
@@ -143,25 +135,15 @@ def learn(
     optimiser = torch.optim.SGD([vectors], lr=rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     order = torch.Generator().manual_seed(seed)
     for epoch in progress(range(epochs), desc="CoOp: epochs"):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(epoch, epochs, rate)
+        optimiser.param_groups[0]["lr"] = learning_rate(epoch, epochs, rate)
         shuffled = torch.randperm(len(labels), generator=order).to(labels.device)
         whole = len(labels) // BATCH * BATCH or len(labels)
         for batch in shuffled[:whole].split(BATCH):
-            scores = scale * features[epoch, batch] @ class_prompts.features(vectors).T
+            scores = scale * features[epoch, batch] @ own.features(vectors).T
             optimiser.zero_grad()
             F.cross_entropy(scores, labels[batch]).backward()
             optimiser.step()
     return vectors.detach()
-
-
-class Learned(NamedTuple):
-    """Context vectors, and the images they come from."""
-
-    vectors: Tensor  # (M, width) on the CPU, so that it can be sent to other processes
-    split: str  # the name that the training split was loaded by
-    origin: str  # the set whose images the split holds
-    fingerprint: str
 
 
 @functools.lru_cache(maxsize=4)
@@ -197,7 +179,8 @@ class CoOp(Method):
             raise ValueError(
                 f"shots and epochs must be at least 1 and rate positive, found {self.shots}, {self.epochs} and {self.rate}"
             )
-        self._learned: dict[str, Learned] = {}  # by the name of the split; travels to workers with the method
+        # by the name of the split, vectors on the CPU and the images they come from: travels to workers with the method
+        self._learned: dict[str, tuple[Tensor, str, str]] = {}
 
     def prompts_used(self, dataset: Dataset) -> str:
         start = "random vectors" if isinstance(self.context, int) else f'"{self.context} {{}}."'
@@ -211,7 +194,7 @@ class CoOp(Method):
         """The labelled set. Raises ValueError where the tested set has none, or holds the same images."""
         name = self._split_name(dataset)
         split = _load(name, data_dir(), os.environ.get("PARTIAL"))
-        _other_images(dataset, name, split.origin or split.name, split.fingerprint)
+        _other_images(dataset, name, *_images(split))
         return split
 
     def _split_name(self, dataset: Dataset) -> str:
@@ -234,9 +217,9 @@ class CoOp(Method):
         name = self._split_name(dataset)
         if name not in self._learned:
             split = self.training_split(dataset)
-            self._learned[name] = Learned(self._learn(split), name, split.origin or split.name, split.fingerprint)
-        vectors, *known = self._learned[name]
-        _other_images(dataset, *known)
+            self._learned[name] = (self._learn(split), *_images(split))
+        vectors, *images = self._learned[name]
+        _other_images(dataset, name, *images)
         return vectors.to(self.teacher.device)
 
     def _learn(self, split: Dataset) -> Tensor:
@@ -251,13 +234,11 @@ class CoOp(Method):
             if isinstance(self.context, int):
                 drawn = torch.randn(start.shape, generator=torch.Generator().manual_seed(self.draw))
                 start = CONTEXT_STD * drawn.to(start.device)
-            n, drawn_by = self.epochs + 1, {"seed": self.draw, "flip": self.flip, "bicubic": True}
-            crops = encoded(teacher, split, chosen, n, **drawn_by).features[:, 1:]  # type: ignore[arg-type]
-            units = F.normalize(crops, dim=-1).transpose(0, 1)  # (epochs, n, D)
+            seen = encoded(teacher, split, chosen, self.epochs + 1, seed=self.draw, flip=self.flip, bicubic=True)
+            units = F.normalize(seen.features[:, 1:], dim=-1).transpose(0, 1)  # (epochs, n, D)
             labels = torch.as_tensor(split.labels[chosen]).to(teacher.device)
-            learned = learn(
-                own, start, units, labels, teacher.logit_scale, epochs=self.epochs, rate=self.rate, seed=self.draw
-            )
+            options = {"epochs": self.epochs, "rate": self.rate, "seed": self.draw}
+            learned = learn(own, start, units, labels, teacher.logit_scale, **options)  # type: ignore[arg-type]
             known = {"context": learned.cpu().contiguous()}
             save(known, file, {})
         return known["context"]
@@ -275,9 +256,14 @@ class CoOp(Method):
         return outcome(scores.softmax(dim=-1), teacher_passes=1)
 
 
+def _images(split: Dataset) -> tuple[str, str]:
+    """The set whose images a set holds, and its fingerprint."""
+    return split.origin or split.name, split.fingerprint
+
+
 def _other_images(tested: Dataset, name: str, origin: str, fingerprint: str) -> None:
     """Raise ValueError where a training split of that name holds images of the tested set, as they are, changed or renamed."""
-    if origin == (tested.origin or tested.name) or fingerprint == tested.fingerprint:
+    if origin == _images(tested)[0] or fingerprint == tested.fingerprint:
         made = "" if name == tested.name else f"; {name} and {tested.name} are both made from the images of {origin}"
         raise ValueError(
             f"CoOp would be trained on the images that it is tested on ({name}{made}): name another train:"
@@ -297,15 +283,14 @@ def average_entropy(logits: Tensor) -> Tensor:
 
 @caller_free()
 def tune(
-    class_prompts: Prompts, vectors: Tensor, views: Tensor, scale: float, *, share: float, steps: int, rate: float
+    own: Prompts, vectors: Tensor, views: Tensor, scale: float, *, share: float, steps: int, rate: float
 ) -> Tensor:
     """(M, width) context vectors after some steps of AdamW from `vectors` on one image's views (n, D), of unit length."""
     vectors, views = vectors.detach().clone().requires_grad_(), views.detach().clone()
     optimiser = torch.optim.AdamW([vectors], lr=rate)  # weight decay 0.01, torch's and TPT's default
-    chosen = None
-    for _ in range(steps):
-        logits = scale * views @ class_prompts.features(vectors).T
-        if chosen is None:  # selected once, by the prompt as it was
+    for step in range(steps):
+        logits = scale * views @ own.features(vectors).T
+        if step == 0:  # selected once, by the prompt as it was
             chosen = confident(logits.detach(), share)
         optimiser.zero_grad()
         average_entropy(logits[chosen]).backward()

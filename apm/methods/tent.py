@@ -141,13 +141,10 @@ class Tent(WithViews, WithPrompts):
         tower = Tower(self.teacher, self.statistics, self.layers)
         rows, passes = [], 0
         for position in positions:
-            pixels = view_pixels(
-                self.teacher, dataset.images[int(position)], self.views, seed=seed, augmix=self.augmix, flip=self.flip
-            ).to(self.teacher.device)
+            pixels = view_pixels(self.teacher, dataset.images[int(position)], self.views, **self.drawn(seed)).to(text)
             tower.reset()
-            scores, passes = adapt(
-                tower, pixels, text, scale, steps=self.steps, learning_rate=self.learning_rate, scores=self.scores
-            )
+            options = {"steps": self.steps, "learning_rate": self.learning_rate, "scores": self.scores}
+            scores, passes = adapt(tower, pixels, text, scale, **options)  # type: ignore[arg-type]
             rows.append(scores)
         return outcome(
             torch.stack(rows).softmax(dim=-1),

@@ -143,20 +143,11 @@ OPERATIONS: tuple[Callable[[Image.Image, np.random.Generator], Image.Image], ...
 # ------------------------------------------------------------------------------------------------ what the teacher says
 
 
-def view_pixels(
-    teacher: Teacher,
-    image: np.ndarray,
-    n: int,
-    *,
-    seed: int,
-    augmix: bool = False,
-    flip: bool = True,
-    bicubic: bool = False,
-) -> Tensor:
+def view_pixels(teacher: Teacher, image: np.ndarray, n: int, **drawn: Any) -> Tensor:
     """(n, 3, S, S) float32 on the CPU: `views` of an image through the teacher's preprocessing, crops of size S at once, as in TPT."""
-    pictures = views(image, n, seed=seed, augmix=augmix, flip=flip, bicubic=bicubic, size=teacher.image_size)
-    whole = teacher.transform(pictures[:1])
-    return torch.cat([whole, teacher.transform(pictures[1:])]) if n > 1 else whole
+    whole, *crops = views(image, n, size=teacher.image_size, **drawn)
+    # the image first and by itself: it may have another size
+    return torch.cat([teacher.transform(part) for part in ([whole], crops) if part])
 
 
 class Encoded(NamedTuple):
@@ -166,17 +157,7 @@ class Encoded(NamedTuple):
     saved_milliseconds: np.ndarray  # (N,) float32: what drawing and encoding took when another call did it, else 0
 
 
-def encoded(
-    teacher: Teacher,
-    dataset: Dataset,
-    positions: np.ndarray | Sequence[int],
-    n: int,
-    *,
-    seed: int,
-    augmix: bool = False,
-    flip: bool = True,
-    bicubic: bool = False,
-) -> Encoded:
+def encoded(teacher: Teacher, dataset: Dataset, positions: np.ndarray | Sequence[int], n: int, **drawn: Any) -> Encoded:
     """The teacher's features of n `views` of the images at N positions. Raises as `views` and the dataset do.
 
     Every image's views are one batch: rounding does not depend on other images. Features stay in memory, up to CACHE_BYTES.
@@ -187,13 +168,12 @@ def encoded(
         key = (
             *(teacher.hash, teacher.precision, str(teacher.device)),
             *(dataset.fingerprint, dataset.corruption, dataset.severity, int(dataset.indices[position])),
-            *(int(seed), n, augmix, flip, bicubic),
+            *(n, *sorted(drawn.items())),
         )
         found = _KEPT.get(key)
         if found is None:
             start = time.perf_counter()
-            image = dataset.images[int(position)]
-            pixels = view_pixels(teacher, image, n, seed=seed, augmix=augmix, flip=flip, bicubic=bicubic)
+            pixels = view_pixels(teacher, dataset.images[int(position)], n, **drawn)
             features = teacher.encode(pixels).feature.cpu()
             _KEPT.put(key, features, 1e3 * (time.perf_counter() - start))
         else:

@@ -38,7 +38,7 @@ def vote(logits: Tensor, share: float, *, cosines: Tensor | None = None) -> int:
     discarded), as `break_sample_tie` means to do: its mask `logit[~ties]` leaves out other classes than it should.
     """
     order = entropy(logits).argsort(stable=True)
-    chosen = confident(logits, share)
+    chosen, rest = order.split([k := kept(len(logits), share), len(logits) - k])
     said = logits.argmax(dim=-1)
     if cosines is None:
         votes = torch.bincount(said[chosen], minlength=logits.shape[1])
@@ -47,12 +47,8 @@ def vote(logits: Tensor, share: float, *, cosines: Tensor | None = None) -> int:
     tied = votes == votes.max()
     if int(tied.sum()) == 1:
         return int(votes.argmax())
-    rest = order[len(chosen) :]
-    for view in rest.tolist():
-        if tied[said[view]]:
-            return int(said[view])
-    first = int(rest[0]) if len(rest) else int(order[0])
-    return int(logits[first].masked_fill(~tied, -torch.inf).argmax())
+    first = logits[int((rest if len(rest) else order)[0])].masked_fill(~tied, -torch.inf)
+    return next((int(c) for c in said[rest] if tied[c]), int(first.argmax()))
 
 
 @register("zero")
