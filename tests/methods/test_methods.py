@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from colours import Colour
 
 from apm import methods
 from apm.data import Dataset, UnreadableImage
@@ -262,16 +261,3 @@ def test_an_outcome_has_the_probability_of_what_is_predicted_and_fails_where_tha
     assert said.extra["teacher_passes"].tolist() == [3.0] * 4
     other = methods.outcome(probabilities[:2], teacher_passes=1, prediction=torch.tensor([2, 2]))
     np.testing.assert_allclose(other.extra["confidence"], [0.3, 0.3])
-
-
-def test_a_method_depends_on_the_files_it_builds_on_and_one_without_a_file_has_no_records(
-    digits: Dataset, tmp_path: Path
-) -> None:
-    for module in ("__main__", "zero"):  # a notebook; a file outside the package, though named as one inside
-
-        class Mine(tda.TDA):
-            __module__ = module
-
-        assert "methods.tda" in Mine.modules
-        with pytest.raises(FileNotFoundError, match="a method's class belongs in a file of apm/methods"):
-            records.plan(Mine(Colour()), digits, folder=tmp_path)
