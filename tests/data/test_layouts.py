@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -43,17 +44,14 @@ def test_the_1000_wordnet_ids_are_in_the_order_of_open_clips_names():
     assert np.mean(own) > 0.9  # the names were edited, so not all share a word with WordNet's; one further on, 0.3 do
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
+def test_conditions_must_be_named_and_known(data):
+    for name, message in (
         ("imagenet-c", "such as imagenet-c/gaussian_noise/5"),
         ("imagenet-c/gaussian-noise/5", "Did you mean 'gaussian_noise'"),
         ("cifar10-c/fog/6", "1 to 5, found '6'"),
         ("imagenet/fog/5", "has no conditions"),
-    ],
-)
-def test_conditions_must_be_named_and_known(data, name, message):
-    refused(name, data, ValueError, message)
+    ):
+        refused(name, data, ValueError, message)
 
 
 def test_the_table_of_sets_fits_prompts_torchvision_and_coops_table():
@@ -76,17 +74,15 @@ def test_the_table_of_sets_fits_prompts_torchvision_and_coops_table():
 def test_a_class_tree_gives_labels_among_all_names_and_a_part_is_an_error_unless_asked_for(data, expect):
     imagenet_classes(data / "imagenet" / "val")
     found = part("imagenet", data)
-    assert found.labels.tolist() == [0, 0, 281, 281, 999, 999]
+    assert (found.labels.tolist(), values(found)) == ([0, 0, 281, 281, 999, 999], [47, 48, 49, 50, 45, 46])
     assert (len(found.classnames), found.classnames[281]) == (1000, "tabby cat")
-    assert values(found) == [47, 48, 49, 50, 45, 46]
     assert found.templates == prompts.templates("imagenet-80")
     assert "ONLY A PART: 6 of 50,000 images, 3 of 1,000 classes" in found.notes
     assert "80 templates (imagenet-80)" in found.notes
     said = r"expected 50,000 images of 1,000 classes; found 6 images of 3 classes in .*val"
     refused("imagenet", data, WrongSet, said, partial=False)
     expect("imagenet", 6, 3)
-    assert "ONLY A PART" not in part("imagenet", data).notes
-    assert len(load("imagenet", root=data)) == 6
+    assert "ONLY A PART" not in load("imagenet", root=data).notes
 
 
 TRUTH = {50: TABBY, 49: TABBY, 48: TENCH, 47: TENCH, 46: TISSUE, 45: TISSUE}  # number of an image -> its class
@@ -190,18 +186,17 @@ def test_v2_folders_are_labels_in_numeric_order_and_coco_is_images_without_label
     refused("coco-val", data, WrongSet, "holds no images")
 
 
-def test_imagenet_c_has_the_name_and_the_indices_of_the_clean_images(data):
-    for place in ("imagenet/val", "imagenet-c/fog/3", "imagenet-c/blur/glass_blur/5"):
-        imagenet_classes(data / place)
-    clean = part("imagenet", data)
-    for corruption, severity in (("fog", 3), ("glass_blur", 5)):
-        found = part(f"imagenet-c/{corruption}/{severity}", data)
-        assert (found.name, found.corruption, found.severity) == ("imagenet", corruption, severity)
-        assert found.labels.tolist() == clean.labels.tolist()
-        assert [p.name for p in found.images.items] == [p.name for p in clean.images.items]
-        assert found.fingerprint != clean.fingerprint
-        with pytest.raises(ValueError, match="corrupted already"):
-            corruptions.corrupted(found, "fog", 1)
+@pytest.mark.parametrize("place", ["fog/3", "blur/fog/3"])
+def test_imagenet_c_has_the_name_and_the_indices_of_the_clean_images(data, place):
+    imagenet_classes(data / "imagenet" / "val")
+    imagenet_classes(data / "imagenet-c" / place)
+    clean, found = part("imagenet", data), part("imagenet-c/fog/3", data)
+    assert (found.name, found.corruption, found.severity) == ("imagenet", "fog", 3)
+    assert found.labels.tolist() == clean.labels.tolist()
+    assert [p.name for p in found.images.items] == [p.name for p in clean.images.items]
+    assert found.fingerprint != clean.fingerprint
+    with pytest.raises(ValueError, match="corrupted already"):
+        corruptions.corrupted(found, "fog", 1)
     refused("imagenet-c/fog/4", data, MissingSet, r"no folder .*fog/4")
 
 
@@ -305,21 +300,20 @@ def test_cifar_c_severities_are_consecutive_blocks_read_through_a_memory_map(dat
     assert part("cifar10.1", data).labels.tolist() == [0, 1, 2, 0]
 
 
-@pytest.mark.parametrize(
-    ("file", "array", "message"),
-    [
-        ("fog.npy", np.zeros((15, 32, 32), np.uint8), r"uint8 of shape \(N, 32, 32, 3\), found uint8 \(15, 32, 32\)"),
-        ("fog.npy", np.zeros((15, 32, 32, 3), np.float32), r"must hold uint8 .* found float32"),
-        ("fog.npy", np.zeros((14, 32, 32, 3), np.uint8), r"14 images in .* but 15 labels"),
-        ("labels.npy", np.full(15, 10), r"outside the class list 0\.\.9 of cifar10-c: 10"),
-        ("labels.npy", np.arange(15) % 10, "the same labels for each"),
-        ("fog.npy", np.array([{}], dtype=object), "no readable .npy array"),
-    ],
-)
-def test_arrays_of_the_wrong_kind_are_refused(data, file, array, message):
+def test_arrays_of_the_wrong_kind_are_refused(data):
     arrays(data / "CIFAR-10-C", "fog.npy", "labels.npy")
-    np.save(data / "CIFAR-10-C" / file, array, allow_pickle=True)
-    refused("cifar10-c/fog/1", data, WrongSet, message)
+    shapes = ((15, 32, 32), np.uint8), ((15, 32, 32, 3), np.float32), ((14, 32, 32, 3), np.uint8)
+    flat, floats, short = (np.zeros(*one) for one in shapes)
+    for file, array, message in (
+        ("labels.npy", np.arange(15) % 10, "the same labels for each"),
+        ("labels.npy", np.full(15, 10), r"outside the class list 0\.\.9 of cifar10-c: 10"),
+        ("fog.npy", short, r"14 images in .* but 15 labels"),
+        ("fog.npy", floats, r"must hold uint8 .* found float32"),
+        ("fog.npy", flat, r"uint8 of shape \(N, 32, 32, 3\), found uint8 \(15, 32, 32\)"),
+        ("fog.npy", np.array([{}], dtype=object), "no readable .npy array"),
+    ):
+        np.save(data / "CIFAR-10-C" / file, array, allow_pickle=True)
+        refused("cifar10-c/fog/1", data, WrongSet, message)
     refused("cifar10-c/snow/1", data, MissingSet, r"no file .*snow\.npy")
 
 
@@ -359,21 +353,18 @@ def test_images_that_a_split_names_but_are_missing_are_counted_and_named(data, e
     refused("eurosat", data, WrongSet, r"they are in .*2750/2750, on another level; move them to .*2750")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda s: "{", r"split_zhou_EuroSAT\.json: expected"),
-        (lambda s: json.dumps({"train": []}), "KeyError"),
-        (lambda s: s.replace("c/third/2.jpg", "../2.jpg"), r"expected paths below .*2750, found \.\./2\.jpg"),
-        (lambda s: s.replace('["c/third/1.jpg", 2, "third"]', '["c/third/1.jpg", 2, "fourth"]'), "named both"),
-        (lambda s: s.replace('2.jpg", 2', '2.jpg", 7').replace('1.jpg", 2', '1.jpg", 7'), "outside the class list"),
-    ],
-)
-def test_broken_split_files_are_named_and_those_of_windows_are_read(data, expect, change, message):
+def test_broken_split_files_are_named_and_those_of_windows_are_read(data, expect):
     split = coop_split(data, "eurosat")
     whole = split.read_text()
-    split.write_text(change(whole))
-    refused("eurosat", data, WrongSet, message)
+    for broken, message in (
+        ("{", r"split_zhou_EuroSAT\.json: expected"),
+        (json.dumps({"train": []}), "KeyError"),
+        (whole.replace("c/third/2.jpg", "../2.jpg"), r"expected paths below .*2750, found \.\./2\.jpg"),
+        (whole.replace('1.jpg", 2, "third"', '1.jpg", 2, "fourth"'), "named both"),
+        (whole.replace('2.jpg", 2', '2.jpg", 7').replace('1.jpg", 2', '1.jpg", 7'), "outside the class list"),
+    ):
+        split.write_text(broken)
+        refused("eurosat", data, WrongSet, message)
     text = json.dumps(json.loads(whole), indent=1).replace("/", "\\\\").replace("\n", "\r\n")
     split.write_bytes(b"\xef\xbb\xbf" + text.encode())
     expect("eurosat", 3, 3)
@@ -436,11 +427,10 @@ def test_the_authors_own_splits_are_read_by_torchvision(data, monkeypatch):
 
 @pytest.fixture
 def hashed(monkeypatch):
-    """Names of the files whose bytes were read for a fingerprint."""
-    seen: list[str] = []
-    original = files._file_digest
-    monkeypatch.setattr(files, "_file_digest", lambda path: seen.append(path.name) or original(path))
-    return seen
+    """The digest of a file, which counts how often it is asked for."""
+    counted = Mock(wraps=files._file_digest)
+    monkeypatch.setattr(files, "_file_digest", counted)
+    return counted
 
 
 @pytest.mark.parametrize("name", ["imagenet", "folder:imagenet/val", "cifar10-c/fog/2"])
@@ -448,10 +438,9 @@ def test_the_second_load_reads_no_file_and_the_cache_is_no_condition(data, hashe
     imagenet_classes(data / "imagenet" / "val")
     arrays(data / "CIFAR-10-C", "fog.npy", "labels.npy")
     first = part(name, data).fingerprint
-    assert hashed
-    hashed.clear()
+    asked = hashed.call_count
     assert part(name, data).fingerprint == first
-    assert hashed == []
+    assert hashed.call_count == asked > 0
     (kept,) = (tmp_path / "cache" / "fingerprints").glob("*.json")
     for broken in ("", "[]", '{"listing": 3}', "{"):
         kept.write_text(broken)
@@ -481,6 +470,6 @@ def test_a_changed_added_or_renamed_file_is_noticed_and_the_answer_is_that_of_no
         prints.append(found())
     assert len(set(prints)) == 4
     monkeypatch.setenv("APM_CACHE", str(data / "another"))
-    hashed.clear()
+    hashed.reset_mock()
     assert found() == prints[-1]
-    assert len(hashed) == 2
+    assert hashed.call_count == 2
