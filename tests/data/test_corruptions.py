@@ -51,7 +51,6 @@ def test_the_regime_follows_the_shorter_side_and_can_be_chosen():
         assert np.array_equal(corrupt(image, "contrast", 1), corrupt(image, "contrast", 1, regime=own))
         assert not np.array_equal(corrupt(image, "contrast", 1), corrupt(image, "contrast", 1, regime=other))
     assert corruptions.elastic_side((224, 224, 3), "imagenet-c") == 244  # as the script has it
-    assert corruptions.elastic_side((32, 32, 3), "cifar-c") == 32
 
 
 # ---- any image, and the same pixels every time
@@ -68,14 +67,14 @@ def test_any_size_gives_an_image_of_the_same_size(name, height, width, severity,
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_black_and_white_give_no_warnings_and_moving_pixels_about_leaves_a_uniform_image_uniform(name):
-    for size in (32, 100):
-        with np.errstate(all="raise"):
-            corrupt(uniform(0, size), name, 5)
-            corrupt(uniform(255, size), name, 5)
-        if "blur" in name or name in ("elastic_transform", "pixelate"):
-            for severity in (1, 3, 5):
-                assert np.array_equal(corrupt(uniform(77, size), name, severity), uniform(77, size))
+@pytest.mark.parametrize("size", [32, 100])
+def test_black_and_white_give_no_warnings_and_moving_pixels_about_leaves_a_uniform_image_uniform(name, size):
+    with np.errstate(all="raise"):
+        corrupt(uniform(0, size), name, 5)
+        corrupt(uniform(255, size), name, 5)
+    if "blur" in name or name in ("elastic_transform", "pixelate"):
+        for severity in (1, 5):
+            assert np.array_equal(corrupt(uniform(77, size), name, severity), uniform(77, size))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -188,7 +187,7 @@ def test_fog_is_a_map_that_fills_zero_to_one_and_is_smoother_for_a_larger_decay(
         assert all(m.shape == (64, 64) and m.min() == 0 and m.max() == 1 for m in maps)
         return float(np.mean([np.abs(np.diff(m, n=2, axis=0)).mean() / m.std() for m in maps]))
 
-    assert roughness(1.4) > 3 * roughness(1.75) > 4 * roughness(2) > 5 * roughness(3)
+    assert roughness(1.4) > 3 * roughness(1.75) > 9 * roughness(3)
     image = uniform(0)
     image[0, 0] = 200
     mist = corruptions._plasma(32, 1.75, corruptions._generator(0, "fog", 5, 0))[..., None]
@@ -247,36 +246,39 @@ def test_severity_5_is_further_from_the_clean_image_than_severity_1(name, regime
         ({"regime": "imagenet"}, ValueError, "regime"),
         ({"seed": 0.5}, TypeError, "seed"),
         *(({"severity": level}, ValueError, "from 1 to 5") for level in (0, 6, 2.5, "3", True, None)),
-        ({"image": picture() / 255}, TypeError, r"image 4: expected a uint8 RGB array .*found float64"),
-        ({"image": picture()[..., 0]}, TypeError, r"found uint8 \(32, 32\)"),
-        ({"image": picture().tolist()}, TypeError, "found list"),
-        ({"image": picture(31, 40)}, ValueError, "image 4: .*32 x 32 px, found 31 x 40"),
     ],
 )
-def test_what_cannot_be_corrupted_is_refused_by_name(change, error, message):
-    with pytest.raises(error, match=message):
-        corrupt(**{"image": picture(), "name": "fog", "severity": 1, "index": 4, **change})
-    if not change.keys() & {"image"}:
+def test_unknown_conditions_are_refused(change, error, message):
+    for own, first in ((corrupt, {"image": picture()}), (corrupted, {"dataset": made_set()})):
         with pytest.raises(error, match=message):
-            corrupted(**{"dataset": made_set(), "name": "fog", "severity": 1, **change})
+            own(**{**first, "name": "fog", "severity": 1, **change})
+
+
+def test_what_is_no_image_is_refused_by_its_number():
+    for image, error, message in (
+        (picture() / 255, TypeError, r"image 4: expected a uint8 RGB array .*found float64"),
+        (picture()[..., 0], TypeError, r"found uint8 \(32, 32\)"),
+        (picture().tolist(), TypeError, "found list"),
+        (picture(31, 40), ValueError, "image 4: .*32 x 32 px, found 31 x 40"),
+    ):
+        with pytest.raises(error, match=message):
+            corrupt(image, "fog", 1, index=4)
 
 
 # ---- datasets
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_corrupted_set_holds_its_images_corrupted_one_by_one_and_so_does_its_subset(name):
-    clean = made_set()
-    result = corrupted(clean, name, 4, seed=3)
-    assert isinstance(result.images, np.ndarray)
-    assert (result.name, result.corruption, result.severity) == ("made", name, 4)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_corrupted_set_holds_its_images_corrupted_one_by_one_and_so_does_its_subset(lazy):
+    clean = made_set(lazy=lazy)
+    result, part = (corrupted(data, "fog", 4, seed=3) for data in (clean, clean.subset([1, 4, 5])))
+    assert isinstance(result.images, np.ndarray) != lazy
+    assert (result.name, result.corruption, result.severity) == ("made", "fog", 4)
     assert np.array_equal(result.labels, clean.labels)
-    expected = np.stack([corrupt(clean.images[i], name, 4, seed=3, index=i) for i in range(len(clean))])
-    assert np.array_equal(result.images, expected)
-    for whole in (clean, made_set(lazy=True)):
-        part = corrupted(whole.subset([1, 4, 5]), name, 4, seed=3)
-        assert np.array_equal(np.stack(list(part.images)), expected[[1, 4, 5]])
-        assert part.fingerprint == result.fingerprint
+    expected = np.stack([corrupt(clean.images[i], "fog", 4, seed=3, index=i) for i in range(len(clean))])
+    assert np.array_equal(np.stack(list(result.images)), expected)
+    assert np.array_equal(np.stack(list(part.images)), expected[[1, 4, 5]])
+    assert part.fingerprint == result.fingerprint
 
 
 def test_fingerprints_and_notes_tell_every_condition_apart():
