@@ -203,9 +203,8 @@ def test_unreadable_images_are_errors_that_name_the_file(tree, content):
     assert caught.value.path == victim.resolve()
 
 
-@pytest.mark.parametrize(
-    ("mode", "colour", "suffix", "expected"),
-    [
+def test_every_pixel_format_becomes_uint8_rgb(tmp_path):
+    for mode, colour, suffix, expected in (
         ("L", 100, "png", [100, 100, 100]),
         ("1", 1, "png", [255, 255, 255]),
         ("RGBA", (10, 20, 30, 128), "png", [10, 20, 30]),
@@ -213,13 +212,10 @@ def test_unreadable_images_are_errors_that_name_the_file(tree, content):
         ("I;16", 0x8080, "png", [128, 128, 128]),
         ("CMYK", (0, 255, 255, 0), "tiff", [255, 0, 0]),
         ("P", 0, "png", [0, 0, 0]),
-    ],
-)
-def test_every_pixel_format_becomes_uint8_rgb(tmp_path, mode, colour, suffix, expected):
-    path = tmp_path / f"x.{suffix}"
-    Image.new(mode, (5, 4), colour).save(path)
-    image = read_image(path)
-    assert (image.shape, image.dtype, image[2, 2].tolist()) == ((4, 5, 3), np.uint8, expected)
+    ):
+        Image.new(mode, (5, 4), colour).save(path := tmp_path / f"x.{suffix}")
+        image = read_image(path)
+        assert (image.shape, image.dtype, image[2, 2].tolist()) == ((4, 5, 3), np.uint8, expected), mode
 
 
 def test_exif_rotation_is_applied_and_float_images_are_refused(tmp_path):

@@ -25,8 +25,8 @@ def noise(*sizes):
 
 def test_transform_is_open_clips_own_image_by_image_and_refuses_what_is_none(tiny):
     own = open_clip.transform.image_transform_v2(tiny.preprocess_config, is_train=False)
-    for images in (noise(*[(16, 16)] * 5), noise((16, 16), (40, 23), (7, 9))):
-        assert torch.equal(tiny.transform(images), torch.stack([own(Image.fromarray(i)) for i in images]))
+    images = noise((16, 16), (40, 23), (7, 9))
+    assert torch.equal(tiny.transform(images), torch.stack([own(Image.fromarray(i)) for i in images]))
     for bad in (np.zeros((2, 8, 8, 3)), np.zeros((2, 8, 8), np.uint8), [], np.zeros((2, 8, 8, 4), np.uint8)):
         with pytest.raises(ValueError, match="expected"):
             tiny.transform(bad)
