@@ -199,18 +199,20 @@ class Slow(Fake):
 
 
 @pytest.mark.filterwarnings("error:.*unreadable record shard")  # in the forked runs too
-def test_two_runs_at_once_one_of_them_killed_leave_whole_shards(tmp_path):
+def test_a_killed_run_leaves_whole_shards_which_two_runs_at_once_complete(tmp_path):
     run_slowly = functools.partial(run, Slow(), data(40), folder=tmp_path, shard_size=2)
-    killed, other = (multiprocessing.get_context("fork").Process(target=run_slowly) for _ in range(2))
-    for process in (killed, other):
-        process.start()
+    killed, *both = (multiprocessing.get_context("fork").Process(target=run_slowly) for _ in range(3))
+    killed.start()
     while len(files(tmp_path)) < 3:
         time.sleep(0.01)
-    assert len(files(tmp_path)) < 20
     killed.kill()
-    for process in (killed, other):
+    killed.join()
+    assert len(files(tmp_path)) < 20
+    for process in both:
+        process.start()
+    for process in both:
         process.join()
-    assert other.exitcode == 0
+    assert [process.exitcode for process in both] == [0, 0]
     method = Slow()
     frame = run(method, data(40), folder=tmp_path, shard_size=2)
     assert method.asked == []
