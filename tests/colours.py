@@ -19,7 +19,7 @@ from apm.ttt import TTTConfig
 class Tower(nn.Module):
     """The mean red and green of an image, (n, 3, S, S) -> (n, 2), through layers."""
 
-    def __init__(self, *layers: nn.Module) -> None:
+    def __init__(self, *layers: nn.Module):
         super().__init__()
         self.layers = nn.Sequential(*layers)
 
@@ -35,7 +35,7 @@ class Colour:
     probabilities = teachers.Teacher.probabilities
     preprocess_config = PreprocessCfg(size=8)
 
-    def __init__(self, *layers: nn.Module, text=((1.0, 0.0), (0.0, 1.0))) -> None:
+    def __init__(self, *layers: nn.Module, text=((1.0, 0.0), (0.0, 1.0))):
         self.model = nn.Module()
         self.model.visual = Tower(*layers).eval().requires_grad_(False)
         self.text = torch.tensor(text)
@@ -90,7 +90,7 @@ CONFIG = TTTConfig(
 )
 
 
-def stored_features(monkeypatch: pytest.MonkeyPatch, features) -> None:
+def stored_features(monkeypatch: pytest.MonkeyPatch, features):
     """features(teacher, dataset) in the place of those that teachers keep in the cache."""
     for module in (teachers, sys.modules[teachers.features_at.__module__]):
         monkeypatch.setattr(module, "features", features)

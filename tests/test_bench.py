@@ -14,7 +14,7 @@ def clock(times: Iterable[float]) -> Callable[[], float]:
     return lambda: next(found)
 
 
-def test_a_disturbed_round_is_measured_again_and_an_unsteady_variant_marked() -> None:
+def test_a_disturbed_round_is_measured_again_and_an_unsteady_variant_marked():
     times, marks = bench.in_turn(
         {
             "steady": clock([9.0, 1.0, 1.1, 1.0]),
@@ -28,7 +28,7 @@ def test_a_disturbed_round_is_measured_again_and_an_unsteady_variant_marked() ->
     assert marks == {"steady": "", "once": "", "never": "unsteady: 1 to 5 s"}
 
 
-def test_factors_are_within_one_precision_and_split_into_what_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_factors_are_within_one_precision_and_split_into_what_makes_them(monkeypatch):
     small = {"grid": (4, 4), "patch": 4, "hidden": (16, 8), "width": 8, "heads": 2}
     monkeypatch.setattr(bench, "preset", lambda name, **changes: model.preset(name, **small, **changes))
     monkeypatch.setattr(bench, "matrix_peak", lambda *args, **options: 100.0)

@@ -19,7 +19,7 @@ EXECUTED = ROOT / "results" / "mini" / "notebooks"
 
 
 @pytest.mark.parametrize("path", CLEAN, ids=lambda p: p.stem)
-def test_notebooks_are_kept_without_outputs(path: Path) -> None:
+def test_notebooks_are_kept_without_outputs(path):
     done = subprocess.run(
         [Path(sys.executable).parent / "nbstripout", "--verify", path], capture_output=True, check=False
     )
@@ -29,7 +29,7 @@ def test_notebooks_are_kept_without_outputs(path: Path) -> None:
 # a folder without a manifest was made by an earlier state of the code, and is read as it is until it is made again
 @pytest.mark.parametrize("profile", sorted(p.parent.name for p in ROOT.glob("results/*/manifest.json")))
 @pytest.mark.parametrize("path", CLEAN, ids=lambda p: p.stem)
-def test_the_executed_copy_has_the_source_of_the_notebook_and_ran_to_its_end(path: Path, profile: str) -> None:
+def test_the_executed_copy_has_the_source_of_the_notebook_and_ran_to_its_end(path, profile):
     reference = nbformat.read(ROOT / "results" / profile / "notebooks" / path.name, 4)
     own = [c for c in reference.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     assert [c.source for c in own] == [c.source for c in nbformat.read(path, 4).cells], "run `make reproduce` again"
@@ -39,13 +39,13 @@ def test_the_executed_copy_has_the_source_of_the_notebook_and_ran_to_its_end(pat
 
 
 @pytest.mark.parametrize("path", CLEAN, ids=lambda p: p.stem)
-def test_defaults_of_a_notebook_opened_by_hand_are_those_of_profile_mini(path: Path) -> None:
+def test_defaults_of_a_notebook_opened_by_hand_are_those_of_profile_mini(path):
     defaults = profiles.notebook_parameters(path)
     assert {**defaults, **profiles.load("mini", path.stem)} == defaults
 
 
 @pytest.mark.parametrize("profile", sorted(p.parent.name for p in ROOT.glob("results/*/report.html")))
-def test_results_hold_no_path_of_a_machine(profile: str) -> None:
+def test_results_hold_no_path_of_a_machine(profile):
     folder = ROOT / "results" / profile
     paths = [path for kind in ("*.html", "*.json", "notebooks/*.ipynb", "tables/*") for path in folder.glob(kind)]
     assert len(paths) > 50
@@ -57,7 +57,7 @@ def test_results_hold_no_path_of_a_machine(profile: str) -> None:
 
 
 @pytest.mark.parametrize("path", CLEAN, ids=lambda p: p.stem)
-def test_notebooks_define_no_functions_and_fetch_tensors_from_a_gpu_before_they_become_arrays(path: Path) -> None:
+def test_notebooks_define_no_functions_and_fetch_tensors_from_a_gpu_before_they_become_arrays(path):
     code = depends.code(path)
     assert "def " not in code
     for place in re.finditer(r"\.numpy\(\)", code):
@@ -66,7 +66,7 @@ def test_notebooks_define_no_functions_and_fetch_tensors_from_a_gpu_before_they_
 
 
 @pytest.mark.parametrize(("printed", "passes"), [("42", True), ("43", False)])
-def test_nbval_fails_on_one_edited_number_in_a_checked_cell(tmp_path: Path, printed: str, passes: bool) -> None:
+def test_nbval_fails_on_one_edited_number_in_a_checked_cell(tmp_path, printed, passes):
     cell = new_code_cell("print(6 * 7)", execution_count=1, metadata={"tags": ["nbval-check-output"]})
     cell.outputs = [new_output("stream", text=f"{printed}\n")]
     free = new_code_cell("import time\nprint(time.time())", execution_count=2)
@@ -78,7 +78,7 @@ def test_nbval_fails_on_one_edited_number_in_a_checked_cell(tmp_path: Path, prin
     assert (done.returncode == 0) == passes, done.stdout
 
 
-def test_every_notebook_that_nbval_runs_has_a_checked_cell_with_an_output() -> None:
+def test_every_notebook_that_nbval_runs_has_a_checked_cell_with_an_output():
     makefile = (ROOT / "Makefile").read_text()
     names = next(line for line in makefile.splitlines() if line.startswith("NBVAL ?=")).split("=")[1].split()
     assert names

@@ -68,12 +68,12 @@ def made(code: str, folder: Path) -> tuple[Path, Path]:
     return folder / "own", folder / "avx2"
 
 
-def differ(here: str, there: str) -> None:
+def differ(here: str, there: str):
     if here == there:
         pytest.skip(f"this processor has no more than {here}: there is no other to emulate")
 
 
-def test_nothing_is_outside_its_interval_on_another_processor(tmp_path: Path) -> None:
+def test_nothing_is_outside_its_interval_on_another_processor(tmp_path):
     ours, theirs = (folder / "mini" for folder in made(SLICE, tmp_path))
     differ(*(json.loads((one / "numbers" / "machine.json").read_text())["capability"] for one in (ours, theirs)))
     compared = verify.compare(numbers.read(ours), numbers.read(theirs))
@@ -81,7 +81,7 @@ def test_nothing_is_outside_its_interval_on_another_processor(tmp_path: Path) ->
     assert not compared["status"].isin(verify.FAILING).any(), verify.worst(compared)
 
 
-def test_a_field_in_float64_is_the_same_on_another_processor(tmp_path: Path) -> None:
+def test_a_field_in_float64_is_the_same_on_another_processor(tmp_path):
     files = [folder / "made" for folder in made(FIELD, tmp_path)]
     on = []
     for file in files:

@@ -41,7 +41,7 @@ def excerpt(path: str) -> list[list[str]]:
     return [[cell.strip().replace("*", "") for cell in row] for row in rows[2:]]
 
 
-def test_the_excerpt_is_of_the_expected_numbers() -> None:
+def test_the_excerpt_is_of_the_expected_numbers():
     path = "data/expected/mini.csv"
     rows, shown = numbers.parse(committed(path).partition("\n")[2], path), excerpt(path)
     assert len(shown) == 5
@@ -52,7 +52,7 @@ def test_the_excerpt_is_of_the_expected_numbers() -> None:
             assert str(replace(number, brief=column != "Mean")) == cell
 
 
-def test_the_excerpt_of_the_bench_is_the_committed_measurement() -> None:
+def test_the_excerpt_of_the_bench_is_the_committed_measurement():
     path = "results/bench/paper.csv"
     rows = [row for row in csv.DictReader(io.StringIO(committed(path))) if row["times faster"]]
     formats = {
@@ -68,19 +68,19 @@ def test_the_excerpt_of_the_bench_is_the_committed_measurement() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_every_linked_file_exists(page: Path) -> None:
+def test_every_linked_file_exists(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", PAGES[page]):
         assert (page.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_every_make_target_it_names_exists(page: Path) -> None:
+def test_every_make_target_it_names_exists(page):
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"(?:`|^|[A-Z]=\S+ )make ([a-z-]+)", PAGES[page], flags=re.M):
         assert re.search(rf"^{target}:", makefile, flags=re.M), target
 
 
-def test_the_example_runs_as_written() -> None:
+def test_the_example_runs_as_written():
     *_, example = EXAMPLES
     names: dict = {}
     exec(example, names)
@@ -88,14 +88,14 @@ def test_the_example_runs_as_written() -> None:
     assert names["result"].status == ["ok"] * 8
 
 
-def test_the_slurm_example_gives_its_workers_what_make_has_and_ends_with_make(tmp_path, monkeypatch) -> None:
+def test_the_slurm_example_gives_its_workers_what_make_has_and_ends_with_make(tmp_path, monkeypatch):
     alive, asked, ran = [], {}, []
 
     class SLURMCluster:  # dask-jobqueue is not among the dependencies
         scheduler_address = "tls://10.0.0.5:8786"
         security = types.SimpleNamespace(tls_ca_file="ca", tls_client_cert="cert", tls_client_key="key")
 
-        def __init__(self, **options: object) -> None:
+        def __init__(self, **options: object):
             asked.update(options)
 
         scale = alive.append
@@ -103,7 +103,7 @@ def test_the_slurm_example_gives_its_workers_what_make_has_and_ends_with_make(tm
         def __enter__(self) -> "SLURMCluster":
             return self
 
-        def __exit__(self, *_: object) -> None:
+        def __exit__(self, *_: object):
             alive.clear()
 
     def run(command: list[str], **options: dict) -> subprocess.CompletedProcess:
@@ -127,7 +127,7 @@ def test_the_slurm_example_gives_its_workers_what_make_has_and_ends_with_make(tm
         assert line in asked["job_script_prologue"]
 
 
-def test_the_commands_for_cifar10_are_targets_with_data_and_profile() -> None:
+def test_the_commands_for_cifar10_are_targets_with_data_and_profile():
     page = PAGES[ROOT / "docs" / "larger-profiles.md"]
     (block,) = re.findall(r"```sh\n(make data PROFILE=cifar10.*?)```", page, flags=re.S)
     same = ["PROFILE=cifar10", "DATA=data/sets"]
@@ -135,7 +135,7 @@ def test_the_commands_for_cifar10_are_targets_with_data_and_profile() -> None:
     assert commands == [["make", target, *same] for target in ("data", "teacher", "reproduce")]
 
 
-def test_the_yaml_example_is_accepted() -> None:
+def test_the_yaml_example_is_accepted():
     example, line, compared = re.findall(r"```yaml\n(.*?)```", README + OWN, flags=re.S)
     values = yaml.safe_load(example)
     assert set(values) <= set(profiles.notebook_parameters(ROOT / "notebooks" / "02_corruptions.ipynb"))
@@ -151,7 +151,7 @@ def test_the_yaml_example_is_accepted() -> None:
     assert [entry.name for entry in entries] == ["ZERO", "ZERO, 16 views", "TDA"]
 
 
-def test_the_example_of_a_new_method_runs_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_a_new_method_runs_as_written(monkeypatch):
     monkeypatch.setitem(methods.REGISTRY, "mine", None)  # and so it is gone again after the test
     example, *_ = EXAMPLES
     exec(example, {"__name__": "readme"})
@@ -163,7 +163,7 @@ def test_the_example_of_a_new_method_runs_as_written(monkeypatch: pytest.MonkeyP
     assert method.settings()["method"] == "Mine"
 
 
-def test_the_example_of_a_new_dataset_runs_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_a_new_dataset_runs_as_written(monkeypatch):
     monkeypatch.setitem(data.OWN, "flipped-digits", None)  # and so it is gone again after the test
     exec(EXAMPLES[1], {})
     made, known = data.load("flipped-digits"), data.load("digits-test")
@@ -172,6 +172,6 @@ def test_the_example_of_a_new_dataset_runs_as_written(monkeypatch: pytest.Monkey
     assert made.name in data.names()
 
 
-def test_every_entry_of_the_first_floor_is_on_its_map() -> None:
+def test_every_entry_of_the_first_floor_is_on_its_map():
     words = set(re.findall(r"[a-z_]+", README.split("## How the pieces fit")[1].split("```")[1]))
     assert {p.stem for p in (ROOT / "apm").iterdir() if not p.name.startswith("__")} <= words

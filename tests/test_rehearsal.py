@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -26,7 +25,7 @@ class Named:
 
 
 @pytest.mark.parametrize(("profile", "notebook"), PAIRS)
-def test_every_value_of_every_profile_is_one_that_the_code_knows(profile: str, notebook: str) -> None:
+def test_every_value_of_every_profile_is_one_that_the_code_knows(profile, notebook):
     values = profiles.load(profile, notebook)
     lines = values.get("baselines", [])
     used = [
@@ -49,7 +48,7 @@ def test_every_value_of_every_profile_is_one_that_the_code_knows(profile: str, n
 @pytest.mark.parametrize(
     ("profile", "file"), [(p.parent.name, p.name) for p in sorted((root() / "profiles").glob("*/*.lines.yaml"))]
 )
-def test_every_ablation_of_every_profile_builds_its_method(profile: str, file: str) -> None:
+def test_every_ablation_of_every_profile_builds_its_method(profile, file):
     lines = ablations.load(profile, file)
     values = profiles.load(profile, "05_ablations")
     assert values["base"] in {line.name for line in lines}
@@ -62,7 +61,7 @@ def test_every_ablation_of_every_profile_builds_its_method(profile: str, file: s
     assert ablations.published_cells(lines, published.load("table5"))
 
 
-def test_the_trees_are_the_sets_of_the_profile_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trees_are_the_sets_of_the_profile_and_found(tmp_path, monkeypatch):
     needed = check.needs("paper")
     assert set(needed) <= trees.NAMED <= {*needed, *(also for name in needed for also in check.ALSO.get(name, ()))}
     monkeypatch.setenv("APM_CACHE", str(tmp_path / "cache"))
@@ -73,7 +72,7 @@ def test_the_trees_are_the_sets_of_the_profile_and_found(tmp_path: Path, monkeyp
             assert check.check(name, tmp_path, partial=True)[0] == "found", name
 
 
-def test_only_sizes_teachers_and_device_differ_from_the_profile(tmp_path: Path) -> None:
+def test_only_sizes_teachers_and_device_differ_from_the_profile(tmp_path):
     source = root() / "profiles" / "paper"
     teachers = {name: {"teacher": f"{name}.json", "pretrained": "w"} for name in (*rehearsal.TEACHERS, "timm")}
     rehearsal.small_profile(source, tmp_path, teachers)
@@ -88,7 +87,7 @@ def test_only_sizes_teachers_and_device_differ_from_the_profile(tmp_path: Path) 
             assert next(methods_of) == next(methods_of)
 
 
-def test_the_check_names_what_is_missing_or_empty(tmp_path: Path) -> None:
+def test_the_check_names_what_is_missing_or_empty(tmp_path):
     profile = root() / "profiles" / "paper"
     assert {"table 03_cross_dataset", "report.html"} <= set(rehearsal.missing(tmp_path, profile))
     (tmp_path / "tables").mkdir()
@@ -103,7 +102,7 @@ def test_the_check_names_what_is_missing_or_empty(tmp_path: Path) -> None:
     assert "03_cross_dataset: column 'dtd'" not in found
 
 
-def test_a_warning_is_named(tmp_path: Path) -> None:
+def test_a_warning_is_named(tmp_path):
     said = [{"output_type": "stream", "name": name, "text": ["Runtime", "Warning"]} for name in ("stdout", "stderr")]
     book = tmp_path / "02_book.ipynb"
     book.write_text(json.dumps({"cells": [{"cell_type": "markdown"}, {"cell_type": "code", "outputs": said}]}))

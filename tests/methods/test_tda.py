@@ -21,7 +21,7 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def test_it_adds_the_positive_and_takes_away_the_negative_cache() -> None:
+def test_it_adds_the_positive_and_takes_away_the_negative_cache():
     """Features (1, 0) then (0.6, 0.8); text features are the axes; logit scale 2."""
     said = TDA(Colour()).predict(colours((255, 0), (153, 204)), np.arange(2), 0)
     # First image: entropy of sigmoid(2) = 0.881 is 0.365 nats, / log2(2) inside (0.2, 0.5): it enters both caches, and
@@ -35,13 +35,13 @@ def test_it_adds_the_positive_and_takes_away_the_negative_cache() -> None:
     assert said.extra["teacher_passes"].tolist() == [1, 1]
 
 
-def test_the_negative_cache_lowers_only_classes_of_middling_probability() -> None:
+def test_the_negative_cache_lowers_only_classes_of_middling_probability():
     method = TDA(Colour(), probability_between=(0.2, 1.0), negative_alpha=1.0)
     said = method.predict(colours((255, 0)), np.arange(1), 0)
     np.testing.assert_allclose(said.extra["confidence"], sigmoid((2 + 2 - 1) - 0), rtol=1e-5)  # 0.881 in, 0.119 out
 
 
-def test_a_full_cache_keeps_the_lowest_entropies() -> None:
+def test_a_full_cache_keeps_the_lowest_entropies():
     cache, one = tda.Cache(2, 2, 2, torch.device("cpu")), torch.tensor([1.0, 0.0])
     for entropy in (0.5, 0.3, 0.4, 0.6):
         cache.add(0, torch.tensor([entropy, 0.0]), entropy, one)
@@ -62,7 +62,7 @@ def test_a_full_cache_keeps_the_lowest_entropies() -> None:
         ("toy", (2.0, 5.0), ("a {}",)),  # not in the release: constants of ImageNet, its own prompts
     ],
 )
-def test_it_takes_the_constants_and_prompts_of_its_release_for_each_set(name: str, constants, templates) -> None:
+def test_it_takes_the_constants_and_prompts_of_its_release_for_each_set(name, constants, templates):
     data, method, original = dataclasses.replace(noise(), name=name), TDA(Colour()), TDA(Colour(), prompts="original")
     assert constants is None or method.constants(data) == constants
     assert templates is None or tuple(original.prompts_for(data)) == tuple(templates)
@@ -73,7 +73,7 @@ def test_it_takes_the_constants_and_prompts_of_its_release_for_each_set(name: st
     assert np.array_equal(method.predict(data, SIX, 0).extra["confidence"], by_hand.extra["confidence"])
 
 
-def test_it_depends_on_the_order_and_the_order_on_its_seed() -> None:
+def test_it_depends_on_the_order_and_the_order_on_its_seed():
     data = noise()
     orders = [TDA(Colour(), order_seed=s) for s in (None, 1, 1, 2)]
     said = [m.predict(data, SIX, 0).extra["confidence"] for m in orders]
@@ -86,9 +86,7 @@ def test_it_depends_on_the_order_and_the_order_on_its_seed() -> None:
 
 
 @pytest.mark.parametrize("views", [1, 10])
-def test_any_error_on_one_image_leaves_the_stream_as_if_it_were_not_there(
-    views: int, monkeypatch: pytest.MonkeyPatch, tmp_path
-) -> None:
+def test_any_error_on_one_image_leaves_the_stream_as_if_it_were_not_there(views, monkeypatch, tmp_path):
     data, method, features = noise(40), TDA(Colour(), views=views, order_seed=3), TDA._features
     rest = method.order(40)[method.order(40) != 20]
     without = TDA(Colour(), views=views).predict(data, rest, 0)
@@ -109,9 +107,7 @@ def test_any_error_on_one_image_leaves_the_stream_as_if_it_were_not_there(
 
 
 @pytest.mark.parametrize("error", [TypeError("no such argument"), RuntimeError("no device")])
-def test_mistakes_in_code_and_errors_on_every_image_are_raised(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mistakes_in_code_and_errors_on_every_image_are_raised(error, monkeypatch):
     def broken(*arguments):
         raise error
 

@@ -24,7 +24,7 @@ def zero_shot(teacher) -> np.ndarray:
     return scores.softmax(dim=-1).max(dim=-1).values.numpy()
 
 
-def test_one_step_by_hand() -> None:
+def test_one_step_by_hand():
     """LayerNorm without epsilon maps two numbers to (1, -1); Adam's first step moves a parameter by the learning rate.
 
     The feature is u = (w1 + b1, -w2 + b2). With text features (1, 0) and (0.6, 0.8) the scores differ by v.u / |u|, v =
@@ -44,14 +44,14 @@ def test_one_step_by_hand() -> None:
     assert [*weight.tolist(), *bias.tolist()] == [1, 1, 0, 0]
 
 
-def test_it_makes_predictions_surer_and_counts_its_passes() -> None:
+def test_it_makes_predictions_surer_and_counts_its_passes():
     found = said(normed(), steps=3, learning_rate=0.05)
     assert found.extra["confidence"].mean() > zero_shot(normed()).mean()
     assert (found.extra["teacher_passes"] == 3 * 10 + 1).all()
     assert (found.extra["teacher_backward_passes"] == 30).all()
 
 
-def test_the_parts_with_batch_norm_can_be_told_apart() -> None:
+def test_the_parts_with_batch_norm_can_be_told_apart():
     """Without a step only the statistics change, with running statistics only scale and shift do."""
     teacher = Colour(nn.BatchNorm1d(2))
     norm = teacher.model.visual.layers[0]
@@ -80,7 +80,7 @@ def test_the_parts_with_batch_norm_can_be_told_apart() -> None:
 class PlainTent:
     """tent.py of the release on a network of BatchNorm1d layers, in its own order: scores, entropy, step; the scores are returned."""
 
-    def __init__(self, network: nn.Module, rate: float) -> None:
+    def __init__(self, network: nn.Module, rate: float):
         self.network = network.train()
         for layer in network.modules():
             layer.requires_grad_(isinstance(layer, nn.BatchNorm1d))
@@ -98,7 +98,7 @@ class PlainTent:
         return outputs.detach()
 
 
-def test_the_original_trains_batch_norm_alone_and_scores_before_the_step() -> None:
+def test_the_original_trains_batch_norm_alone_and_scores_before_the_step():
     teacher, original = normed(), {"learning_rate": 0.05, "layers": "batch", "scores": "before"}
     teacher.model.visual = Tower(nn.LayerNorm(2), nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
     for steps in (1, 3):
@@ -124,6 +124,6 @@ def test_the_original_trains_batch_norm_alone_and_scores_before_the_step() -> No
         (Colour(nn.Linear(2, 2)), "all", r"image tower of teacher colour has none.*another method"),
     ],
 )
-def test_a_tower_without_such_layers_is_refused(teacher, layers: str, message: str) -> None:
+def test_a_tower_without_such_layers_is_refused(teacher, layers, message):
     with pytest.raises(ValueError, match=message):
         said(teacher, layers=layers)

@@ -19,7 +19,7 @@ def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
 
 
 @AUGMIX
-def test_the_image_comes_first_and_the_rest_are_crops_of_one_size(augmix: bool) -> None:
+def test_the_image_comes_first_and_the_rest_are_crops_of_one_size(augmix):
     seen = views.views(PHOTO, 6, seed=0, augmix=augmix, size=16)
     assert np.array_equal(seen[0], PHOTO)
     assert [(v.shape, v.dtype) for v in seen[1:]] == [((16, 16, 3), np.uint8)] * 5
@@ -28,7 +28,7 @@ def test_the_image_comes_first_and_the_rest_are_crops_of_one_size(augmix: bool) 
 
 
 @AUGMIX
-def test_views_follow_from_seed_and_pixels_and_the_first_of_many_are_the_few(augmix: bool) -> None:
+def test_views_follow_from_seed_and_pixels_and_the_first_of_many_are_the_few(augmix):
     eight = views.views(PHOTO, 8, seed=3, augmix=augmix)
     assert same(eight, views.views(PHOTO.copy(), 8, seed=3, augmix=augmix))
     assert same(eight[:3], views.views(PHOTO, 3, seed=3, augmix=augmix))
@@ -38,14 +38,14 @@ def test_views_follow_from_seed_and_pixels_and_the_first_of_many_are_the_few(aug
     assert not same([v[5:] for v in eight[1:]], [v[5:] for v in views.views(other, 8, seed=3, augmix=augmix)[1:]])
 
 
-def test_without_flip_the_crops_are_the_same_and_none_is_mirrored() -> None:
+def test_without_flip_the_crops_are_the_same_and_none_is_mirrored():
     flipped, straight = (views.views(PHOTO, 33, seed=0, flip=flip)[1:] for flip in (True, False))
     assert all(np.array_equal(a, b) or np.array_equal(a, b[:, ::-1]) for a, b in zip(flipped, straight, strict=True))
     mirrored = sum(not np.array_equal(a, b) for a, b in zip(flipped, straight, strict=True))
     assert 8 <= mirrored <= 24  # about half of 32
 
 
-def test_crops_cover_what_random_resized_crop_covers() -> None:
+def test_crops_cover_what_random_resized_crop_covers():
     """Red holds the column and green the row of a pixel, so the corners of a view tell where it was cut."""
     rows, columns = np.mgrid[0:200, 0:200].astype(np.uint8)
     seen = np.array(views.views(np.stack([columns, rows, rows], axis=-1), 200, seed=1, flip=False, size=100)[1:])
@@ -62,9 +62,7 @@ def test_crops_cover_what_random_resized_crop_covers() -> None:
 @pytest.mark.parametrize(
     ("shape", "left", "top", "wide", "high"), [((30, 100), 30, 0, 40, 30), ((100, 30), 0, 30, 30, 40)]
 )
-def test_an_image_too_long_for_any_crop_falls_back_to_the_central_one(
-    shape: tuple, left: int, top: int, wide: int, high: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_too_long_for_any_crop_falls_back_to_the_central_one(shape, left, top, wide, high, monkeypatch):
     monkeypatch.setattr(views, "ATTEMPTS", 0)
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     (crop,) = views.views(image, 2, seed=0, flip=False)[1:]
@@ -74,7 +72,7 @@ def test_an_image_too_long_for_any_crop_falls_back_to_the_central_one(
     assert np.array_equal(crop, expected)
 
 
-def test_augmix_mixes_what_its_operations_make_and_leaves_the_image_alone() -> None:
+def test_augmix_mixes_what_its_operations_make_and_leaves_the_image_alone():
     """Mixtures are convex: black stays black where nothing brightens it."""
     black = np.zeros((16, 16, 3), dtype=np.uint8)
     assert max(v.max() for v in views.views(black, 20, seed=0, augmix=True)) == 0
@@ -84,7 +82,7 @@ def test_augmix_mixes_what_its_operations_make_and_leaves_the_image_alone() -> N
     assert sum(changed) >= 5  # weak operations round to nothing now and then
 
 
-def test_the_teacher_is_asked_once_per_image_seed_count_and_condition(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_teacher_is_asked_once_per_image_seed_count_and_condition(monkeypatch):
     teacher, data, passes = Colour(), noise(), []
     encode = teacher.encode
     monkeypatch.setattr(teacher, "encode", lambda images: passes.append(len(images)) or encode(images), raising=False)
@@ -102,7 +100,7 @@ def test_the_teacher_is_asked_once_per_image_seed_count_and_condition(monkeypatc
         assert len(passes) == before + 1, changes
 
 
-def test_memory_for_features_is_bounded_and_the_least_recently_used_go_first() -> None:
+def test_memory_for_features_is_bounded_and_the_least_recently_used_go_first():
     cache = views._Kept(limit=2 * 8)
     for key in ("a", "b"):
         cache.put((key,), torch.zeros(2), 1.0)
@@ -112,7 +110,7 @@ def test_memory_for_features_is_bounded_and_the_least_recently_used_go_first() -
     assert cache.used == 16
 
 
-def test_entropy_and_the_views_where_it_is_lowest_by_hand() -> None:
+def test_entropy_and_the_views_where_it_is_lowest_by_hand():
     scores = torch.tensor([[0.0, 0.0], [math.log(3), 0.0], [1e4, 0.0]])
     expected = [math.log(2), -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)), 0.0]
     torch.testing.assert_close(views.entropy(scores), torch.tensor(expected))
@@ -135,6 +133,6 @@ def test_entropy_and_the_views_where_it_is_lowest_by_hand() -> None:
         (lambda: views.views(PHOTO[..., 0], 2, seed=0), r"found uint8 \(40, 60\)"),
     ],
 )  # fmt: skip
-def test_bad_input_is_refused_in_words(call, message: str) -> None:
+def test_bad_input_is_refused_in_words(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -21,7 +21,7 @@ def softmax(row: list[float], temperature: float = 1.0) -> list[float]:
     return [v / sum(e) for v in e]
 
 
-def test_zero_counts_votes_and_not_probabilities() -> None:
+def test_zero_counts_votes_and_not_probabilities():
     # three of three views kept: two say class 0 weakly, one says class 1 strongly
     logits = torch.tensor([[0.2, 0.0], [0.3, 0.0], [0.0, 9.0]])
     assert zero.vote(logits, 1.0) == 0
@@ -40,7 +40,7 @@ def test_zero_counts_votes_and_not_probabilities() -> None:
         ([[0.0, 5.0], [9.0, 0.0]], 1.0, 0),  # nothing discarded: the most confident
     ],
 )
-def test_ties_of_zero_are_broken_by_the_discarded_views(views: list, share: float, said: int) -> None:
+def test_ties_of_zero_are_broken_by_the_discarded_views(views, share, said):
     assert zero.vote(torch.tensor(views), share) == said
 
 
@@ -58,7 +58,7 @@ def plain_zero(cosines: list[list[float]], scale: float, share: float) -> int:
     return next((c for c in said if c in tied), tied[0]) if len(tied) > 1 else tied[0]
 
 
-def test_the_soft_vote_is_that_of_float16() -> None:
+def test_the_soft_vote_is_that_of_float16():
     # class 1 has the whole vote of one view; class 0 leads class 1 by a thousandth in two: whole votes 2 to 1, soft ones 1.5 to 1.5
     cosines = torch.tensor([[0.0, 0.5, 0.0], [0.3005, 0.3, 0.0], [0.3005, 0.3, 0.0]])
     assert zero.vote(100 * cosines, 1.0) == 0
@@ -69,7 +69,7 @@ def test_the_soft_vote_is_that_of_float16() -> None:
     assert 0 < sum(a != zero.vote(100 * one, 0.5) for a, one in zip(soft, torch.tensor(some), strict=True)) < 100
 
 
-def test_zero_votes_softly_where_asked() -> None:
+def test_zero_votes_softly_where_asked():
     data, places = noise(200), np.arange(200)
     teacher = Colour(text=unit(44.9, 45.1).tolist())  # near ties
     hard, soft = (
@@ -82,7 +82,7 @@ def test_zero_votes_softly_where_asked() -> None:
 
 
 @pytest.mark.parametrize("name", ["zero", "mta"])
-def test_equal_views_are_zero_shot_with_its_probability(name: str) -> None:
+def test_equal_views_are_zero_shot_with_its_probability(name):
     said = methods.create(name, Colour(), views=10).predict(colours((153, 204), (255, 0)), np.arange(2), 0)
     assert said.prediction.tolist() == [1, 0]
     # features (0.6, 0.8) and (1, 0), times 2: logits differ by 0.4 and 2
@@ -117,7 +117,7 @@ def plain_mta(points: list[list[float]], logits: list[list[float]], lambda_q: fl
 
 
 @pytest.mark.parametrize("weights", [(4.0, 0.2), (1.0, 1.0)])
-def test_mode_and_inlierness_agree_with_the_definition_in_plain_numbers(weights: tuple[float, float]) -> None:
+def test_mode_and_inlierness_agree_with_the_definition_in_plain_numbers(weights):
     points = unit(0, 10, 25, 90, 100, 14)
     mode, inlierness = mta.seek(points, points * 2, lambda_q=weights[0], lambda_y=weights[1])
     expected_mode, expected_y = plain_mta(points.tolist(), (points * 2).tolist(), *weights)
@@ -126,7 +126,7 @@ def test_mode_and_inlierness_agree_with_the_definition_in_plain_numbers(weights:
     assert inlierness[3] < inlierness[1]  # the views of the other class count less
 
 
-def test_bandwidth_is_half_the_mean_square_distance_to_the_nearest_views() -> None:
+def test_bandwidth_is_half_the_mean_square_distance_to_the_nearest_views():
     points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
     assert mta.bandwidths(points).tolist() == [0.5, 0.5, 2.0]  # k = 1: distances 1, 1, 2
     # k = int(0.3 * 7) = 2: the first has neighbours at 1 and 2, the second at 1 and 1
