@@ -184,9 +184,9 @@ def test_the_training_split_is_read_once_and_never_by_predict(clip, name, loads,
 
 @EITHER
 def test_other_training_images_are_another_identity(clip, name, monkeypatch):
-    def found(seed):
+    def found(of):
         prompt_tuning._load.cache_clear()
-        monkeypatch.setitem(datasets.OWN, "toy-train", lambda root, _: noise(9, "toy-train", seed))
+        monkeypatch.setitem(datasets.OWN, "toy-train", lambda root, seed: noise(9, "toy-train", of))
         method = create(name, clip, {"train": "toy-train", "shots": 1, "epochs": 2})
         return method.data_identity(noise()), method.settings()
 

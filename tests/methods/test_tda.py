@@ -2,17 +2,16 @@
 
 import dataclasses
 import math
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from colours import Colour, colours, noise
 
-from apm import methods
 from apm.data import prompts
 from apm.methods import tda
 from apm.methods.tda import TDA
-from apm.runs import records
 
 SIX = np.arange(6)
 
@@ -74,19 +73,17 @@ def test_it_takes_the_constants_and_prompts_of_its_release_for_each_set(name, co
 
 
 def test_it_depends_on_the_order_and_the_order_on_its_seed():
-    data = noise()
     orders = [TDA(Colour(), order_seed=s) for s in (None, 1, 1, 2)]
-    said = [m.predict(data, SIX, 0).extra["confidence"] for m in orders]
+    said = [m.predict(noise(), SIX, 0).extra["confidence"] for m in orders]
     assert [np.array_equal(said[1], other) for other in said] == [False, True, True, False]
     assert orders[0].order(4).tolist() == [0, 1, 2, 3]
-    assert sorted(orders[1].order(6).tolist()) == list(range(6))
     # the same images given in that order by hand: rows stay with their images
-    by_hand = TDA(Colour()).predict(data, orders[1].order(6), 0).extra["confidence"]
-    assert np.array_equal(by_hand, said[1][orders[1].order(6)])
+    order = orders[1].order(6)
+    assert np.array_equal(TDA(Colour()).predict(noise(), order, 0).extra["confidence"], said[1][order])
 
 
 @pytest.mark.parametrize("views", [1, 10])
-def test_any_error_on_one_image_leaves_the_stream_as_if_it_were_not_there(views, monkeypatch, tmp_path):
+def test_any_error_on_one_image_leaves_the_stream_as_if_it_were_not_there(views, monkeypatch):
     data, method, features = noise(40), TDA(Colour(), views=views, order_seed=3), TDA._features
     rest = method.order(40)[method.order(40) != 20]
     without = TDA(Colour(), views=views).predict(data, rest, 0)
@@ -102,15 +99,10 @@ def test_any_error_on_one_image_leaves_the_stream_as_if_it_were_not_there(views,
     assert said.status[20] == "error: RuntimeError: CUDA error: out of memory"
     assert np.array_equal(said.prediction[rest], without.prediction)
     assert np.array_equal(said.extra["confidence"][rest], without.extra["confidence"])
-    frame = records.run(method, data, folder=tmp_path, on_error="record")  # and records keep it so
-    assert (frame["status"] != "ok").tolist() == [i == 20 for i in range(40)]
 
 
 @pytest.mark.parametrize("error", [TypeError("no such argument"), RuntimeError("no device")])
 def test_mistakes_in_code_and_errors_on_every_image_are_raised(error, monkeypatch):
-    def broken(*arguments):
-        raise error
-
-    monkeypatch.setattr(TDA, "_seen", broken)
+    monkeypatch.setattr(TDA, "_seen", Mock(side_effect=error))
     with pytest.raises(type(error), match=str(error)):
-        methods.create("tda", Colour()).predict(noise(), SIX, 0)
+        TDA(Colour()).predict(noise(), SIX, 0)
