@@ -21,8 +21,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -82,14 +81,6 @@ def seconds(function: Callable[[], object], device: torch.device = CPU) -> float
     start = _synchronised(device)
     function()
     return _synchronised(device) - start
-
-
-@contextmanager
-def threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    yield
-    torch.set_num_threads(before)
 
 
 def matrix_peak(dtype: torch.dtype, repeats: int = 3, device: torch.device = CPU) -> float:
@@ -158,10 +149,12 @@ def measure(repeats: int, iterations: int = 50, images: int = 64) -> pd.DataFram
     def each(function: Callable[[], object], n: int) -> float:
         return seconds(function) / n / iterations
 
-    def plain_loop(x, t, config, weights, most: int) -> None:
-        with threads(most):
-            for k in range(few):
-                plain.adapt_one(x[k], t[k], config, {name: value[k] for name, value in weights.items()})
+    def plain_loop(x, t, config, weights, threads: int) -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        for k in range(few):
+            plain.adapt_one(x[k], t[k], config, {name: value[k] for name, value in weights.items()})
+        torch.set_num_threads(before)
 
     for fold in ("mean", "attention"):
         student = preset("mini", fold=fold, rgb_head=False)
@@ -285,24 +278,8 @@ def measure_paper(repeats: int, device: torch.device) -> pd.DataFrame:
         "released form in the same precision (tf32: than float32); with its "
         f"teacher: the same with {TEACHER} encoded in every iteration on 8 rows, as released, against once in {RUN} iterations on one "
         "row; of it: the factor as a product of repeats, factorised form (both counted) and efficiency (the rest). "
-        "The floor: those operations at the measured peak and seven passes of Adam over the weights at the measured bandwidth. "
-        f"Where the time of apm goes, by operation: {where_time_goes(config, x[:1], t[:1])}.",
+        "The floor: those operations at the measured peak and seven passes of Adam over the weights at the measured bandwidth.",
     )
-
-
-def where_time_goes(config: TTTConfig, x: torch.Tensor, t: torch.Tensor, top: int = 8) -> str:
-    """The operations of three iterations with the largest shares of the time, as text."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    activities += [torch.profiler.ProfilerActivity.CUDA] if x.device.type == "cuda" else []
-    name = "self_device_time_total" if x.device.type == "cuda" else "self_cpu_time_total"
-    texts = []
-    for precision in ("float32", "bfloat16"):
-        with torch.profiler.profile(activities=activities) as profiler:
-            ttt.adapt(x, t, replace(config, iterations=3, precision=precision))
-        rows = pd.Series({row.key.removeprefix("aten::"): getattr(row, name) for row in profiler.key_averages()})
-        shares = (rows / rows.sum()).nlargest(top)
-        texts.append(f"{precision}: " + ", ".join(f"{operation} {share:.0%}" for operation, share in shares.items()))
-    return "; ".join(texts)
 
 
 def teacher_pass(device: torch.device, precision: str, *, rows: int) -> Callable[[], float]:
@@ -332,18 +309,14 @@ def keep(table: pd.DataFrame, name: str) -> None:
 
 
 def main() -> None:
-    """Measure, print, write results/bench/<scale>.{csv,md}."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=("mini", "paper", "all"), default="all")
     parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
+    repeats = parser.parse_args().repeats
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    if options.scale in ("mini", "all"):
-        keep(measure(options.repeats), "mini")
-    if options.scale in ("paper", "all"):
-        keep(measure_paper(options.repeats, CPU), "paper")
-        if torch.cuda.is_available():
-            keep(measure_paper(options.repeats, torch.device("cuda")), "paper-gpu")
+    keep(measure(repeats), "mini")
+    keep(measure_paper(repeats, CPU), "paper")
+    if torch.cuda.is_available():
+        keep(measure_paper(repeats, torch.device("cuda")), "paper-gpu")
 
 
 if __name__ == "__main__":

@@ -69,14 +69,10 @@ def agree(result: TTTResult, expected, within: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "precision", "iterations", "within"),
-    [
-        *((name, "float64", 12, 1e-9) for name in VARIANTS),
-        ("mean", "float32", 50, 1e-5),
-        ("attention", "float32", 50, 1e-5),
-    ],
+    ("name", "precision"), [*((name, "float64") for name in VARIANTS), ("mean", "float32"), ("attention", "float32")]
 )
-def test_it_agrees_with_the_plain_formulation_at_every_iteration(name, precision, iterations, within):
+def test_it_agrees_with_the_plain_formulation_at_every_iteration(name, precision):
+    iterations, within = (12, 1e-9) if precision == "float64" else (50, 1e-5)
     config = variant(name, precision=precision, iterations=iterations)
     data = problem(4, dtype=config.dtype)
     losses, features = oracle(data, config, initial_parameters(data["images"], config))
@@ -84,13 +80,12 @@ def test_it_agrees_with_the_plain_formulation_at_every_iteration(name, precision
     assert (losses[:, -1] < losses[:, 0]).all()  # it trained: the comparison is not one of standing still
 
 
-@given(order=st.permutations(range(5)), lockstep=st.integers(1, 6), keep=st.integers(1, 5))
+@given(chosen=st.lists(st.integers(0, 4), min_size=1, unique=True), lockstep=st.integers(1, 6))
 @settings(max_examples=12, deadline=None)
-def test_an_image_does_not_depend_on_the_others_nor_on_their_order(order, lockstep, keep):
-    config, data = variant("attention", lockstep=lockstep), problem(5)
+def test_an_image_does_not_depend_on_the_others_nor_on_their_order(chosen, lockstep):
+    data = problem(5)
     everything = adapt(**data, config=variant("attention", lockstep=5))
-    chosen = order[:keep]
-    part = adapt(**rows(data, chosen), config=config)
+    part = adapt(**rows(data, chosen), config=variant("attention", lockstep=lockstep))
     torch.testing.assert_close(part.features, everything.features[chosen], rtol=1e-9, atol=1e-12)
 
 
@@ -114,9 +109,8 @@ def test_given_weights_are_the_starting_point_and_stay_untouched():
 
 def test_scores_are_cosines_to_the_text_features_and_predictions_their_best_class():
     data, text = problem(3), F.normalize(problem(7, seed=2)["targets"], dim=-1)
-    features = adapt(**data, config=CONFIG).features
     scored = adapt(**data, config=CONFIG, text_features=text)
-    expected = F.cosine_similarity(features[:, :, None], text, dim=-1)
+    expected = F.cosine_similarity(adapt(**data, config=CONFIG).features[:, :, None], text, dim=-1)
     torch.testing.assert_close(scored.scores, expected)
     assert torch.equal(scored.predictions(), expected.argmax(-1))
     assert scored.features is None
@@ -262,9 +256,7 @@ def test_images_are_shared_out_evenly(n, size, ends):
     assert result.features.shape == (n, 2, 16)
 
 
-def test_students_that_do_not_fit_into_memory_train_in_halves_with_the_same_result(
-    monkeypatch,
-):
+def test_students_that_do_not_fit_into_memory_train_in_halves(monkeypatch):
     data, config = problem(5), variant("mean", lockstep=8)
     expected = adapt(**data, config=config)
     original = ttt.objective
@@ -357,12 +349,12 @@ def double_by_default():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize(
-    "mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16), double_by_default]
-)
-@pytest.mark.parametrize(
-    "changes", [{}, {"protocol": "as_released"}, {"augmentation": "crop-flip"}, {"precision": "bfloat16"}]
-)
+MODES = torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16), double_by_default
+CHANGES = {}, {"protocol": "as_released"}, {"augmentation": "crop-flip"}, {"precision": "bfloat16"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("changes", CHANGES)
 def test_it_trains_the_same_whatever_the_mode_of_the_caller(mode, changes):
     config = variant("all losses", **{"iterations": 4, "precision": "float32", **changes})
     data = {**problem(3, dtype=torch.float32), "text_features": torch.eye(16)}

@@ -43,11 +43,6 @@ def test_one_step_by_hand():
     assert [*weight.tolist(), *bias.tolist()] == [1, 1, 0, 0]
 
 
-def test_it_makes_predictions_surer():
-    surer = said(normed(), steps=3, learning_rate=0.05).extra["confidence"]
-    assert surer.mean() > zero_shot(normed()).mean()
-
-
 def test_the_parts_with_batch_norm_can_be_told_apart():
     """Without a step only the statistics change, with running statistics only scale and shift do."""
     teacher = Colour(nn.BatchNorm1d(2))

@@ -119,16 +119,9 @@ def plain_mta(points: list[list[float]], logits: list[list[float]], lambda_q: fl
 
 @pytest.mark.parametrize("weights", [(4.0, 0.2), (1.0, 1.0)])
 def test_mode_and_inlierness_agree_with_the_definition_in_plain_numbers(weights):
-    points = unit(0, 10, 25, 90, 100, 14)
+    points = unit(0, 10, 25, 90, 100, 14, 5, 40)  # with a bandwidth from the two nearest, 0.3 of 7
     mode, inlierness = mta.seek(points, points * 2, lambda_q=weights[0], lambda_y=weights[1])
     expected_mode, expected_y = plain_mta(points.tolist(), (points * 2).tolist(), *weights)
     np.testing.assert_allclose(mode, expected_mode, atol=1e-5)
     np.testing.assert_allclose(inlierness, expected_y, atol=1e-5)
     assert inlierness[3] < inlierness[1]  # the views of the other class count less
-
-
-def test_bandwidth_is_half_the_mean_square_distance_to_the_nearest_views():
-    points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
-    assert mta.bandwidths(points).tolist() == [0.5, 0.5, 2.0]  # k = 1: distances 1, 1, 2
-    # k = int(0.3 * 7) = 2: the first has neighbours at 1 and 2, the second at 1 and 1
-    assert mta.bandwidths(torch.arange(8.0)[:, None])[:2].tolist() == [0.5 * (1 + 4) / 2, 0.5]
