@@ -133,10 +133,10 @@ def compared(variants: Sequence[Variant], repeats: int, device: torch.device = C
     return table, note, max(bandwidths)
 
 
-def ordered(table: pd.DataFrame, *note: str) -> pd.DataFrame:
+def ordered(table: pd.DataFrame, note: str) -> pd.DataFrame:
     order = ["device", "fold", "variant", "precision", "images side by side", *FORMATS, "marked"]
     table = table.reindex(columns=order).dropna(axis="columns", how="all")
-    table.attrs["note"] = " ".join(note)
+    table.attrs["note"] = note
     return table
 
 

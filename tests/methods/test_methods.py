@@ -73,15 +73,6 @@ def test_labels_have_no_influence_and_the_teacher_stays_as_it_was(name, clip, di
     assert not any(p.requires_grad or p.grad is not None for p in clip.model.parameters())
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS.keys() - ONLINE))
-def test_an_episodic_method_says_the_same_whatever_images_are_beside(name, clip, digits):
-    method = build(name, clip)
-    assert not method.online
-    whole, some = (method.predict(digits, places, seed=0) for places in (SIX, np.array([4, 1])))
-    assert np.array_equal(some.prediction, whole.prediction[[4, 1]])
-    np.testing.assert_allclose(some.extra["confidence"], whole.extra["confidence"][[4, 1]], rtol=1e-5)
-
-
 @pytest.mark.parametrize("name", ["apm", "apm-views", "mta", "zero", "tent", "tpt"])
 def test_what_is_drawn_follows_the_seed(name, clip, digits):
     first, second = (build(name, clip).predict(digits, SIX, seed).extra["confidence"] for seed in (0, 1))
@@ -123,7 +114,7 @@ def test_an_unreadable_image_is_left_out_of_a_sequence(name, clip, digits, tmp_p
 
 
 @EVERY
-def test_records_take_what_a_method_says(name, clip, digits, tmp_path):
+def test_records_keep_what_a_method_says_whatever_images_are_beside_one(name, clip, digits, tmp_path):
     method = build(name, clip)
     frame = records.run(method, digits, folder=tmp_path, shard_size=2)
     assert frame["shard"].nunique() == (1 if name in ONLINE else 3)
