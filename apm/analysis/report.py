@@ -6,7 +6,6 @@ Made from the manifest and the tidy numbers of a results folder (`apm.analysis.n
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from apm import project
 from apm.analysis import figures, numbers, stats, tables, verify
 from apm.analysis.numbers import NoSuchNumber
 from apm.analysis.text import FAILS, HOLDS, UNTESTED
-from apm.project import manifest, profiles
+from apm.project import manifest, profiles, run
 from apm.runs import records
 
 LONG = 25  # rows from which a table is folded away
@@ -90,8 +89,7 @@ def times(folder: Path, notebooks: list[str]) -> pd.DataFrame:
 
     Notebooks without an entry are left out; an empty frame where nothing was measured.
     """
-    path = folder / "records" / "times.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = run.times(folder)
     if not (rows := {name: known[name] for name in notebooks if name in known}):
         return pd.DataFrame()
     table = pd.DataFrame(rows).T[["longest", "last"]].add_suffix(" run (s)").rename_axis("notebook")
@@ -122,7 +120,7 @@ def _shown(frame: pd.DataFrame, caption: str) -> str:
 
 
 def write(profile: str) -> Path:
-    """Make results/<profile>/report.html; returns its path.
+    """Make results/<profile>/report.html, or report.by-hand.html where the notebook is run by hand; returns its path.
 
     Raises FileNotFoundError when no notebook has published anything, ValueError for an unknown profile or a damaged manifest.
     """
@@ -166,4 +164,5 @@ def write(profile: str) -> Path:
         made_by=_shown(made_by, "What made the records") or "No records of the present code here.",
         records=_shown(about_what, "Records by dataset, method and seed"),
     )
-    return project.atomic_write(folder / "report.html", page + "\n")
+    name = ".".join(filter(None, ("report", project.paths.by_hand(), "html")))
+    return project.atomic_write(folder / name, page + "\n")

@@ -315,7 +315,7 @@ def show(
     }
     # a rule per column, by place: a class or an id in each cell would be most of the page
     for place, (heading, number) in enumerate(zip(texts, right, strict=True), start=1):
-        if (characters := int(texts[heading].str.len().max())) > LONG_TEXT:
+        if (characters := max(map(len, texts[heading]), default=0)) > LONG_TEXT:
             width = 22 if characters > 3 * LONG_TEXT else 13
             rules[f"td:nth-child({place})"] = f"white-space: normal; min-width: {width}em"
         if number:
