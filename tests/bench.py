@@ -18,16 +18,14 @@ import argparse
 import itertools
 import math
 import os
-import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -45,29 +43,31 @@ CPU = torch.device("cpu")
 TEACHER = "ViT-L-14"  # of the released script
 RUN = 20  # iterations of one image, over which one pass of the teacher is spread
 DISTURBED = 1.25  # times a variant's median from which a round is taken to have met another process
+EACH = "s per image and iteration"
+FORMATS = {"ms per image and iteration": ".3f", EACH: ".4f", "images/s": ".1f"}
+FORMATS |= dict.fromkeys(("times faster", "than one thread", "with its teacher", "of it repeats"), ".1f")
+FORMATS |= {"of it factorised form": ".2f", "of it efficiency": ".2f", "GFLOP": ".0f", "GFLOP/s": ".0f"}
+FORMATS |= {"of matrix peak": ".0%", "Adam's share at measured bandwidth": ".0%", "times the floor": ".1f"}
 
 
-def in_turn(variants: Mapping[str, Callable[[], float]], repeats: int) -> tuple[dict[str, list[float]], dict[str, str]]:
+def in_turn(variants: Mapping[Any, Callable[[], float]], repeats: int) -> tuple[dict[Any, list[float]], dict[Any, str]]:
     """Seconds of every variant, in rounds in which they take turns after one to warm up; and which are unsteady.
 
     What another process disturbed is measured again, as often as there are rounds; where more than a quarter of the rounds are
     still disturbed, the variant is marked.
     """
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(repeats + 1):
-        for name, function in variants.items():
-            times[name].append(function())
-    times = {name: own[1:] for name, own in times.items()}  # the first round warms up
+    rounds = [{name: function() for name, function in variants.items()} for _ in range(repeats + 1)]
+    times = {name: [one[name] for one in rounds[1:]] for name in variants}
+
+    def disturbed(own: list[float]) -> int:
+        return sum(t > DISTURBED * statistics.median(own) for t in own)
+
     for _ in range(repeats):
-        disturbed = [name for name, own in times.items() if max(own) > DISTURBED * statistics.median(own)]
-        for name in disturbed:
-            worst = times[name].index(max(times[name]))
-            times[name][worst] = min(times[name][worst], variants[name]())
-    marks = {}
-    for name, own in times.items():
-        late = sum(t > DISTURBED * statistics.median(own) for t in own)
-        marks[name] = f"unsteady: {min(own):.3g} to {max(own):.3g} s" if late > len(own) / 4 else ""
-    return times, marks
+        for name, own in times.items():
+            if disturbed(own):
+                own[own.index(max(own))] = min(max(own), variants[name]())
+    unsteady = {name: own for name, own in times.items() if disturbed(own) > len(own) / 4}
+    return times, {name: f"unsteady: {min(own):.3g} to {max(own):.3g} s" for name, own in unsteady.items()}
 
 
 def _synchronised(device: torch.device) -> float:
@@ -83,15 +83,7 @@ def seconds(function: Callable[[], object], device: torch.device = CPU) -> float
     return _synchronised(device) - start
 
 
-@contextmanager
-def threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    yield
-    torch.set_num_threads(before)
-
-
-def matrix_peak(dtype: torch.dtype, repeats: int = 7, device: torch.device = CPU) -> float:
+def matrix_peak(dtype: torch.dtype, repeats: int = 3, device: torch.device = CPU) -> float:
     """Measured GFLOP/s (operations, two per multiply-add) of square matrix products; on a GPU of some large ones in a row."""
     size, count = (2048, 1) if device.type == "cpu" else (8192, 5)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -99,7 +91,7 @@ def matrix_peak(dtype: torch.dtype, repeats: int = 7, device: torch.device = CPU
     return 2 * count * size**3 / best / 1e9
 
 
-def adam_bandwidth(parameters: int = 4_000_000, repeats: int = 7, device: torch.device = CPU) -> float:
+def adam_bandwidth(parameters: int = 20_000_000, repeats: int = 3, device: torch.device = CPU) -> float:
     """Measured GB/s of a fused Adam step: 7 passes of 4 bytes over the parameters (read w, g, m, v; write w, m, v)."""
     weight = torch.zeros(parameters, requires_grad=True, device=device)
     weight.grad = torch.randn(parameters, device=device)
@@ -107,18 +99,62 @@ def adam_bandwidth(parameters: int = 4_000_000, repeats: int = 7, device: torch.
     return 28 * parameters / min(seconds(optimiser.step, device) for _ in range(repeats + 1)) / 1e9
 
 
+class Variant(NamedTuple):
+    labels: dict[str, Any]  # of its row, the precision among them
+    seconds: Callable[[], float]  # of one image and iteration
+    flop: float = math.nan  # the same
+
+
+def compared(variants: Sequence[Variant], repeats: int, device: torch.device = CPU) -> tuple[pd.DataFrame, str, float]:
+    """One row per variant in the order given; a note on machine and rounds; GB/s of memory."""
+    peaks, bandwidths = dict.fromkeys((one.labels["precision"] for one in variants), 0.0), [0.0]
+
+    def best_of(name: str) -> float:
+        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+        dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
+        peaks[name] = max(peaks[name], matrix_peak(dtype, device=device))
+        torch.set_float32_matmul_precision("highest")
+        bandwidths.append(adam_bandwidth(device=device))
+        return 1.0  # no time of a variant: the best of a busy machine is the machine
+
+    machine: dict[Any, Callable[[], float]] = {name: partial(best_of, name) for name in peaks}
+    times, marks = in_turn({**machine, **{k: one.seconds for k, one in enumerate(variants)}}, repeats)
+    table = pd.DataFrame([one.labels for one in variants])
+    table[EACH] = [statistics.median(times[k]) for k in table.index]
+    table["GFLOP"] = [one.flop / 1e9 for one in variants]
+    table["GFLOP/s"] = table["GFLOP"] / table[EACH]
+    table["of matrix peak"] = table["GFLOP/s"] / table["precision"].map(peaks)
+    table["marked"] = [marks.get(k) for k in table.index]
+    note = (
+        f"{compute.hardware(device)}. Measured matrix peak {', '.join(f'{v:,.0f} GFLOP/s {name}' for name, v in peaks.items())}; "
+        f"fused Adam {max(bandwidths):,.0f} GB/s. Medians of {repeats} rounds in which the variants take turns; marked: rounds that "
+        f"differ by more than {DISTURBED:g} times even when measured again."
+    )
+    return table, note, max(bandwidths)
+
+
+def ordered(table: pd.DataFrame, note: str) -> pd.DataFrame:
+    order = ["device", "fold", "variant", "precision", "images side by side", *FORMATS, "marked"]
+    table = table.reindex(columns=order).dropna(axis="columns", how="all")
+    table.attrs["note"] = note
+    return table
+
+
 def measure(repeats: int, iterations: int = 50, images: int = 64) -> pd.DataFrame:
     """One row per variant at the scale of profile mini."""
     generator = torch.Generator().manual_seed(0)
-    rows: list[dict[str, object]] = []
-    counted: list[str] = []
-    peaks = {"float32": matrix_peak(torch.float32), "bfloat16": matrix_peak(torch.bfloat16)}
     few = max(1, images // 16)  # the plain loop needs fewer images for a steady figure
+    variants: list[Variant] = []
 
-    def plain_loop(x, t, config, weights, most: int) -> None:
-        with threads(most):
-            for k in range(few):
-                plain.adapt_one(x[k], t[k], config, {name: value[k] for name, value in weights.items()})
+    def each(function: Callable[[], object], n: int) -> float:
+        return seconds(function) / n / iterations
+
+    def plain_loop(x, t, config, weights, threads: int) -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        for k in range(few):
+            plain.adapt_one(x[k], t[k], config, {name: value[k] for name, value in weights.items()})
+        torch.set_num_threads(before)
 
     for fold in ("mean", "attention"):
         student = preset("mini", fold=fold, rgb_head=False)
@@ -126,53 +162,29 @@ def measure(repeats: int, iterations: int = 50, images: int = 64) -> pd.DataFram
         x = torch.randn(images, 3, *student.image_size, generator=generator)
         t = torch.randn(images, student.width, generator=generator)
         weights = ttt.initial_parameters(x, config)
-        loop = partial(plain_loop, x, t, config, weights)
-        variants: dict[str, tuple[Callable[[], object], int, str]] = {
-            "plain loop": (partial(loop, torch.get_num_threads()), few, "float32"),
-            # many threads get in each other's way on small matrices
-            "plain loop, one thread": (partial(loop, 1), few, "float32"),
-        }
-        for width, precision in ((1, "float32"), (32, "float32"), (32, "bfloat16")):
-            n = few if width == 1 else images
+        # many threads get in each other's way on small matrices
+        for name, most in (("plain loop", torch.get_num_threads()), ("plain loop, one thread", 1)):
+            labels = {"fold": fold, "variant": name, "precision": "float32"}
+            variants.append(Variant(labels, partial(each, partial(plain_loop, x, t, config, weights, most), few)))
+        cost = compute.student_cost(student, formulation="factorised")
+        work = cost.forward * (1 + 1 / iterations) + cost.backward  # the last forward pass has no backward one
+        for width, n, precision in ((1, few, "float32"), (32, images, "float32"), (32, images, "bfloat16")):
             chosen = replace(config, precision=precision, lockstep=width)
             init = {name: value[:n] for name, value in weights.items()}
-            label = f"apm, {width} in lockstep" + (", bfloat16" if precision == "bfloat16" else "")
-            variants[label] = (partial(ttt.adapt, x[:n], t[:n], chosen, init=init), n, precision)
-        times, marks = in_turn({name: partial(seconds, run) for name, (run, _, _) in variants.items()}, repeats)
-        each = {name: statistics.median(times[name]) / n for name, (_, n, _) in variants.items()}
-        cost = compute.student_cost(student, formulation="factorised")
-        work = cost.forward + cost.backward
-        counted.append(f"{work / 1e6:.1f} MFLOP with {fold} fold")
-        for name, (_, _, precision) in variants.items():
-            rate = work * (iterations + 1 / 3) / each[name] / 1e9  # the last forward pass has no backward one
-            rate = math.nan if name.startswith("plain") else rate
-            rows.append(
-                {
-                    "fold": fold,
-                    "variant": name,
-                    "ms per image and iteration": each[name] * 1e3 / iterations,
-                    "images/s": 1 / each[name],
-                    "times faster": each["plain loop"] / each[name],
-                    "than one thread": each["plain loop, one thread"] / each[name],
-                    "GFLOP/s": rate,
-                    "of matrix peak": rate / peaks[precision],
-                    "marked": marks[name],
-                }
-            )
-    table = pd.DataFrame(rows)
-    table.attrs["note"] = (
-        f"{iterations} iterations an image, student preset mini ({', '.join(counted)}, per image and iteration), "
-        f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}, torch {torch.__version__}; "
-        f"measured matrix peak {peaks['float32']:.0f} GFLOP/s float32, {peaks['bfloat16']:.0f} bfloat16, fused Adam "
-        f"{adam_bandwidth():.0f} GB/s; medians of {repeats} rounds in which the variants take turns. GFLOP/s count the "
-        "matrix products that apm needs; the plain loop needs more for the same result, so it has no such figure. times faster: than the "
-        "plain loop with all threads; than one thread: than the same loop on one thread. marked: rounds that differ by more than "
-        f"{DISTURBED:g} times even when measured again."
+            labels = {"fold": fold, "variant": f"apm, {width} in lockstep", "precision": precision}
+            ours = partial(ttt.adapt, x[:n], t[:n], chosen, init=init)
+            variants.append(Variant(labels, partial(each, ours, n), work))
+    table, note, _ = compared(variants, repeats)
+    table["ms per image and iteration"] = 1e3 * table[EACH]
+    table["images/s"] = 1 / table[EACH] / iterations
+    for k, column in enumerate(("times faster", "than one thread")):
+        table[column] = table.groupby("fold", sort=False)[EACH].transform(lambda own, k=k: own.iloc[k] / own)
+    return ordered(
+        table.drop(columns=[EACH, "GFLOP"]),
+        f"{iterations} iterations an image, student preset mini, {note} GFLOP/s count the matrix "
+        "products that apm needs; the plain loop needs more for the same result, so it has no such figure. times faster: than the "
+        "plain loop with all threads; than one thread: than the same loop on one thread.",
     )
-    return table
-
-
-# ------------------------------------------------------------------------------------------------------------ paper scale
 
 
 def plain_iterations(
@@ -218,100 +230,56 @@ def measure_paper(repeats: int, device: torch.device) -> pd.DataFrame:
     student = preset("released", rgb_head=False)
     config = TTTConfig(student, iterations=3)
     generator = torch.Generator().manual_seed(0)
-    side_by_side = (1,) if device.type == "cpu" else (1, 8, 32)
+    gpu = device.type != "cpu"
+    side_by_side = (1, 8, 32) if gpu else (1,)
     x = torch.randn(max(side_by_side), 3, *student.image_size, generator=generator).to(device)
     t = torch.nn.functional.normalize(torch.randn(len(x), student.width, generator=generator), dim=-1).to(device)
     weights = {name: value[0] for name, value in ttt.initial_parameters(x[:1], config).items()}
-    once, factorised = (compute.student_cost(student, formulation=form) for form in ("plain", "factorised"))
-    work = {1: once.forward + once.backward, 0: factorised.forward + factorised.backward}
-    work[8] = 8 * work[1]
-    copies = {"released: 8 identical rows, chunks of 16": 8, "plain: 1 row, all columns at once": 1}
-    released, *_ = copies
-    eight, one = f"teacher {TEACHER}, 8 rows", f"teacher {TEACHER}, 1 row"
-    precisions = ("float32", "bfloat16") if device.type == "cpu" else ("float32", "tf32", "bfloat16")
-    forms: dict[tuple[str, str, int], Callable[[], float]] = {}
-    for precision in precisions:
+    once, ours = (compute.student_cost(student, formulation=form) for form in ("plain", "factorised"))
+    full, work = once.forward + once.backward, ours.forward + ours.backward
+    released = "released: 8 identical rows, chunks of 16"
+    variants: list[Variant] = []
+
+    def add(name: str, precision: str, n: int, function: Callable[[], float], flop: float = math.nan) -> None:
+        labels = {"device": device.type, "variant": name, "precision": precision, "images side by side": n}
+        variants.append(Variant(labels, function, flop))
+
+    for precision in ("float32", "tf32", "bfloat16") if gpu else ("float32", "bfloat16"):
         chosen = replace(config, precision=precision)
         if precision != "tf32":
-            for name, n in copies.items():
-                forms[name, precision, 1] = plain_iterations(chosen, weights, x[0], t[:1], copies=n)
+            for name, copies in ((released, 8), ("plain: 1 row, all columns at once", 1)):
+                function = plain_iterations(chosen, weights, x[0], t[:1], copies=copies)
+                add(name, precision, 1, function, copies * full)
         for n in side_by_side:
-            forms["apm", precision, n] = our_iterations(chosen, x[:n], t[:n])
-    students = list(forms)
+            add("apm", precision, n, our_iterations(chosen, x[:n], t[:n]), work)
+    eight, one = f"teacher {TEACHER}, 8 rows", f"teacher {TEACHER}, 1 row"
     for name, n in ((eight, 8), (one, 1)):
-        forms |= {
-            (name, precision, n): teacher_pass(device, precision, rows=n) for precision in ("float32", "bfloat16")
-        }
-    peaks, bandwidth = dict.fromkeys(precisions, 0.0), 0.0
-
-    def best_of(name: str) -> float:
-        nonlocal bandwidth
-        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-        dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
-        peaks[name] = max(peaks[name], matrix_peak(dtype, device=device, repeats=3))
-        torch.set_float32_matmul_precision("highest")
-        bandwidth = max(bandwidth, adam_bandwidth(parameters=20_000_000, repeats=3, device=device))
-        return 1.0  # no time of a variant: the best of a busy machine is the machine
-
-    machine: dict[Any, Callable[[], float]] = {("peak", precision): partial(best_of, precision) for precision in peaks}
-    times, marks = in_turn({**machine, **forms}, repeats)
-    middle = {name: statistics.median(own) for name, own in times.items()}
+        for precision in ("float32", "bfloat16"):
+            add(name, precision, n, teacher_pass(device, precision, rows=n))
+    table, note, bandwidth = compared(variants, repeats, device)
+    # the release and the teacher are measured in both, and each factor is within one
+    base = table["precision"].replace("tf32", "float32")
+    measured = table.groupby(["variant", "precision"])[EACH].first()
+    first, again, own = (base.map(measured[name]) for name in (released, eight, one))
+    each, students, apm = table[EACH], table["GFLOP"].notna(), table["variant"] == "apm"
     numbers = sum(math.prod(shape) for shape in parameter_shapes(student).values())
-    rows = []
-    for label, precision, n in forms:
-        each = middle[label, precision, n]
-        row = {"device": device.type, "variant": label, "precision": precision, "images side by side": n}
-        row |= {"s per image and iteration": each, "marked": marks[label, precision, n]}
-        if (label, precision, n) in students:
-            # the release is measured in both, and each factor is within one
-            base = "float32" if precision == "tf32" else precision
-            first, again = middle[released, base, 1], middle[eight, base, 8]
-            own = again if label == released else middle[one, base, 1] / RUN
-            flop = work[copies.get(label, 0)]
-            floor = 28 * numbers / bandwidth / 1e9
-            row |= {
-                "times faster": first / each,
-                "with its teacher": (first + again) / (each + own),
-                "GFLOP": flop / 1e9,
-                "GFLOP/s": flop / each / 1e9,
-                "of matrix peak": flop / each / 1e9 / peaks[precision],
-                "Adam's share at measured bandwidth": floor / each,
-                "times the floor": each / (flop / peaks[precision] / 1e9 + floor),
-            }
-        if label == "apm":
-            row |= {"of it repeats": work[8] / work[1], "of it factorised form": work[1] / work[0]}
-            row["of it efficiency"] = first / each / (work[8] / work[0])
-        rows.append(row)
-    order = ["device", "variant", "precision", "images side by side", *FORMATS, "marked"]
-    table = pd.DataFrame(rows, columns=order).dropna(axis="columns", how="all")
-    table.attrs["note"] = (
+    floor = 28 * numbers / bandwidth / 1e9
+    own = again.where(table["variant"] == released, own / RUN)
+    table["times faster"] = (first / each).where(students)
+    table["with its teacher"] = ((first + again) / (each + own)).where(students)
+    table["Adam's share at measured bandwidth"] = (floor / each).where(students)
+    table["times the floor"] = each / (each * table["of matrix peak"] + floor)
+    table.loc[apm, ["of it repeats", "of it factorised form"]] = 8.0, full / work
+    table["of it efficiency"] = (first / each / (8 * full / work)).where(apm)
+    return ordered(
+        table,
         f"Released student ({numbers / 1e6:.1f} M weights without RGB head), 448 px, 32 x 32 columns, attention fold; one image "
-        f"unless said otherwise; {compute.hardware(device)}. Measured "
-        f"matrix peak {', '.join(f'{peak:,.0f} GFLOP/s {name}' for name, peak in peaks.items())}; fused Adam {bandwidth:,.0f} GB/s. "
-        f"Medians of {repeats} rounds in which the variants take turns, the teacher among them; GFLOP are those of the variant's own "
-        "formulation, forward and backward; times faster: than the released form in the same precision (tf32: than float32); with its "
+        f"unless said otherwise; {note} GFLOP are those of the variant's own formulation, forward and backward; times faster: than the "
+        "released form in the same precision (tf32: than float32); with its "
         f"teacher: the same with {TEACHER} encoded in every iteration on 8 rows, as released, against once in {RUN} iterations on one "
         "row; of it: the factor as a product of repeats, factorised form (both counted) and efficiency (the rest). "
-        f"marked: rounds that differ by more than {DISTURBED:g} times even when measured again. "
-        "The floor: those operations at the measured peak and seven passes of Adam over the weights at the measured bandwidth. "
-        f"Where the time of apm goes, by operation: {where_time_goes(config, x[:1], t[:1])}."
+        "The floor: those operations at the measured peak and seven passes of Adam over the weights at the measured bandwidth.",
     )
-    return table
-
-
-def where_time_goes(config: TTTConfig, x: torch.Tensor, t: torch.Tensor, top: int = 8) -> str:
-    """The operations of three iterations with the largest shares of the time, as text."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    activities += [torch.profiler.ProfilerActivity.CUDA] if x.device.type == "cuda" else []
-    name = "self_device_time_total" if x.device.type == "cuda" else "self_cpu_time_total"
-    texts = []
-    for precision in ("float32", "bfloat16"):
-        with torch.profiler.profile(activities=activities) as profiler:
-            ttt.adapt(x, t, replace(config, iterations=3, precision=precision))
-        rows = pd.Series({row.key.removeprefix("aten::"): getattr(row, name) for row in profiler.key_averages()})
-        shares = (rows / rows.sum()).nlargest(top)
-        texts.append(f"{precision}: " + ", ".join(f"{operation} {share:.0%}" for operation, share in shares.items()))
-    return "; ".join(texts)
 
 
 def teacher_pass(device: torch.device, precision: str, *, rows: int) -> Callable[[], float]:
@@ -326,40 +294,29 @@ def teacher_pass(device: torch.device, precision: str, *, rows: int) -> Callable
     return partial(seconds, encode, device)
 
 
-FORMATS = {"ms per image and iteration": ".3f", "s per image and iteration": ".4f", "images/s": ".1f"}
-FORMATS |= dict.fromkeys(("times faster", "than one thread", "with its teacher", "of it repeats"), ".1f")
-FORMATS |= {"of it factorised form": ".2f", "of it efficiency": ".2f", "GFLOP": ".0f", "GFLOP/s": ".0f"}
-FORMATS |= {"of matrix peak": ".0%", "Adam's share at measured bandwidth": ".0%", "times the floor": ".1f"}
-
-
 def keep(table: pd.DataFrame, name: str) -> None:
     """Print a table and write results/bench/<name>.{csv,md}."""
-    formats = {column: form for column, form in FORMATS.items() if column in table}
-    text = table.assign(
-        **{name: ["" if pd.isna(v) else format(v, f) for v in table[name]] for name, f in formats.items()}
-    )
-    align = ["right" if column in formats else "left" for column in table.columns]
-    shown = text.to_markdown(index=False, disable_numparse=True, colalign=align)
-    print(shown, "", table.attrs["note"], sep="\n", flush=True)
+    text = table.astype(object).where(table.notna(), "")
+    for column in text.columns.intersection(FORMATS):
+        text[column] = [format(v, FORMATS[column]) if v != "" else v for v in text[column]]
+    align = ["right" if column in FORMATS else "left" for column in table]
+    shown = text.to_markdown(index=False, disable_numparse=True, colalign=align) + f"\n\n{table.attrs['note']}\n"
+    print(shown, flush=True)
     folder = root() / "results" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / f"{name}.csv", table.to_csv(index=False))
-    atomic_write(folder / f"{name}.md", f"{shown}\n\n{table.attrs['note']}\n")
+    atomic_write(folder / f"{name}.md", shown)
 
 
 def main() -> None:
-    """Measure, print, write results/bench/<scale>.{csv,md}."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=("mini", "paper", "all"), default="all")
     parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
+    repeats = parser.parse_args().repeats
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    if options.scale in ("mini", "all"):
-        keep(measure(options.repeats), "mini")
-    if options.scale in ("paper", "all"):
-        keep(measure_paper(options.repeats, CPU), "paper")
-        if torch.cuda.is_available():
-            keep(measure_paper(options.repeats, torch.device("cuda")), "paper-gpu")
+    keep(measure(repeats), "mini")
+    keep(measure_paper(repeats, CPU), "paper")
+    if torch.cuda.is_available():
+        keep(measure_paper(repeats, torch.device("cuda")), "paper-gpu")
 
 
 if __name__ == "__main__":

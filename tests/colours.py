@@ -20,7 +20,7 @@ from apm.ttt import TTTConfig
 class Tower(nn.Module):
     """The mean red and green of an image, (n, 3, S, S) -> (n, 2), through layers."""
 
-    def __init__(self, *layers: nn.Module) -> None:
+    def __init__(self, *layers: nn.Module):
         super().__init__()
         self.layers = nn.Sequential(*layers)
 
@@ -36,7 +36,7 @@ class Colour:
     probabilities = teachers.Teacher.probabilities
     preprocess_config = PreprocessCfg(size=8)
 
-    def __init__(self, *layers: nn.Module, text=((1.0, 0.0), (0.0, 1.0))) -> None:
+    def __init__(self, *layers: nn.Module, text=((1.0, 0.0), (0.0, 1.0))):
         self.model = nn.Module()
         self.model.visual = Tower(*layers).eval().requires_grad_(False)
         self.text = torch.tensor(text)
@@ -77,13 +77,11 @@ def noise(n: int = 6) -> Dataset:
     return dataset(coarse.repeat(4, axis=1).repeat(4, axis=2))
 
 
-def normed(tower: type[Tower] = Tower) -> Colour:
+def normed() -> Colour:
     """A teacher with a normalisation layer between fixed random maps."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        teacher = Colour()
-        teacher.model.visual = tower(nn.Linear(2, 4), nn.LayerNorm(4), nn.Linear(4, 2)).eval().requires_grad_(False)
-    return teacher
+        return Colour(nn.Linear(2, 4), nn.LayerNorm(4), nn.Linear(4, 2))
 
 
 CONFIG = TTTConfig(
@@ -91,14 +89,10 @@ CONFIG = TTTConfig(
 )
 
 
-def stored_features(monkeypatch: pytest.MonkeyPatch, features) -> None:
-    """features(teacher, dataset) in the place of those that teachers keep in the cache."""
-    for module in (teachers, sys.modules[teachers.features_at.__module__]):
-        monkeypatch.setattr(module, "features", features)
-
-
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch: pytest.MonkeyPatch):
+    """Features are those of `encode`, in the place of those that teachers keep in the cache."""
+
     def features(teacher, data):
         rows = np.full((len(data.images), teacher.width), np.nan, dtype=np.float32)
         for i in range(len(rows)):
@@ -107,4 +101,5 @@ def nothing_kept(monkeypatch: pytest.MonkeyPatch):
         return rows
 
     views.forget()
-    stored_features(monkeypatch, features)
+    for module in (teachers, sys.modules[teachers.features_at.__module__]):
+        monkeypatch.setattr(module, "features", features)

@@ -8,7 +8,6 @@ limit, 99.5 %, can bind only where enough images differ: of 10 images at a rate 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 
 import numpy as np
@@ -22,18 +21,16 @@ CORRELATIONS = (0.0, 0.1, 0.4)
 LEAST, MOST = 93.0, 99.5
 
 
-def differences(
-    rng: np.random.Generator, images: int, conditions: int, rates: tuple[float, float], rho: float
-) -> np.ndarray:
+def differences(rng: np.random.Generator, shape: tuple[int, int], rates: tuple[float, float], rho: float) -> np.ndarray:
     """Gained (1), lost (-1) or neither (0), (images, conditions): beta-binomial with intraclass correlation rho, one direction an image."""
     gained, lost = rates
     if rho == 0:
-        u = rng.random((images, conditions))
+        u = rng.random(shape)
         return (u < gained).astype(np.int8) - (u > 1.0 - lost).astype(np.int8)
-    rate = gained + lost
-    own = rng.beta(rate * (1 - rho) / rho, (1 - rate) * (1 - rho) / rho, (images, 1))
-    direction = np.where(rng.random((images, 1)) < gained / rate, 1, -1)
-    return ((rng.random((images, conditions)) < own) * direction).astype(np.int8)
+    rate, each = gained + lost, (shape[0], 1)
+    own = rng.beta(rate * (1 - rho) / rho, (1 - rate) * (1 - rho) / rho, each)
+    direction = np.where(rng.random(each) < gained / rate, 1, -1)
+    return ((rng.random(shape) < own) * direction).astype(np.int8)
 
 
 def coverage(
@@ -43,14 +40,13 @@ def coverage(
     rng = np.random.default_rng([images, conditions])
     image, condition = np.indices((images, conditions)).reshape(2, -1)
     truth = 100.0 * (rates[0] - rates[1])
-    held, width, differ = 0, 0.0, 0
+    rows = []
     for _ in range(trials):
-        values = differences(rng, images, conditions, rates, rho)
+        values = differences(rng, (images, conditions), rates, rho)
         found = stats.mean(values.ravel(), image, conditions=condition)
-        held += found.low <= truth <= found.high
-        width += (found.high - found.low) / 2
-        differ += int(values.any(axis=1).sum())
-    return {"coverage": 100.0 * held / trials, "half width": width / trials, "differing images": differ / trials}
+        held, width = 100.0 * (found.low <= truth <= found.high), (found.high - found.low) / 2
+        rows.append({"coverage": held, "half width": width, "differing images": values.any(axis=1).sum()})
+    return pd.DataFrame(rows).mean().to_dict()
 
 
 def table(trials: int = 1000) -> pd.DataFrame:
@@ -58,19 +54,12 @@ def table(trials: int = 1000) -> pd.DataFrame:
     rows = []
     for (images, conditions), rates, rho in itertools.product(DESIGNS, RATES, CORRELATIONS):
         if conditions > 1 or rho == 0:
-            settings = {
-                "images": images,
-                "conditions": conditions,
-                "gained %": 100 * rates[0],
-                "lost %": 100 * rates[1],
-            }
-            rows.append({**settings, "correlation": rho, **coverage(images, conditions, rates, rho, trials)})
+            row = {"images": images, "conditions": conditions, "gained %": 100 * rates[0], "lost %": 100 * rates[1]}
+            rows.append({**row, "correlation": rho, **coverage(images, conditions, rates, rho, trials)})
     return pd.DataFrame(rows)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=1000)
-    found = table(parser.parse_args().trials)
+    found = table()
     print(found.round(1).to_string(index=False))
     print(found.groupby(["images", "conditions", "correlation"])["coverage"].agg(["min", "mean", "max"]).round(1))

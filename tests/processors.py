@@ -6,16 +6,13 @@ Everything is made twice with the settings of profile mini, in two processes: as
 is trained for a fifth of its epochs only.
 """
 
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from test_other_cpu import AVX2
+from test_other_cpu import made
 
 from apm import data as datasets
 from apm import methods, teachers, ttt
@@ -27,7 +24,7 @@ def flat(weights: Mapping[str, torch.Tensor]) -> np.ndarray:
     return np.concatenate([value.detach().double().numpy().ravel() for value in weights.values()])
 
 
-def made() -> dict[str, np.ndarray]:
+def trained() -> dict[str, np.ndarray]:
     """What each of them holds, as one array of numbers."""
     found = {}
     islands, fields = profiles.load("mini", "06_islands"), profiles.load("mini", "07_field")
@@ -59,21 +56,11 @@ def made() -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        np.savez(sys.argv[1], processor=torch.backends.cpu.get_cpu_capability(), **made())
-        return
-    both = []
+    code = "import sys, numpy, processors; numpy.savez(sys.argv[1], **processors.trained())"
     with tempfile.TemporaryDirectory() as folder:
-        for name, more in (("own", {}), ("avx2", AVX2)):
-            file = Path(folder, f"{name}.npz")
-            environment = {**os.environ, "APM_CACHE": str(Path(folder, name)), **more}
-            subprocess.run([sys.executable, __file__, str(file)], env=environment, check=True)
-            both.append(dict(np.load(file)))
-    if "avx2" in both[0]["processor"].item().lower():
-        raise SystemExit("this processor has no more than AVX2: there is no other to emulate")
-    del both[0]["processor"]
-    for name, one in both[0].items():
-        gap = np.abs(one - both[1][name])
+        ours, theirs = (dict(np.load(one / "made.npz")) for one in made(code, Path(folder)))
+    for name, one in ours.items():
+        gap = np.abs(one - theirs[name])
         differ = f"differ by up to {gap.max():.1e}, in {(gap > 0).mean():.0%} of them"
         print(f"{name}: {differ if gap.any() else 'equal bits'}")
 

@@ -6,7 +6,6 @@ methods, prompts and the notebooks are its own. Every notebook runs; then every 
 must be there. The numbers mean nothing: all teachers are random.
 
     --folder DIR   work there and keep it (default: a temporary folder, removed at the end)
-    --only NAME    these notebooks only (the check of tables is then left out)
 """
 
 from __future__ import annotations
@@ -41,9 +40,6 @@ OF_MINI = {"01_parts", "01_setting", "03_words", "06_precision"}
 OVERRIDES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))  # per notebook
 
 
-# -------------------------------------------------------------------------------------------------------- teachers, profile
-
-
 def make_teachers(folder: Path) -> dict[str, dict[str, str]]:
     """Random weights in true checkpoints: name in the profile -> teacher and pretrained to put in its place."""
     import open_clip
@@ -76,12 +72,9 @@ def small_profile(source: Path, target: Path, teachers: Mapping[str, Mapping[str
     """The profile's own files with sizes, teachers and device overridden."""
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.glob("*.yaml")):
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if isinstance(values, list):
-            values = [small_line(line) for line in values]
-        else:
-            values = small_values(values, file.stem, teachers)
-        (target / file.name).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        own = yaml.safe_load(file.read_text(encoding="utf-8"))
+        small = [*map(small_line, own)] if isinstance(own, list) else small_values(own, file.stem, teachers)
+        (target / file.name).write_text(yaml.safe_dump(small, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def small_values(values: dict[str, Any], notebook: str, teachers: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
@@ -89,25 +82,20 @@ def small_values(values: dict[str, Any], notebook: str, teachers: Mapping[str, M
     values = dict(values)
     for name, value in OVERRIDES.get(notebook, {}).items():
         own = values[name]
-        merged = {**own, **value} if isinstance(own, dict) and isinstance(value, dict) else value
-        values[name] = merged if name != "photo_student" else value
+        both = isinstance(own, dict) and isinstance(value, dict) and name != "photo_student"
+        values[name] = {**own, **value} if both else value
     if "device" in values:
         values["device"] = "cpu"
     if notebook == "common":
         values["student"] = STUDENT
     elif "training" not in OVERRIDES.get(notebook, {}) and "iterations" in values.get("training", {}):
         values["training"]["iterations"] = ITERATIONS
-    if notebook == "04_compute":  # names of open_clip models, counted without weights
-        return values
-    if "teacher" in values:
+    if "teacher" in values and notebook != "04_compute":  # there names of open_clip models, counted without weights
         values |= teachers["timm" if str(values["teacher"]).startswith("timm:") else values["teacher"]]
-    if "further_teachers" in values:
-        values["further_teachers"] = [{**line, **teachers[line["teacher"]]} for line in values["further_teachers"]]
-    if "baselines" in values:
-        values["baselines"] = [small_method(line) for line in values["baselines"]]
+    lists = {"further_teachers": lambda line: {**line, **teachers[line["teacher"]]}, "baselines": small_method}
+    values |= {name: [small(line) for line in values[name]] for name, small in lists.items() if name in values}
     for run in values.get("loss_runs", {}).values():
-        if "iterations" in run:
-            run["iterations"] = 8
+        run |= {"iterations": 8} if "iterations" in run else {}
     return values
 
 
@@ -147,9 +135,6 @@ def scratch_project(folder: Path) -> Path:
     return project
 
 
-# ------------------------------------------------------------------------------------------------------ what must be there
-
-
 def missing(results: Path, profile: Path) -> list[str]:
     """What the run promised and did not leave: tables, columns, rows and values, in words."""
     from apm import methods
@@ -157,26 +142,22 @@ def missing(results: Path, profile: Path) -> list[str]:
 
     mini = ROOT / "results" / "mini" / "tables"
     values = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in profile.glob("*.yaml")}
-    files = sorted((results / "tables").glob("*.csv"))
-    tables = {file.stem: pd.read_csv(file, dtype=str, keep_default_na=False) for file in files}
+    tables = {
+        file.stem: pd.read_csv(file, dtype=str, keep_default_na=False) for file in (results / "tables").glob("*.csv")
+    }
     names = {file.stem for file in mini.glob("*.csv") if "_early_" not in file.stem} - OF_MINI
     names |= {f"05_early_{k}" for k in values["05_ablations"]["early"]}
-    lacking = [f"table {name}" for name in sorted(names) if name not in tables]
+    lacking = [f"table {name}" for name in sorted(names - tables.keys())]
     shifts, cross = values["01_natural_shifts"], values["03_cross_dataset"]
-    kinds = [f"{kind.replace('_', ' ')} 5" for kind in corruptions.NAMES]
     columns = {
         "01_natural_shifts": [*shifts["datasets"], "Average", "OOD Average"],
-        "02_corruptions": [*kinds, "Mean"],
+        "02_corruptions": [*(f"{kind.replace('_', ' ')} 5" for kind in corruptions.NAMES), "Mean"],
         "03_cross_dataset": [*cross["datasets"], "Average"],
     }
-    if "01_natural_shifts" in tables:
-        tables["01_natural_shifts"]["row"] = tables["01_natural_shifts"][["method", "counting rule"]].agg(
-            " ".join, axis=1
-        )
     own = ["teacher{} zero-shot", "zero-shot, one prompt{} ", "APM{} final", "APM{} minimum loss"]
     teachers = ["", *(f", {line['name']}" for line in shifts["further_teachers"])]
     rows = {
-        ("01_natural_shifts", "row"): [row.format(teacher) for teacher in teachers for row in own],
+        ("01_natural_shifts", "method", "counting rule"): [row.format(one) for one in teachers for row in own],
         ("02_table10", "source"): ["published, CIFAR-10-C", "ours, cifar10-c"],
         **{(f"{n}_beside_published", "source"): ["published", "ours"] for n in ("01", "03")},
         ("05_ablations", "variant"): [line["name"] for line in values["05_ablations.lines"]],
@@ -193,9 +174,9 @@ def missing(results: Path, profile: Path) -> list[str]:
         for column in frame.columns.intersection(wanted, sort=False):
             for _, row in frame[frame[column].str.strip().isin(("", "nan", "NaN"))].iterrows():
                 lacking.append(f"{table}: row {' '.join(row.iloc[:2])!r} has no value in {column!r}")
-    for (table, column), wanted in rows.items():
-        there = set(tables.get(table, pd.DataFrame()).get(column, ()))
-        lacking += [f"{table}: {column} {name!r}" for name in wanted if name not in there]
+    for (table, *parts), wanted in rows.items():
+        there = set(tables.get(table, pd.DataFrame(columns=parts, dtype=str))[parts].agg(" ".join, axis=1))
+        lacking += [f"{table}: {parts[0]} {name!r}" for name in wanted if name not in there]
     if (found := len(tables.get("02_by_severity", ()))) != 15 * 5 + 1:
         lacking.append(f"02_by_severity: expected 76 conditions, found {found}")
     return lacking + ([] if (results / "report.html").is_file() else ["report.html"])
@@ -213,13 +194,11 @@ def main() -> int:
     """Command line; exit status 1 when a notebook fails or something is missing."""
     parser = argparse.ArgumentParser(description="Rehearse profile paper on small trees with random teachers.")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--only", nargs="*", default=[])
-    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as temporary:
-        return rehearse((options.folder or Path(temporary)).resolve(), options.only)
+        return rehearse((parser.parse_args().folder or Path(temporary)).resolve())
 
 
-def rehearse(folder: Path, only: list[str]) -> int:
+def rehearse(folder: Path) -> int:
     """Build, run, check. Returns the exit status."""
     start, data = time.monotonic(), folder / "data"
     if not data.is_dir():
@@ -235,13 +214,12 @@ def rehearse(folder: Path, only: list[str]) -> int:
         return subprocess.run(command, env=environment, cwd=project, check=False).returncode == 0
 
     wrong = [] if runs("apm.data.check", "--data", str(data), "--partial") else ["check-data"]
-    notebooks = only or [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    notebooks = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
     for name in notebooks:
         ran = runs("apm.project.run", name)
         wrong += complaints(results / "notebooks" / f"{name}.ipynb") if ran else [f"{name} failed"]
-    wrong += [] if only else [f"missing: {what}" for what in missing(results, project / "profiles" / PROFILE)]
-    count = len(list((results / "tables").glob("*.csv")))
-    print(*wrong or [f"{len(notebooks)} notebooks ran; {count} tables; {time.monotonic() - start:.0f} s"], sep="\n")
+    wrong += [f"missing: {what}" for what in missing(results, project / "profiles" / PROFILE)]
+    print(*wrong or [f"{len(notebooks)} notebooks ran"], f"{time.monotonic() - start:.0f} s", sep="\n")
     return 1 if wrong else 0
 
 

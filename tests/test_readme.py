@@ -9,6 +9,7 @@ import sys
 import types
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
@@ -36,12 +37,12 @@ def committed(path: str) -> str:
 
 def excerpt(path: str) -> list[list[str]]:
     """The cells of the README's excerpt of a file, without its heading."""
-    text = README.split(f"<!-- excerpt of {path}")[1].split("<!-- end -->")[0]
+    text = README.split(f"<!-- excerpt of {path}")[1].split("<!-- end -->")[0].replace("*", "")
     rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip().replace("*", "") for cell in row] for row in rows[2:]]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
 
 
-def test_the_excerpt_is_of_the_expected_numbers() -> None:
+def test_the_excerpt_is_of_the_expected_numbers():
     path = "data/expected/mini.csv"
     rows, shown = numbers.parse(committed(path).partition("\n")[2], path), excerpt(path)
     assert len(shown) == 5
@@ -52,35 +53,25 @@ def test_the_excerpt_is_of_the_expected_numbers() -> None:
             assert str(replace(number, brief=column != "Mean")) == cell
 
 
-def test_the_excerpt_of_the_bench_is_the_committed_measurement() -> None:
+def test_the_excerpt_of_the_bench_is_the_committed_measurement():
     path = "results/bench/paper.csv"
     rows = [row for row in csv.DictReader(io.StringIO(committed(path))) if row["times faster"]]
-    formats = {
-        "s per image and iteration": ".2f",
-        "times faster": ".1f",
-        "with its teacher": ".1f",
-        "of matrix peak": ".0%",
-    }
+    names = ("s per image and iteration", "times faster", "with its teacher", "of matrix peak")
     assert excerpt(path) == [
-        [row["variant"], row["precision"], *(format(float(row[name]), form) for name, form in formats.items())]
+        [row["variant"], row["precision"], *map(format, (float(row[n]) for n in names), (".2f", ".1f", ".1f", ".0%"))]
         for row in rows
     ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_every_linked_file_exists(page: Path) -> None:
+def test_every_file_it_links_and_every_make_target_it_names_exists(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", PAGES[page]):
         assert (page.parent / target).exists(), target
+    named = set(re.findall(r"(?:`|^|[A-Z]=\S+ )make ([a-z-]+)", PAGES[page], flags=re.M))
+    assert named <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_every_make_target_it_names_exists(page: Path) -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"(?:`|^|[A-Z]=\S+ )make ([a-z-]+)", PAGES[page], flags=re.M):
-        assert re.search(rf"^{target}:", makefile, flags=re.M), target
-
-
-def test_the_example_runs_as_written() -> None:
+def test_the_example_runs_as_written():
     *_, example = EXAMPLES
     names: dict = {}
     exec(example, names)
@@ -88,46 +79,34 @@ def test_the_example_runs_as_written() -> None:
     assert names["result"].status == ["ok"] * 8
 
 
-def test_the_slurm_example_gives_its_workers_what_make_has_and_ends_with_make(tmp_path, monkeypatch) -> None:
-    alive, asked, ran = [], {}, []
-
-    class SLURMCluster:  # dask-jobqueue is not among the dependencies
-        scheduler_address = "tls://10.0.0.5:8786"
-        security = types.SimpleNamespace(tls_ca_file="ca", tls_client_cert="cert", tls_client_key="key")
-
-        def __init__(self, **options: object) -> None:
-            asked.update(options)
-
-        scale = alive.append
-
-        def __enter__(self) -> "SLURMCluster":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            alive.clear()
-
-    def run(command: list[str], **options: dict) -> subprocess.CompletedProcess:
-        ran.append((command, list(alive), options))
-        return subprocess.CompletedProcess(command, 3)
-
-    monkeypatch.setitem(sys.modules, "dask_jobqueue", types.SimpleNamespace(SLURMCluster=SLURMCluster))
+def test_the_slurm_example_gives_its_workers_what_make_has_and_ends_with_make(tmp_path, monkeypatch):
+    tls = types.SimpleNamespace(tls_ca_file="ca", tls_client_cert="cert", tls_client_key="key")
+    cluster = MagicMock(scheduler_address="tls://10.0.0.5:8786", security=tls)
+    cluster.__enter__.return_value = cluster
+    slurm = types.SimpleNamespace(
+        SLURMCluster=Mock(return_value=cluster)
+    )  # dask-jobqueue is not among the dependencies
+    cluster.attach_mock(run := Mock(return_value=subprocess.CompletedProcess([], 3)), "run")
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", slurm)
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(sys, "argv", ["slurm.py", "reproduce", "PROFILE=paper"])
     monkeypatch.setenv("DATA", str(tmp_path / "my sets"))
     monkeypatch.setenv("APM_CACHE", str(tmp_path))
     assert runpy.run_path(str(ROOT / "examples" / "slurm.py"))["main"]() == 3
-    ((command, workers, options),) = ran
-    assert (command, workers, alive) == (["make", "reproduce", "PROFILE=paper"], [16], [])
+    assert [call[0] for call in cluster.mock_calls] == ["__enter__", "scale", "run", "__exit__"]
+    cluster.scale.assert_called_once_with(16)
+    ((command,), options), asked = run.call_args, slurm.SLURMCluster.call_args.kwargs
+    assert command == ["make", "reproduce", "PROFILE=paper"]
     assert (options["cwd"], options["env"]["SCHEDULER"]) == (ROOT, "tls://10.0.0.5:8786")
-    tls = "DASK_DISTRIBUTED__COMM__TLS__"
-    assert [options["env"][tls + name] for name in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY")] == ["ca", "cert", "key"]
+    names = [f"DASK_DISTRIBUTED__COMM__TLS__{name}" for name in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY")]
+    assert [options["env"][name] for name in names] == ["ca", "cert", "key"]
     assert (asked["protocol"], asked["security"], asked["python"]) == ("tls://", True, sys.executable)
     assert asked["cores"] // asked["processes"] == 1  # a thread is a shard: a GPU is not shared
-    for line in (f"cd {ROOT}", f"export DATA='{tmp_path}/my sets'", f"export APM_CACHE={tmp_path}"):
-        assert line in asked["job_script_prologue"]
+    prologue = (f"cd {ROOT}", f"export DATA='{tmp_path}/my sets'", f"export APM_CACHE={tmp_path}")
+    assert {*prologue} <= {*asked["job_script_prologue"]}
 
 
-def test_the_commands_for_cifar10_are_targets_with_data_and_profile() -> None:
+def test_the_commands_for_cifar10_are_targets_with_data_and_profile():
     page = PAGES[ROOT / "docs" / "larger-profiles.md"]
     (block,) = re.findall(r"```sh\n(make data PROFILE=cifar10.*?)```", page, flags=re.S)
     same = ["PROFILE=cifar10", "DATA=data/sets"]
@@ -135,23 +114,19 @@ def test_the_commands_for_cifar10_are_targets_with_data_and_profile() -> None:
     assert commands == [["make", target, *same] for target in ("data", "teacher", "reproduce")]
 
 
-def test_the_yaml_example_is_accepted() -> None:
-    example, line, compared = re.findall(r"```yaml\n(.*?)```", README + OWN, flags=re.S)
-    values = yaml.safe_load(example)
-    assert set(values) <= set(profiles.notebook_parameters(ROOT / "notebooks" / "02_corruptions.ipynb"))
-
-    class Teacher:
-        width = model.PRESETS["mini"].width
-
-    (ablation,) = ablations.parse(yaml.safe_load(line))
-    assert ablations.method(ablation, Teacher(), {"preset": "mini"}, {}).config.student.kernels == 5
-    config = methods.training_config(Teacher(), values["student"], values["training"])
+def test_the_yaml_example_is_accepted():
+    example, line, compared = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", README + OWN, flags=re.S))
+    assert set(example) <= set(profiles.notebook_parameters(ROOT / "notebooks" / "02_corruptions.ipynb"))
+    teacher = types.SimpleNamespace(width=model.PRESETS["mini"].width)
+    (ablation,) = ablations.parse(line)
+    assert ablations.method(ablation, teacher, {"preset": "mini"}, {}).config.student.kernels == 5
+    config = methods.training_config(teacher, example["student"], example["training"])
     assert (config.iterations, config.student.fold) == (20, "attention")
-    entries = lineup.parse(yaml.safe_load(compared)["baselines"], Teacher(), config)
+    entries = lineup.parse(compared["baselines"], teacher, config)
     assert [entry.name for entry in entries] == ["ZERO", "ZERO, 16 views", "TDA"]
 
 
-def test_the_example_of_a_new_method_runs_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_a_new_method_runs_as_written(monkeypatch):
     monkeypatch.setitem(methods.REGISTRY, "mine", None)  # and so it is gone again after the test
     example, *_ = EXAMPLES
     exec(example, {"__name__": "readme"})
@@ -163,7 +138,7 @@ def test_the_example_of_a_new_method_runs_as_written(monkeypatch: pytest.MonkeyP
     assert method.settings()["method"] == "Mine"
 
 
-def test_the_example_of_a_new_dataset_runs_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_a_new_dataset_runs_as_written(monkeypatch):
     monkeypatch.setitem(data.OWN, "flipped-digits", None)  # and so it is gone again after the test
     exec(EXAMPLES[1], {})
     made, known = data.load("flipped-digits"), data.load("digits-test")
@@ -172,6 +147,6 @@ def test_the_example_of_a_new_dataset_runs_as_written(monkeypatch: pytest.Monkey
     assert made.name in data.names()
 
 
-def test_every_entry_of_the_first_floor_is_on_its_map() -> None:
+def test_every_entry_of_the_first_floor_is_on_its_map():
     words = set(re.findall(r"[a-z_]+", README.split("## How the pieces fit")[1].split("```")[1]))
     assert {p.stem for p in (ROOT / "apm").iterdir() if not p.name.startswith("__")} <= words

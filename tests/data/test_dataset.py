@@ -1,8 +1,6 @@
 """Datasets at the room's door: what is made here, parts of it, and image files as they come."""
 
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.spatial.distance import pdist
+from trees import photograph
 
 from apm.data import Lazy, UnreadableImage, fingerprint, load, names, read_image, register
 
@@ -21,17 +21,10 @@ def printed():
 
 @pytest.fixture
 def tree(tmp_path):
-    rng = np.random.default_rng(0)
     for name, count in (("sea_lion", 3), ("cat", 2)):
-        (tmp_path / name).mkdir()
         for i in range(count):
-            Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
+            photograph(tmp_path / name / f"{i}.png", i, (12, 9))
     return tmp_path
-
-
-def test_the_door_imports_neither_torch_nor_timm():
-    code = "import sys, apm.data; apm.data.names(); sys.exit(bool({'torch', 'timm', 'open_clip'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_own_sets_are_registered_and_unknown_names_list_the_known_ones(held_out):
@@ -59,7 +52,7 @@ def test_digit_halves_are_disjoint_stratified_complete_and_of_the_stored_scans(h
     assert load_digits().target[distances.argmin()] == held_out.labels[0]
 
 
-@pytest.mark.parametrize("name", ["digits-test", "printed-digits", "printed-letters"])
+@pytest.mark.parametrize("name", ["digits-test", "printed-arabic-indic"])
 def test_loading_twice_gives_the_same_bytes_and_another_seed_another_fingerprint(name):
     first, again = load(name), load(name)
     assert again.fingerprint == first.fingerprint
@@ -77,11 +70,9 @@ def test_printed_signs_are_balanced_visible_and_different(name, count):
         assert len(set(np.bincount(signs.labels[groups == family], minlength=10))) == 1
     assert (len(signs), len(np.unique(groups))) == (count, 5 if name == "printed-digits" else 1)
     assert signs.images.max(axis=(1, 2, 3)).min() >= 160
-    assert signs.images[:, ::31, ::31].mean() < 15  # corners; an M reaches them
     assert len({image.tobytes() for image in signs.images}) == count
     means = np.stack([signs.images[signs.labels == c].mean(axis=0).ravel() for c in range(10)])
-    distances = np.linalg.norm(means[:, None] - means, axis=2) + 1e9 * np.eye(10)
-    assert distances.min() > 200  # no two signs drawn alike, as placeholders for missing glyphs would be
+    assert pdist(means).min() > 200  # no two signs drawn alike, as placeholders for missing glyphs would be
 
 
 # ---- parts of a dataset
@@ -89,10 +80,9 @@ def test_printed_signs_are_balanced_visible_and_different(name, count):
 
 def test_fingerprint_depends_on_pixels_labels_and_class_names(held_out):
     images, labels, classes = held_out.images[:20], held_out.labels[:20], held_out.classnames
-    changed, other = images.copy(), labels.copy()
+    changed = images.copy()
     changed[7, 3, 4, 1] ^= 1
-    other[0] = (other[0] + 1) % 10
-    variants = [(images, labels, classes), (changed, labels, classes), (images, other, classes)]
+    variants = [(images, labels, classes), (changed, labels, classes), (images, labels[::-1], classes)]
     assert len({fingerprint(*v) for v in [*variants, (images, labels, classes[::-1])]}) == 4
 
 
@@ -113,10 +103,6 @@ def test_counted_subsets_are_stratified_deterministic_and_nested(held_out, n, se
     share = np.bincount(held_out.labels) * n / len(held_out)
     assert np.abs(np.bincount(part.labels, minlength=10) - share).max() <= 1.01
     assert set(held_out.subset(max(1, n - 1), seed=seed).indices) <= set(part.indices)
-
-
-def test_small_subsets_do_not_always_hold_the_same_classes(held_out):
-    assert len({tuple(np.sort(held_out.subset(3, seed=s).labels)) for s in range(10)}) > 3
 
 
 @pytest.mark.parametrize("bad", [0, 900, -1, [], [899], [-1], [4, 4], [[1, 2]]])
@@ -169,11 +155,9 @@ def test_folder_tree_gives_classes_by_name_and_images_on_demand(tree):
     assert found.classnames == ("cat", "sea lion")
     assert found.labels.tolist() == [0, 0, 1, 1, 1]
     assert isinstance(found.images, Lazy)
-    expected = np.asarray(Image.open(tree / "sea_lion" / "2.png"))
-    np.testing.assert_array_equal(found.images[4], expected)
     part = found.subset([4, 0, 2]).subset([2, 0])
     assert part.indices.tolist() == [2, 4]
-    np.testing.assert_array_equal(part.images[1], expected)
+    np.testing.assert_array_equal(part.images[1], np.asarray(Image.open(tree / "sea_lion" / "2.png")))
 
 
 def test_folder_fingerprint_follows_contents_not_the_place_nor_what_is_no_data(tree, tmp_path_factory):
@@ -219,9 +203,8 @@ def test_unreadable_images_are_errors_that_name_the_file(tree, content):
     assert caught.value.path == victim.resolve()
 
 
-@pytest.mark.parametrize(
-    ("mode", "colour", "suffix", "expected"),
-    [
+def test_every_pixel_format_becomes_uint8_rgb(tmp_path):
+    for mode, colour, suffix, expected in (
         ("L", 100, "png", [100, 100, 100]),
         ("1", 1, "png", [255, 255, 255]),
         ("RGBA", (10, 20, 30, 128), "png", [10, 20, 30]),
@@ -229,13 +212,10 @@ def test_unreadable_images_are_errors_that_name_the_file(tree, content):
         ("I;16", 0x8080, "png", [128, 128, 128]),
         ("CMYK", (0, 255, 255, 0), "tiff", [255, 0, 0]),
         ("P", 0, "png", [0, 0, 0]),
-    ],
-)
-def test_every_pixel_format_becomes_uint8_rgb(tmp_path, mode, colour, suffix, expected):
-    path = tmp_path / f"x.{suffix}"
-    Image.new(mode, (5, 4), colour).save(path)
-    image = read_image(path)
-    assert (image.shape, image.dtype, image[2, 2].tolist()) == ((4, 5, 3), np.uint8, expected)
+    ):
+        Image.new(mode, (5, 4), colour).save(path := tmp_path / f"x.{suffix}")
+        image = read_image(path)
+        assert (image.shape, image.dtype, image[2, 2].tolist()) == ((4, 5, 3), np.uint8, expected), mode
 
 
 def test_exif_rotation_is_applied_and_float_images_are_refused(tmp_path):

@@ -4,7 +4,8 @@ import pickle
 
 import numpy as np
 import pytest
-from PIL import Image
+from sklearn.neighbors import NearestCentroid
+from trees import photograph
 
 from apm.data import load, names
 from apm.data.derived import DIGIT_RENDITIONS, LABEL_SPACES, RENDITIONS, base
@@ -15,13 +16,8 @@ from apm.data.published_sets import CLASSES
 @pytest.fixture
 def root(tmp_path):
     """CIFAR-10's test split as class folders, two images a class."""
-    rng = np.random.default_rng(0)
-    for name in CLASSES["cifar10"]:
-        folder = tmp_path / "cifar10" / "test" / name
-        folder.mkdir(parents=True)
-        for i in range(2):
-            blocks = rng.integers(0, 200, (8, 8, 3), dtype=np.uint8).repeat(4, axis=0).repeat(4, axis=1)
-            Image.fromarray(blocks + rng.integers(0, 55, blocks.shape, dtype=np.uint8)).save(folder / f"{i}.png")
+    for i, name in enumerate(2 * CLASSES["cifar10"]):
+        photograph(tmp_path / "cifar10" / "test" / name / f"{i}.png", i, (32, 32))
     return tmp_path
 
 
@@ -33,16 +29,15 @@ def test_they_are_among_the_known_names_and_need_their_base(tmp_path):
 
 @pytest.mark.parametrize("name", [*DIGIT_RENDITIONS, *RENDITIONS])
 def test_renditions_change_the_picture_and_nothing_else(name, root):
-    whole, made, again = (load(n, root=root, partial=True) for n in (base(name), name, name))
+    whole, made = (load(n, root=root, partial=True) for n in (base(name), name))
     assert (made.name, made.origin) == (name, whole.name)
     assert (made.classnames, made.templates) == (whole.classnames, whole.templates)
     np.testing.assert_array_equal(made.labels, whole.labels)
     np.testing.assert_array_equal(made.indices, whole.indices)
     assert made.fingerprint != whole.fingerprint
-    for before, after, same in zip(whole.images, made.images, again.images, strict=True):
+    for before, after in zip(whole.images, made.images, strict=True):
         assert (after.shape, after.dtype) == (before.shape, np.uint8)
         assert (after != before).any()
-        assert (after == same).all()
     part = pickle.loads(pickle.dumps(made.subset([3, 5])))  # as for a worker
     np.testing.assert_array_equal(part.images[1], made.images[5])
 
@@ -75,8 +70,6 @@ def test_what_is_done_to_cifar10(root):
 
 @pytest.mark.filterwarnings("ignore:.*zero standard deviation")
 def test_hard_digits_are_those_that_the_nearest_class_mean_gets_wrong(held_out):
-    from sklearn.neighbors import NearestCentroid
-
     train, hard = load("digits-train"), load("digits-hard")
     model = NearestCentroid().fit(train.images[..., 0].reshape(len(train), -1), train.labels)
     predicted = model.predict(held_out.images[..., 0].reshape(len(held_out), -1))
@@ -90,21 +83,17 @@ def test_label_spaces_rename_the_classes_of_the_same_images(name, root):
     whole, made = (load(n, root=root, partial=True) for n in (base(name), name))
     classes = LABEL_SPACES[name]["classes"]
     assert (made.classnames, made.origin) == (tuple(classes), whole.name)
-    members = [m for part in classes.values() for m in part]
-    assert len(set(members)) == len(members)
-    assert made.indices.tolist() == np.flatnonzero(np.isin(whole.labels, members)).tolist()
-    for row in range(0, len(made), 7):
-        at = int(made.indices[row])
-        assert whole.labels[at] in list(classes.values())[made.labels[row]]
-        np.testing.assert_array_equal(made.images[row], whole.images[at])
+    new = {old: label for label, members in enumerate(classes.values()) for old in members}
+    assert len(new) == sum(map(len, classes.values()))
+    assert made.indices.tolist() == np.flatnonzero(np.isin(whole.labels, list(new))).tolist()
+    assert made.labels.tolist() == [new[label] for label in whole.labels[made.indices]]
+    np.testing.assert_array_equal(made.images[-1], whole.images[made.indices[-1]])
 
 
-def test_what_the_label_spaces_say(held_out):
+def test_what_the_label_spaces_say():
     words = {name: space["classes"] for name, space in LABEL_SPACES.items()}
     assert words["digits-numerals"] == {str(d): [d] for d in range(10)}
     assert words["digits-parity"]["odd number"] == [1, 3, 5, 7, 9]
     assert words["digits-size"]["number less than five"] == [0, 1, 2, 3, 4]
     assert words["cifar10-animals"] == {CLASSES["cifar10"][c]: [c] for c in (2, 3, 4, 5, 6, 7)}
     assert words["cifar10-kinds"]["vehicle"] == [CLASSES["cifar10"].index(n) for n in words["cifar10-vehicles"]]
-    for name in ("digits-below-five", "digits-lookalikes"):
-        assert words[name] == {held_out.classnames[m[0]]: m for m in words[name].values()}

@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -36,28 +37,21 @@ def test_the_1000_wordnet_ids_are_in_the_order_of_open_clips_names():
     from timm.data import ImageNetInfo
 
     ids, classes, info = wnids(), list(imagenet_names().values()), ImageNetInfo()
-    assert len(set(ids)) == len(classes) == 1000
-    assert list(ids) == sorted(ids) == info.label_names()
+    assert list(ids) == info.label_names()
     assert (ids[0], ids[207], ids[281], ids[999]) == (TENCH, RETRIEVER, TABBY, TISSUE)
-    assert (classes[0], classes[207], classes[281]) == ("tench", "Golden Retriever", "tabby cat")
     words = [set(info.label_name_to_description(wnid).lower().replace(",", " ").split()) for wnid in ids]
     own = [bool(set(name.lower().split()) & said) for name, said in zip(classes, words, strict=True)]
-    shifted = [bool(set(name.lower().split()) & said) for name, said in zip(classes[1:], words, strict=False)]
-    assert np.mean(own) > 0.9  # the names were edited, so not all share a word with WordNet's
-    assert np.mean(shifted) < 0.4  # the comparison can tell an order from another
+    assert np.mean(own) > 0.9  # the names were edited, so not all share a word with WordNet's; one further on, 0.3 do
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
+def test_conditions_must_be_named_and_known(data):
+    for name, message in (
         ("imagenet-c", "such as imagenet-c/gaussian_noise/5"),
         ("imagenet-c/gaussian-noise/5", "Did you mean 'gaussian_noise'"),
         ("cifar10-c/fog/6", "1 to 5, found '6'"),
         ("imagenet/fog/5", "has no conditions"),
-    ],
-)
-def test_conditions_must_be_named_and_known(data, name, message):
-    refused(name, data, ValueError, message)
+    ):
+        refused(name, data, ValueError, message)
 
 
 def test_the_table_of_sets_fits_prompts_torchvision_and_coops_table():
@@ -80,65 +74,62 @@ def test_the_table_of_sets_fits_prompts_torchvision_and_coops_table():
 def test_a_class_tree_gives_labels_among_all_names_and_a_part_is_an_error_unless_asked_for(data, expect):
     imagenet_classes(data / "imagenet" / "val")
     found = part("imagenet", data)
-    assert found.labels.tolist() == [0, 0, 281, 281, 999, 999]
+    assert (found.labels.tolist(), values(found)) == ([0, 0, 281, 281, 999, 999], [47, 48, 49, 50, 45, 46])
     assert (len(found.classnames), found.classnames[281]) == (1000, "tabby cat")
-    assert values(found) == [47, 48, 49, 50, 45, 46]
     assert found.templates == prompts.templates("imagenet-80")
     assert "ONLY A PART: 6 of 50,000 images, 3 of 1,000 classes" in found.notes
     assert "80 templates (imagenet-80)" in found.notes
     said = r"expected 50,000 images of 1,000 classes; found 6 images of 3 classes in .*val"
     refused("imagenet", data, WrongSet, said, partial=False)
     expect("imagenet", 6, 3)
-    assert "ONLY A PART" not in part("imagenet", data).notes
-    assert len(load("imagenet", root=data)) == 6
+    assert "ONLY A PART" not in load("imagenet", root=data).notes
 
 
-def flat(data: Path, tree: Path) -> dict[int, str]:
-    """Flat images as in the published archive; returns number -> WordNet id."""
-    truth = {int(path.stem[-8:]): path.parent.name for path in sorted(tree.glob("*/*.JPEG"))}
-    for number in truth:
+TRUTH = {50: TABBY, 49: TABBY, 48: TENCH, 47: TENCH, 46: TISSUE, 45: TISSUE}  # number of an image -> its class
+
+
+@pytest.fixture
+def flat(data):
+    """Flat images as in the published archive."""
+    for number in TRUTH:
         uniform(data / "imagenet" / "val" / f"ILSVRC2012_val_{number:08d}.JPEG", number)
-    return truth
+    return data / "imagenet"
 
 
-def devkit(data: Path, truth: dict[int, str]) -> Path:
+def devkit(folder: Path) -> Path:
     """The devkit's files; class numbers run against the order of the labels, and an inner synset is listed too."""
-    folder = data / "imagenet" / "ILSVRC2012_devkit_t12" / "data"
+    kit = folder / "ILSVRC2012_devkit_t12" / "data"
+    kit.mkdir(parents=True)
     numbers = {wnid: i for i, wnid in enumerate(reversed(wnids()), start=1)}
-    kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
+    kind = [(key, "O") for key in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")]
     rows = [(i, wnid, "a word", "a gloss", 0) for wnid, i in numbers.items()] + [(1001, "n00001740", "thing", "", 3)]
-    folder.mkdir(parents=True)
-    savemat(folder / "meta.mat", {"synsets": np.array(rows, dtype=kind)})
-    lines = [str(numbers[truth.get(i, TENCH)]) for i in range(1, 51)]
-    (folder / "ILSVRC2012_validation_ground_truth.txt").write_bytes("\r\n".join(lines).encode())
-    return folder
+    savemat(kit / "meta.mat", {"synsets": np.array(rows, dtype=kind)})
+    lines = [str(numbers[TRUTH.get(i, TENCH)]) for i in range(1, 51)]
+    (kit / "ILSVRC2012_validation_ground_truth.txt").write_bytes("\r\n".join(lines).encode())
+    return kit
 
 
-def kaggle(data: Path, truth: dict[int, str]) -> None:
+def kaggle(folder: Path, truth: dict[int, str] = TRUTH) -> None:
     rows = [f"ILSVRC2012_val_{n:08d},{wnid} 85 1 499 272 {wnid} 1 2 3 4 " for n, wnid in truth.items()]
     text = "\r\n".join(["ImageId,PredictionString", *rows, ""])
-    (data / "imagenet" / "LOC_val_solution.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    (folder / "LOC_val_solution.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
 
 
-def synset_lines(data: Path, truth: dict[int, str]) -> None:
-    lines = "\r\n".join(truth.get(i, TENCH) for i in range(1, 51))
-    (data / "imagenet" / "imagenet_2012_validation_synset_labels.txt").write_bytes(lines.encode())
+def synset_lines(folder: Path) -> None:
+    lines = "\r\n".join(TRUTH.get(i, TENCH) for i in range(1, 51))
+    (folder / "imagenet_2012_validation_synset_labels.txt").write_bytes(lines.encode())
 
 
 @pytest.mark.parametrize("write", [devkit, kaggle, synset_lines])
-def test_flat_validation_images_get_the_labels_and_the_order_of_the_tree(data, tmp_path, write):
-    imagenet_classes(tmp_path / "tree" / "imagenet" / "val")
-    write(data, flat(data, tmp_path / "tree" / "imagenet" / "val"))
-    tree, found = (part("imagenet", root) for root in (tmp_path / "tree", data))
-    assert found.labels.tolist() == tree.labels.tolist()
-    assert values(found) == values(tree)
+def test_flat_validation_images_get_the_labels_and_the_order_of_the_tree(data, flat, write):
+    write(flat)
+    found = part("imagenet", data)
+    assert (found.labels.tolist(), values(found)) == ([0, 0, 281, 281, 999, 999], [47, 48, 49, 50, 45, 46])
 
 
-def test_flat_images_without_truth_or_outside_it_are_errors(data, tmp_path):
-    imagenet_classes(tmp_path / "tree")
-    truth = flat(data, tmp_path / "tree")
+def test_flat_images_without_truth_or_outside_it_are_errors(data, flat):
     refused("imagenet", data, MissingSet, r"flat validation images.*ILSVRC2012_devkit_t12")
-    kit = devkit(data, truth)
+    kit = devkit(flat)
     numbers = kit / "ILSVRC2012_validation_ground_truth.txt"
     numbers.write_text(numbers.read_text().replace("1000", "1001"))
     refused("imagenet", data, WrongSet, "outside the class list of ImageNet: 1001")
@@ -146,11 +137,9 @@ def test_flat_images_without_truth_or_outside_it_are_errors(data, tmp_path):
     refused("imagenet", data, WrongSet, r"meta\.mat: expected the devkit's structure")
     (kit / "meta.mat").unlink()
     refused("imagenet", data, MissingSet, "devkit's own order")
-    kaggle(data, {n: wnid for n, wnid in truth.items() if n != 50})
+    kaggle(flat, {n: wnid for n, wnid in TRUTH.items() if n != 50})
     refused("imagenet", data, WrongSet, r"has no label for .*ILSVRC2012_val_00000050")
-    kaggle(data, {**truth, 50: "n99999999"})
-    refused("imagenet", data, WrongSet, "outside the class list of ImageNet: n99999999")
-    (data / "imagenet" / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nILSVRC2012_val_00000050,\n")
+    (flat / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nILSVRC2012_val_00000050,\n")
     refused("imagenet", data, WrongSet, "expected lines ImageId,PredictionString .* found .*ILSVRC2012_val_00000050")
 
 
@@ -197,112 +186,93 @@ def test_v2_folders_are_labels_in_numeric_order_and_coco_is_images_without_label
     refused("coco-val", data, WrongSet, "holds no images")
 
 
-def test_imagenet_c_has_the_name_and_the_indices_of_the_clean_images(data):
-    for place in ("imagenet/val", "imagenet-c/fog/3", "imagenet-c/blur/glass_blur/5"):
-        imagenet_classes(data / place)
-    clean = part("imagenet", data)
-    for corruption, severity in (("fog", 3), ("glass_blur", 5)):
-        found = part(f"imagenet-c/{corruption}/{severity}", data)
-        assert (found.name, found.corruption, found.severity) == ("imagenet", corruption, severity)
-        assert found.labels.tolist() == clean.labels.tolist()
-        assert [p.name for p in found.images.items] == [p.name for p in clean.images.items]
-        assert found.fingerprint != clean.fingerprint
-        with pytest.raises(ValueError, match="corrupted already"):
-            corruptions.corrupted(found, "fog", 1)
+@pytest.mark.parametrize("place", ["fog/3", "blur/fog/3"])
+def test_imagenet_c_has_the_name_and_the_indices_of_the_clean_images(data, place):
+    imagenet_classes(data / "imagenet" / "val")
+    imagenet_classes(data / "imagenet-c" / place)
+    clean, found = part("imagenet", data), part("imagenet-c/fog/3", data)
+    assert (found.name, found.corruption, found.severity) == ("imagenet", "fog", 3)
+    assert found.labels.tolist() == clean.labels.tolist()
+    assert [p.name for p in found.images.items] == [p.name for p in clean.images.items]
+    assert found.fingerprint != clean.fingerprint
+    with pytest.raises(ValueError, match="corrupted already"):
+        corruptions.corrupted(found, "fog", 1)
     refused("imagenet-c/fog/4", data, MissingSet, r"no folder .*fog/4")
 
 
 # ---- CIFAR
 
 
-def cifar_batches(data: Path, monkeypatch, name: str, n: int = 4) -> np.ndarray:
-    """torchvision's files, with their checksums in place of the published ones. Returns pixels (n, 32, 32, 3) of the test."""
-    kind = getattr(torchvision.datasets, name.upper())
+def cifar_batches(data: Path) -> np.ndarray:
+    """Files as torchvision has them, but for their checksums. Returns the pixels (4, 32, 32, 3) of the test."""
+    kind, rng = torchvision.datasets.CIFAR10, np.random.default_rng(0)
     folder = data / kind.base_folder
-    folder.mkdir(parents=True)
-    pixels = {}
-
-    def dump(file: str, content: dict) -> list[str]:
-        (folder / file).write_bytes(raw := pickle.dumps(content))
-        return [file, hashlib.md5(raw).hexdigest()]
-
-    key = "fine_labels" if name == "cifar100" else "labels"
-    for split in ("train_list", "test_list"):
-        listed = []
-        for file, _ in getattr(kind, split):
-            planes = np.random.default_rng(len(pixels)).integers(0, 256, (n, 3, 32, 32), dtype=np.uint8)
-            pixels[file] = planes.transpose(0, 2, 3, 1)
-            listed.append(dump(file, {"data": planes.reshape(n, -1), key: [3, 1, 0, 2][:n]}))
-        monkeypatch.setattr(kind, split, listed)
-    named = {kind.meta["key"]: [n.replace(" ", "_") for n in CLASSES[name]]}
-    file, md5 = dump(kind.meta["filename"], named)
-    monkeypatch.setattr(kind, "meta", {**kind.meta, "filename": file, "md5": md5})
-    return pixels[kind.test_list[0][0]]
+    folder.mkdir()
+    for file, _ in (*kind.train_list, *kind.test_list):
+        planes = rng.integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
+        (folder / file).write_bytes(pickle.dumps({"data": planes.reshape(4, -1), "labels": [3, 1, 0, 2]}))
+    (folder / kind.meta["filename"]).write_bytes(pickle.dumps({"label_names": CLASSES["cifar10"]}))
+    return planes.transpose(0, 2, 3, 1)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_torchvisions_files_are_read_and_those_of_another_checksum_never_unpickled(data, monkeypatch, name):
-    pixels = cifar_batches(data, monkeypatch, name)
-    found = part(name, data)
+def test_torchvisions_files_are_read_and_those_of_another_checksum_never_unpickled(data, monkeypatch):
+    pixels = cifar_batches(data)
+    with monkeypatch.context() as patched:
+        patched.setattr(pickle, "load", lambda *a, **k: pytest.fail("unpickled"))
+        refused("cifar10", data, WrongSet, r"incomplete or not those published.*Unpack the archive")
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
+    found = part("cifar10", data)
     np.testing.assert_array_equal(found.images, pixels)
     assert found.labels.tolist() == [3, 1, 0, 2]
-    assert (len(found.classnames), len(found.templates)) == (SETS[name].classes, 18)
-    evil = data / SETS[name].places[0] / ("test" if name == "cifar100" else "test_batch")
-    evil.write_bytes(evil.read_bytes() + b" ")
-    monkeypatch.setattr(pickle, "load", lambda *a, **k: pytest.fail("unpickled"))
-    refused(name, data, WrongSet, r"incomplete or not those published.*Unpack the archive")
+    assert (len(found.classnames), len(found.templates), found.remark) == (10, 18, "")
+    said = check.check("cifar10", data, partial=True)[1]
+    assert said.endswith("cifar-10-batches-py: The published files: their checksums agree")
 
 
-def test_cifar_class_folders(data, expect):
+def test_cifar_class_folders(data):
     for i, name in enumerate(("truck", "airplane", "deer")):
         uniform(data / "cifar10" / "test" / name / "0000.png", i)
         uniform(data / "cifar100" / "test" / ("aquarium_fish", "worm", "lawn mower")[i] / "0000.png", i)
     ten, hundred = (part(name, data) for name in ("cifar10", "cifar100"))
     assert (ten.labels.tolist(), values(ten)) == ([0, 4, 9], [1, 2, 0])
     assert [hundred.classnames[label] for label in hundred.labels] == ["aquarium fish", "lawn mower", "worm"]
-    expect("cifar10", 3, 10)
-    said = r"expected 3 images of 10 classes; found 3 images of 3 classes"
-    refused("cifar10", data, WrongSet, said, partial=False)
     uniform(data / "cifar10" / "test" / "plane" / "0000.png")
     refused("cifar10", data, WrongSet, r"1 of 4 folders .* first: plane")
 
 
 @pytest.mark.parametrize(
     ("quality", "where"),
-    [
-        (95, ""),
-        (80, ", that of severity 1 of CIFAR-10-C's JPEG corruption"),
-        (75, ", already between severities 1 and 2 of CIFAR-10-C's JPEG corruption"),
-        (30, ", beyond severity 5 of CIFAR-10-C's JPEG corruption"),
-    ],
+    [(95, ""), (80, ", that of severity 1"), (75, ", already between severities 1 and 2"), (30, ", beyond severity 5")],
 )
 def test_jpeg_class_folders_are_told_from_the_published_pixels(data, quality, where, expect):
     for i, name in enumerate(CLASSES["cifar10"]):
         path = data / "cifar10" / "test" / name / "0000.jpg"
         path.parent.mkdir(parents=True)
         Image.new("RGB", (32, 32), (20 * i, 0, 0)).save(path, quality=quality)
-    remark = f"JPEG copies in class folders, not the published pixels; quality {quality}{where}"
-    found = part("cifar10", data)
-    assert f" Images: {remark}." in found.notes
-    for made in (found, part("cifar10-grey", data), part("cifar10-kinds", data)):
+    remark = f"JPEG copies in class folders, not the published pixels; quality {quality}"
+    remark += where and f"{where} of CIFAR-10-C's JPEG corruption"
+    found, kinds = part("cifar10", data), part("cifar10-kinds", data)
+    for made in (
+        found,
+        part("cifar10-grey", data),
+        kinds,
+        found.subset([0, 1]),
+        corruptions.corrupted(found, "fog", 1),
+    ):
         assert made.remark == remark
-        assert remark in made.notes
-    assert found.subset([0, 1]).remark == corruptions.corrupted(found, "contrast", 1).remark == remark
+    assert f" Images: {remark}." in found.notes
+    assert remark in kinds.notes
     expect("cifar10", 10, 10)
     assert check.check("cifar10", data)[1].endswith(f"10 classes in {data / 'cifar10' / 'test'}: {remark}")
 
 
-def test_lossless_class_folders_are_not_compared_and_published_files_are_said_to_be(data, monkeypatch):
+def test_lossless_class_folders_are_not_compared(data):
     for name in CLASSES["cifar10"]:
         uniform(data / "cifar10" / "test" / name / "0000.png")
     not_compared = "class folders, not compared with the published files"
     assert check.check("cifar10", data, partial=True)[1].endswith(not_compared)
     (data / "cifar10" / "test" / "cat" / "0000.jpg").write_bytes(b"no image")
     assert part("cifar10", data).remark == not_compared
-    cifar_batches(data, monkeypatch, "cifar10")
-    assert part("cifar10", data).remark == ""
-    said = check.check("cifar10", data, partial=True)[1]
-    assert said.endswith("cifar-10-batches-py: The published files: their checksums agree")
 
 
 def arrays(folder: Path, images: str, labels: str, n: int = 15) -> np.ndarray:
@@ -330,25 +300,20 @@ def test_cifar_c_severities_are_consecutive_blocks_read_through_a_memory_map(dat
     assert part("cifar10.1", data).labels.tolist() == [0, 1, 2, 0]
 
 
-@pytest.mark.parametrize(
-    ("file", "array", "message"),
-    [
-        ("fog.npy", np.zeros((15, 32, 32), np.uint8), r"uint8 of shape \(N, 32, 32, 3\), found uint8 \(15, 32, 32\)"),
-        ("fog.npy", np.zeros((15, 32, 32, 3), np.float32), r"must hold uint8 .* found float32"),
-        ("fog.npy", np.zeros((14, 32, 32, 3), np.uint8), r"14 images in .* but 15 labels"),
-        ("labels.npy", np.zeros((15, 1), np.int64), r"labels\.npy must hold integer of shape \(N\)"),
-        ("labels.npy", np.zeros(15), "must hold integer"),
-        ("labels.npy", np.full(15, 10), r"outside the class list 0\.\.9 of cifar10-c: 10"),
-        ("labels.npy", np.arange(15) % 10, "the same labels for each"),
-        ("fog.npy", None, "no readable .npy array"),
-        ("fog.npy", np.array([{}], dtype=object), "no readable .npy array"),
-    ],
-)
-def test_arrays_of_the_wrong_kind_are_refused(data, file, array, message):
+def test_arrays_of_the_wrong_kind_are_refused(data):
     arrays(data / "CIFAR-10-C", "fog.npy", "labels.npy")
-    path = data / "CIFAR-10-C" / file
-    path.write_bytes(b"broken") if array is None else np.save(path, array, allow_pickle=True)
-    refused("cifar10-c/fog/1", data, WrongSet, message)
+    shapes = ((15, 32, 32), np.uint8), ((15, 32, 32, 3), np.float32), ((14, 32, 32, 3), np.uint8)
+    flat, floats, short = (np.zeros(*one) for one in shapes)
+    for file, array, message in (
+        ("labels.npy", np.arange(15) % 10, "the same labels for each"),
+        ("labels.npy", np.full(15, 10), r"outside the class list 0\.\.9 of cifar10-c: 10"),
+        ("fog.npy", short, r"14 images in .* but 15 labels"),
+        ("fog.npy", floats, r"must hold uint8 .* found float32"),
+        ("fog.npy", flat, r"uint8 of shape \(N, 32, 32, 3\), found uint8 \(15, 32, 32\)"),
+        ("fog.npy", np.array([{}], dtype=object), "no readable .npy array"),
+    ):
+        np.save(data / "CIFAR-10-C" / file, array, allow_pickle=True)
+        refused("cifar10-c/fog/1", data, WrongSet, message)
     refused("cifar10-c/snow/1", data, MissingSet, r"no file .*snow\.npy")
 
 
@@ -381,30 +346,25 @@ def test_images_that_a_split_names_but_are_missing_are_counted_and_named(data, e
     coop_split(data, "food101").unlink()
     said = r"images are in .*food-101/images, but split_zhou_Food101\.json is neither there"
     refused("food101", data, MissingSet, said)
-    coop_split(data, "eurosat")
-    folder = data / "eurosat" / "2750"
-    folder.rename(data / "eurosat" / "deep")
-    folder.mkdir()
-    (data / "eurosat" / "deep").rename(folder / "2750")
-    said = r"they are in .*2750/2750, on another level; move them to .*2750"
-    refused("eurosat", data, WrongSet, said)
+    folder = coop_split(data, "eurosat").parent / "2750"
+    (folder / "2750").mkdir()
+    for name in "abc":
+        (folder / name).rename(folder / "2750" / name)
+    refused("eurosat", data, WrongSet, r"they are in .*2750/2750, on another level; move them to .*2750")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda s: "{", r"split_zhou_EuroSAT\.json: expected"),
-        (lambda s: json.dumps({"train": []}), "KeyError"),
-        (lambda s: s.replace("c/third/2.jpg", "../2.jpg"), r"expected paths below .*2750, found \.\./2\.jpg"),
-        (lambda s: s.replace('["c/third/1.jpg", 2, "third"]', '["c/third/1.jpg", 2, "fourth"]'), "named both"),
-        (lambda s: s.replace('2.jpg", 2', '2.jpg", 7').replace('1.jpg", 2', '1.jpg", 7'), "outside the class list"),
-    ],
-)
-def test_broken_split_files_are_named_and_those_of_windows_are_read(data, expect, change, message):
+def test_broken_split_files_are_named_and_those_of_windows_are_read(data, expect):
     split = coop_split(data, "eurosat")
     whole = split.read_text()
-    split.write_text(change(whole))
-    refused("eurosat", data, WrongSet, message)
+    for broken, message in (
+        ("{", r"split_zhou_EuroSAT\.json: expected"),
+        (json.dumps({"train": []}), "KeyError"),
+        (whole.replace("c/third/2.jpg", "../2.jpg"), r"expected paths below .*2750, found \.\./2\.jpg"),
+        (whole.replace('1.jpg", 2, "third"', '1.jpg", 2, "fourth"'), "named both"),
+        (whole.replace('2.jpg", 2', '2.jpg", 7').replace('1.jpg", 2', '1.jpg", 7'), "outside the class list"),
+    ):
+        split.write_text(broken)
+        refused("eurosat", data, WrongSet, message)
     text = json.dumps(json.loads(whole), indent=1).replace("/", "\\\\").replace("\n", "\r\n")
     split.write_bytes(b"\xef\xbb\xbf" + text.encode())
     expect("eurosat", 3, 3)
@@ -443,26 +403,17 @@ def test_aircraft_uses_its_authors_lists(data, expect, place):
     refused("aircraft", data, WrongSet, r"outside the class list of variants\.txt: Boeing 718")
 
 
-def test_the_authors_own_splits_are_read_by_torchvision(data, monkeypatch, expect):
-    flowers, kind = data / "flowers-102", torchvision.datasets.Flowers102
+def test_the_authors_own_splits_are_read_by_torchvision(data, monkeypatch):
+    flowers = data / "flowers-102"
     for i in (1, 2, 3):
         uniform(flowers / "jpg" / f"image_0000{i}.jpg", i)
     savemat(flowers / "imagelabels.mat", {"labels": [[77, 1, 102]]})
     savemat(flowers / "setid.mat", {"trnid": [[1]], "valid": [[1]], "tstid": [[3, 2]]})
     refused("flowers102-official", data, WrongSet, "torchvision cannot read")  # not the published checksums
-    md5 = {file: hashlib.md5((flowers / file).read_bytes()).hexdigest() for file in ("imagelabels.mat", "setid.mat")}
-    known = {key: (file, md5.get(file, old)) for key, (file, old) in kind._file_dict.items()}
-    monkeypatch.setattr(kind, "_file_dict", known)
+    monkeypatch.setattr(torchvision.datasets.flowers102, "check_integrity", lambda *_: True)
     found = part("flowers102-official", data)
     assert (found.labels.tolist(), values(found)) == ([101, 0], [3, 2])
     assert (len(found.classnames), found.classnames[0]) == (102, "pink primrose")
-
-    for i, place in enumerate(("banded/banded_0002.jpg", "dotted/dotted_0001.jpg")):
-        uniform(data / "dtd" / "dtd" / "images" / place, i)
-    (data / "dtd" / "dtd" / "labels").mkdir()
-    (data / "dtd" / "dtd" / "labels" / "test1.txt").write_bytes(b"banded/banded_0002.jpg\r\ndotted/dotted_0001.jpg\r\n")
-    expect("dtd-official", 2, 2)
-    assert load("dtd-official", root=data).labels.tolist() == [0, 1]
 
     uniform(data / "food-101" / "images" / "apple_pie" / "1.jpg", 5)
     (data / "food-101" / "meta").mkdir()
@@ -476,11 +427,10 @@ def test_the_authors_own_splits_are_read_by_torchvision(data, monkeypatch, expec
 
 @pytest.fixture
 def hashed(monkeypatch):
-    """Names of the files whose bytes were read for a fingerprint."""
-    seen: list[str] = []
-    original = files._file_digest
-    monkeypatch.setattr(files, "_file_digest", lambda path: seen.append(path.name) or original(path))
-    return seen
+    """The digest of a file, which counts how often it is asked for."""
+    counted = Mock(wraps=files._file_digest)
+    monkeypatch.setattr(files, "_file_digest", counted)
+    return counted
 
 
 @pytest.mark.parametrize("name", ["imagenet", "folder:imagenet/val", "cifar10-c/fog/2"])
@@ -488,10 +438,9 @@ def test_the_second_load_reads_no_file_and_the_cache_is_no_condition(data, hashe
     imagenet_classes(data / "imagenet" / "val")
     arrays(data / "CIFAR-10-C", "fog.npy", "labels.npy")
     first = part(name, data).fingerprint
-    assert hashed
-    hashed.clear()
+    asked = hashed.call_count
     assert part(name, data).fingerprint == first
-    assert hashed == []
+    assert hashed.call_count == asked > 0
     (kept,) = (tmp_path / "cache" / "fingerprints").glob("*.json")
     for broken in ("", "[]", '{"listing": 3}', "{"):
         kept.write_text(broken)
@@ -502,21 +451,25 @@ def test_the_second_load_reads_no_file_and_the_cache_is_no_condition(data, hashe
 
 
 def test_a_changed_added_or_renamed_file_is_noticed_and_the_answer_is_that_of_no_cache(data, hashed, monkeypatch):
+    def found() -> str:
+        return part("imagenet", data).fingerprint
+
     folder = data / "imagenet" / "val"
     imagenet_classes(folder, classes=(TABBY,), per_class=1)
     (file,) = folder.glob("*/*")
     entry = json.dumps([281, f"{TABBY}/{file.name}", hashlib.sha256(file.read_bytes()).hexdigest()])
     named = json.dumps(["imagenet", *imagenet_names().values()])
-    prints = [part("imagenet", data).fingerprint]
+    prints = [found()]
     assert prints == [hashlib.sha256((named + entry).encode()).hexdigest()]  # the documented sum
-    uniform(file, 200)
-    prints.append(part("imagenet", data).fingerprint)
-    uniform(folder / TENCH / "ILSVRC2012_val_00000001.JPEG", 1)
-    prints.append(part("imagenet", data).fingerprint)
-    file.rename(file.with_name("ILSVRC2012_val_00000002.JPEG"))
-    prints.append(part("imagenet", data).fingerprint)
+    for change in (
+        lambda: uniform(file, 200),
+        lambda: uniform(folder / TENCH / "ILSVRC2012_val_00000001.JPEG", 1),
+        lambda: file.rename(file.with_name("ILSVRC2012_val_00000002.JPEG")),
+    ):
+        change()
+        prints.append(found())
     assert len(set(prints)) == 4
     monkeypatch.setenv("APM_CACHE", str(data / "another"))
-    hashed.clear()
-    assert part("imagenet", data).fingerprint == prints[-1]
-    assert len(hashed) == 2
+    hashed.reset_mock()
+    assert found() == prints[-1]
+    assert hashed.call_count == 2

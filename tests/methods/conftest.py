@@ -19,6 +19,6 @@ def digits() -> Dataset:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("APM_CACHE", str(tmp_path / "cache"))
     prompt_tuning._load.cache_clear()

@@ -2,17 +2,16 @@
 
 import dataclasses
 import math
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from colours import Colour, colours, noise
 
-from apm import methods
 from apm.data import prompts
 from apm.methods import tda
 from apm.methods.tda import TDA
-from apm.runs import records
 
 SIX = np.arange(6)
 
@@ -21,7 +20,7 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def test_it_adds_the_positive_and_takes_away_the_negative_cache() -> None:
+def test_it_adds_the_positive_and_takes_away_the_negative_cache():
     """Features (1, 0) then (0.6, 0.8); text features are the axes; logit scale 2."""
     said = TDA(Colour()).predict(colours((255, 0), (153, 204)), np.arange(2), 0)
     # First image: entropy of sigmoid(2) = 0.881 is 0.365 nats, / log2(2) inside (0.2, 0.5): it enters both caches, and
@@ -35,13 +34,13 @@ def test_it_adds_the_positive_and_takes_away_the_negative_cache() -> None:
     assert said.extra["teacher_passes"].tolist() == [1, 1]
 
 
-def test_the_negative_cache_lowers_only_classes_of_middling_probability() -> None:
+def test_the_negative_cache_lowers_only_classes_of_middling_probability():
     method = TDA(Colour(), probability_between=(0.2, 1.0), negative_alpha=1.0)
     said = method.predict(colours((255, 0)), np.arange(1), 0)
     np.testing.assert_allclose(said.extra["confidence"], sigmoid((2 + 2 - 1) - 0), rtol=1e-5)  # 0.881 in, 0.119 out
 
 
-def test_a_full_cache_keeps_the_lowest_entropies() -> None:
+def test_a_full_cache_keeps_the_lowest_entropies():
     cache, one = tda.Cache(2, 2, 2, torch.device("cpu")), torch.tensor([1.0, 0.0])
     for entropy in (0.5, 0.3, 0.4, 0.6):
         cache.add(0, torch.tensor([entropy, 0.0]), entropy, one)
@@ -62,7 +61,7 @@ def test_a_full_cache_keeps_the_lowest_entropies() -> None:
         ("toy", (2.0, 5.0), ("a {}",)),  # not in the release: constants of ImageNet, its own prompts
     ],
 )
-def test_it_takes_the_constants_and_prompts_of_its_release_for_each_set(name: str, constants, templates) -> None:
+def test_it_takes_the_constants_and_prompts_of_its_release_for_each_set(name, constants, templates):
     data, method, original = dataclasses.replace(noise(), name=name), TDA(Colour()), TDA(Colour(), prompts="original")
     assert constants is None or method.constants(data) == constants
     assert templates is None or tuple(original.prompts_for(data)) == tuple(templates)
@@ -73,22 +72,18 @@ def test_it_takes_the_constants_and_prompts_of_its_release_for_each_set(name: st
     assert np.array_equal(method.predict(data, SIX, 0).extra["confidence"], by_hand.extra["confidence"])
 
 
-def test_it_depends_on_the_order_and_the_order_on_its_seed() -> None:
-    data = noise()
+def test_it_depends_on_the_order_and_the_order_on_its_seed():
     orders = [TDA(Colour(), order_seed=s) for s in (None, 1, 1, 2)]
-    said = [m.predict(data, SIX, 0).extra["confidence"] for m in orders]
+    said = [m.predict(noise(), SIX, 0).extra["confidence"] for m in orders]
     assert [np.array_equal(said[1], other) for other in said] == [False, True, True, False]
     assert orders[0].order(4).tolist() == [0, 1, 2, 3]
-    assert sorted(orders[1].order(6).tolist()) == list(range(6))
     # the same images given in that order by hand: rows stay with their images
-    by_hand = TDA(Colour()).predict(data, orders[1].order(6), 0).extra["confidence"]
-    assert np.array_equal(by_hand, said[1][orders[1].order(6)])
+    order = orders[1].order(6)
+    assert np.array_equal(TDA(Colour()).predict(noise(), order, 0).extra["confidence"], said[1][order])
 
 
 @pytest.mark.parametrize("views", [1, 10])
-def test_any_error_on_one_image_leaves_the_stream_as_if_it_were_not_there(
-    views: int, monkeypatch: pytest.MonkeyPatch, tmp_path
-) -> None:
+def test_any_error_on_one_image_leaves_the_stream_as_if_it_were_not_there(views, monkeypatch):
     data, method, features = noise(40), TDA(Colour(), views=views, order_seed=3), TDA._features
     rest = method.order(40)[method.order(40) != 20]
     without = TDA(Colour(), views=views).predict(data, rest, 0)
@@ -104,17 +99,10 @@ def test_any_error_on_one_image_leaves_the_stream_as_if_it_were_not_there(
     assert said.status[20] == "error: RuntimeError: CUDA error: out of memory"
     assert np.array_equal(said.prediction[rest], without.prediction)
     assert np.array_equal(said.extra["confidence"][rest], without.extra["confidence"])
-    frame = records.run(method, data, folder=tmp_path, on_error="record")  # and records keep it so
-    assert (frame["status"] != "ok").tolist() == [i == 20 for i in range(40)]
 
 
 @pytest.mark.parametrize("error", [TypeError("no such argument"), RuntimeError("no device")])
-def test_mistakes_in_code_and_errors_on_every_image_are_raised(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*arguments):
-        raise error
-
-    monkeypatch.setattr(TDA, "_seen", broken)
+def test_mistakes_in_code_and_errors_on_every_image_are_raised(error, monkeypatch):
+    monkeypatch.setattr(TDA, "_seen", Mock(side_effect=error))
     with pytest.raises(type(error), match=str(error)):
-        methods.create("tda", Colour()).predict(noise(), SIX, 0)
+        TDA(Colour()).predict(noise(), SIX, 0)

@@ -1,11 +1,10 @@
 """Teachers by name, tag and file, and what is refused before it gives wrong features."""
 
-import json
 import shutil
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.error import HTTPError, URLError
 
 import numpy as np
@@ -18,21 +17,20 @@ from safetensors.torch import load_file
 
 from apm import data as datasets
 from apm import teachers
-from apm.teachers import loading, train, weights
+from apm.teachers import train, weights
 
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "teachers"
 
 
 def test_a_local_checkpoint_loads_exactly_from_every_form_and_in_the_cache(tiny, tiny_config, checkpoint, tmp_path):
     state = tiny.model.state_dict()
-    torch.save(state, tmp_path / "state.pt")
+    torch.save(state, tmp_path / "a=b.pt")
     torch.save({"epoch": 1, "state_dict": state}, tmp_path / "training.pt")
     (tmp_path / "cache" / "teachers").mkdir(parents=True)
     shutil.copy(checkpoint, tmp_path / "cache" / "teachers")
-    for file in (tmp_path / "state.pt", tmp_path / "training.pt", "data/cache/teachers/tiny.safetensors"):
+    for file in (tmp_path / "a=b.pt", tmp_path / "training.pt", "data/cache/teachers/tiny.safetensors"):
         again = teachers.load(str(tiny_config), pretrained=file)
-        assert again.hash == tiny.hash
-        assert all(torch.equal(v, again.model.state_dict()[k]) for k, v in state.items())
+        assert again.hash == tiny.hash  # of every weight
         assert not any(p.requires_grad for p in again.model.parameters())
 
 
@@ -92,86 +90,83 @@ def test_weights_out_of_reach_are_a_clear_error_within_seconds(monkeypatch, tmp_
 
 
 def test_weights_can_be_had_from_the_cache_or_from_a_host_that_answers_with_whatever(monkeypatch, tmp_path):
-    def ask():
+    def ask(error=None):
+        monkeypatch.setattr("urllib.request.urlopen", Mock(side_effect=error))
         weights.check_reachable("x", {"hf_hub": "some/model/w.bin"})
-
-    def answer(error):
-        def urlopen(*_, **__):
-            raise error
-
-        monkeypatch.setattr("urllib.request.urlopen", urlopen)
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    answer(HTTPError("url", 404, "not found", {}, None))
-    ask()
-    answer(URLError("no route"))
+    ask(HTTPError("url", 404, "not found", {}, None))
     with pytest.raises(FileNotFoundError, match="cannot be reached"):
-        ask()
+        ask(URLError("no route"))
     file = tmp_path / "models--some--model" / "snapshots" / "abc" / "w.safetensors"
     file.parent.mkdir(parents=True)
     file.touch()
-    ask()
+    ask(URLError("no route"))
 
 
 # ---- what weights say of themselves
 
 
-class Asked(Exception):
-    """Raised in the place of building a large model, with the options of the factory."""
+class Asked(BaseException):
+    """Raised in the place of building a large model, with the preprocessing asked of the factory."""
 
 
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
     """How a file of a model's weights would be read: (name, tag) -> preprocessing asked of open_clip."""
 
-    def refuse(*_: object, **options: object) -> None:
-        raise Asked(options["force_preprocess_cfg"])
+    def refuse(*_: object, force_preprocess_cfg: object, **__: object) -> None:
+        raise Asked(force_preprocess_cfg)
 
     monkeypatch.setattr(open_clip, "create_model", refuse)
     file = tmp_path / "w.safetensors"
     file.write_bytes(b"")
 
     def ask(name, tag=None):
-        try:
+        with pytest.raises(Asked) as caught:
             teachers.load(name, pretrained=f"{tag}={file}" if tag else file)
-        except ValueError as error:
-            if isinstance(error.__cause__, Asked):
-                return error.__cause__.args[0]
-            raise
-        raise AssertionError("no model was asked for")
+        return caught.value.args[0]
 
     return ask
 
 
-def test_a_file_with_its_tag_is_read_as_the_tag_wants_its_images_and_refused_in_another_activation(asked):
-    assert loading.split_pretrained("ViT-B-16", "openai") == ("openai", None)
-    assert loading.split_pretrained("ViT-B-16", "openai=/a=b.pt") == ("openai", "/a=b.pt")
-    assert loading.split_pretrained("ViT-B-16", "/a=b.pt") == (None, "/a=b.pt")
-    assert asked("ViT-H-14-quickgelu", "dfn5b")["resize_mode"] == "squash"
-    assert asked("ViT-L-14", "laion2b_s32b_b82k")["mean"] == (0.5, 0.5, 0.5)
-    with pytest.raises(ValueError, match="trained with QuickGELU and give wrong features in ViT-B-16: use ViT-B-16-qu"):
-        asked("ViT-B-16", "openai")
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("name", "tag", "beside", "expected"),
+    [
+        ("ViT-H-14-quickgelu", "dfn5b", "", ("resize_mode", "squash")),
+        ("ViT-L-14", "laion2b_s32b_b82k", "", ("mean", (0.5, 0.5, 0.5))),
+        (
+            "ViT-B-16",
+            "openai",
+            "",
+            "trained with QuickGELU and give wrong features in ViT-B-16: use ViT-B-16-quickgelu",
+        ),
+        ("ViT-L-14-336-quickgelu", None, "", None),  # all tags of this model want the same
+        ("ViT-L-14", None, '{"preprocess_cfg": {"mean": [1, 2, 3], "size": 9}}', ("mean", [1, 2, 3])),
+        ("ViT-B-16-quickgelu", None, '{"model_cfg": {}}', r"trained without QuickGELU.*use ViT-B-16$"),
+        ("ViT-B-16", None, '{"model_cfg": {"quick_gelu": true}}', "trained with QuickGELU.*use ViT-B-16-quickgelu"),
+    ],
+)
+def test_a_tag_or_the_configuration_beside_a_file_says_how_it_wants_its_images_and_its_activation(
+    asked, tmp_path, name, tag, beside, expected
+):
+    if beside:
+        (tmp_path / "open_clip_config.json").write_text(beside)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            asked(name, tag)
+    else:
+        found = asked(name, tag)
+        assert expected in found.items() if expected else found == {}
+        assert "size" not in found
 
 
 def test_a_file_alone_is_warned_of_where_the_tags_differ_in_images_or_activation(asked):
     for name, group in (("ViT-L-14", "laion2b_s32b_b82k"), ("ViT-B-16", r"openai[^;]* \(of ViT-B-16-quickgelu\)")):
         with pytest.warns(UserWarning, match=f"does not say how its weights want their images.*{group}.*say TAG="):
             assert asked(name) == {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert asked("ViT-L-14-336-quickgelu") == {}  # all tags of this model want the same
-
-
-def test_the_configuration_beside_a_file_says_how_it_wants_its_images_and_its_activation(asked, tmp_path):
-    beside = tmp_path / "open_clip_config.json"
-    beside.write_text('{"preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "size": 99}, "model_cfg": {}}')
-    assert asked("ViT-L-14") == {"mean": [0.1, 0.2, 0.3]}
-    with pytest.raises(ValueError, match=r"trained without QuickGELU.*use ViT-B-16$"):
-        asked("ViT-B-16-quickgelu")
-    beside.write_text('{"model_cfg": {"quick_gelu": true}}')
-    with pytest.raises(ValueError, match=r"trained with QuickGELU.*use ViT-B-16-quickgelu"):
-        asked("ViT-B-16")
 
 
 # ---- files that are not what they should be
@@ -181,9 +176,8 @@ def test_the_configuration_beside_a_file_says_how_it_wants_its_images_and_its_ac
     ("part", "key", "value"),
     [("vision", "patch_size", 8), ("vision", "width", 24), ("vision", "layers", 2), ("text", "context_length", 30)],
 )
-def test_checkpoints_of_another_architecture_are_refused(tiny_config, checkpoint, configure, part, key, value):
-    own = json.loads(tiny_config.read_text())[f"{part}_cfg"]
-    path, _ = configure(f"{part}-{key}", **{f"{part}_cfg": {**own, key: value}})
+def test_checkpoints_of_another_architecture_are_refused(checkpoint, configure, part, key, value):
+    path, _ = configure(f"{part}-{key}", **{f"{part}_cfg": {key: value}})
     with pytest.raises(ValueError, match=r"architecture"):
         teachers.load(str(path), pretrained=checkpoint)
 
@@ -205,11 +199,14 @@ def test_model_configurations_are_checked(tiny_config, tmp_path):
     (tmp_path / "a.json").write_text("{")
     (tmp_path / "b.json").write_text('{"embed_dim": 3}')
     shutil.copy(tiny_config, tmp_path / "ViT-B-32.json")
-    for name, message in (("a", "no JSON"), ("b", "lacks vision_cfg, text_cfg"), ("ViT-B-32", "is taken")):
-        with pytest.raises(ValueError, match=message):
+    for name, error, message in (
+        ("a", ValueError, "no JSON"),
+        ("b", ValueError, "lacks vision_cfg, text_cfg"),
+        ("ViT-B-32", ValueError, "is taken"),
+        ("c", FileNotFoundError, r"c\.json"),
+    ):
+        with pytest.raises(error, match=message):
             teachers.load(str(tmp_path / f"{name}.json"), pretrained="x.pt")
-    with pytest.raises(FileNotFoundError, match=r"c\.json"):
-        teachers.load(str(tmp_path / "c.json"), pretrained="x.pt")
 
 
 # ---- weights with a card
@@ -219,13 +216,10 @@ def test_the_teacher_of_mini_is_the_shipped_one_in_float32_with_the_rounded_valu
     teacher, digits = teachers.load("mini"), datasets.load("digits-test")
     stored = load_file(str(SHIPPED / "mini.safetensors"))
     for key, value in teacher.model.state_dict().items():
-        assert value.dtype == torch.float32
-        assert torch.equal(value, stored[key].float())
+        torch.testing.assert_close(value, stored[key].float(), rtol=0, atol=0)
     said = yaml.safe_load((SHIPPED / "mini.yaml").read_text())
     assert 100 * train.accuracy(teacher, digits) == pytest.approx(said["accuracy"]["digits-test"], abs=0.3)
     assert teacher.grid == (8, 8)
-    for template in digits.templates:  # every prompt works
-        assert train.accuracy(teacher, replace(digits, templates=(template,))) >= 0.95
 
 
 def test_a_teacher_that_was_cut_off_changed_or_lost_is_said(tmp_path, monkeypatch):
@@ -244,16 +238,13 @@ def test_a_teacher_that_was_cut_off_changed_or_lost_is_said(tmp_path, monkeypatc
         teachers.load("mini")
 
 
+@pytest.mark.filterwarnings("error")
 def test_other_weights_than_those_of_the_card_of_their_name_are_said(tiny_config, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "SHIPPED", tmp_path)
-    held = load_file(str(checkpoint))
-    card = tmp_path / "tiny.yaml"
-    card.write_text(yaml.safe_dump({"weights_sha256": weights.weights_sha256(held)}))
-    other = tmp_path / "elsewhere" / "tiny.safetensors"
+    held, other = load_file(str(checkpoint)), tmp_path / "elsewhere" / "tiny.safetensors"
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"weights_sha256": weights.weights_sha256(held)}))
     teachers.save(held, other, {"another": "note"})  # the same weights in another file
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        teachers.load(str(tiny_config), pretrained=other)
+    teachers.load(str(tiny_config), pretrained=other)
     teachers.save({key: value * 2 for key, value in held.items()}, other, {})
     with pytest.warns(UserWarning, match="not the weights that the committed results were made with"):
         teachers.load(str(tiny_config), pretrained=other)

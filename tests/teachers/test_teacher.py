@@ -25,8 +25,8 @@ def noise(*sizes):
 
 def test_transform_is_open_clips_own_image_by_image_and_refuses_what_is_none(tiny):
     own = open_clip.transform.image_transform_v2(tiny.preprocess_config, is_train=False)
-    for images in (noise(*[(16, 16)] * 5), noise((16, 16), (40, 23), (7, 9))):
-        assert torch.equal(tiny.transform(images), torch.stack([own(Image.fromarray(i)) for i in images]))
+    images = noise((16, 16), (40, 23), (7, 9))
+    assert torch.equal(tiny.transform(images), torch.stack([own(Image.fromarray(i)) for i in images]))
     for bad in (np.zeros((2, 8, 8, 3)), np.zeros((2, 8, 8), np.uint8), [], np.zeros((2, 8, 8, 4), np.uint8)):
         with pytest.raises(ValueError, match="expected"):
             tiny.transform(bad)
@@ -49,9 +49,7 @@ def test_many_pixels_are_transformed_by_threads_with_the_same_result(monkeypatch
     monkeypatch.setattr(seen, "LARGE", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert torch.equal(teachers.student_images(images, 32), one_by_one)
-    squashed = teachers.student_images(images, 32, resize_mode="squash")
-    assert squashed.shape == one_by_one.shape
-    assert not torch.equal(squashed, one_by_one)
+    assert not torch.equal(teachers.student_images(images, 32, resize_mode="squash"), one_by_one)
 
 
 # ---- encoding
@@ -79,22 +77,20 @@ def test_feature_is_open_clips_own_and_tokens_are_projected_into_its_space_in_gr
 
 
 def test_mean_of_tokens_is_the_feature_of_a_tower_that_pools_by_mean(configure):
-    path, model = configure("mean", vision_cfg={"image_size": 16, "patch_size": 4, "width": 16, "layers": 1,
-                                                "head_width": 8, "pool_type": "avg"})  # fmt: skip
+    path, model = configure("mean", vision_cfg={"pool_type": "avg"})
     teacher = teachers.Teacher("mean", model, open_clip.get_tokenizer(path.stem), {})
     result = teacher.encode(torch.randn(2, 3, 16, 16), tokens=True)
     torch.testing.assert_close(result.tokens.mean(dim=(1, 2)), result.feature)
 
 
-COCA_TEXT = {"context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+TEXT = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 COCA = {
     "custom_text": True,
     "vision_cfg": {
-        "image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8,
-        "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True,
+        "image_size": 32, "patch_size": 8, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True,
     },
-    "text_cfg": {**COCA_TEXT, "embed_cls": True, "output_tokens": True},
-    "multimodal_cfg": {**COCA_TEXT, "attn_pooler_heads": 2},
+    "text_cfg": {**TEXT, "embed_cls": True, "output_tokens": True},
+    "multimodal_cfg": {**TEXT, "attn_pooler_heads": 2},
 }  # fmt: skip
 RESNET = {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}}
 
@@ -110,18 +106,16 @@ def test_towers_whose_tokens_have_no_places_classify_and_say_so(configure, name,
         teacher.encode(torch.randn(2, 3, 32, 32), tokens=True)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp64"])
-def test_other_precisions_are_close_and_return_float32(tiny, tiny_config, checkpoint, some_digits, precision):
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 1e-2), ("fp16", 1e-2), ("fp64", 1e-5)])
+def test_other_precisions_are_close_and_return_float32(tiny, tiny_config, checkpoint, few, precision, tolerance):
+    def said(teacher):
+        encoding = teacher.encode(tiny.transform(few.images[:8]), tokens=True)
+        return encoding.feature, encoding.tokens, teacher.text_features(("cat",), ("a {}",))
+
     other = teachers.load(str(tiny_config), pretrained=checkpoint, precision=precision)
-    images = tiny.transform(some_digits.images[:8])
-    found, single = (teacher.encode(images, tokens=True) for teacher in (other, tiny))
-    tolerance = 1e-5 if precision == "fp64" else 1e-2
-    for own, expected in ((found.feature, single.feature), (found.tokens, single.tokens)):
+    for own, expected in zip(said(other), said(tiny), strict=True):
         assert own.dtype == torch.float32
         assert F.cosine_similarity(own, expected, dim=-1).min() > 1 - tolerance
-    texts = (("cat",), ("a {}",))
-    assert other.text_features(*texts).dtype == torch.float32
-    assert (other.text_features(*texts) @ tiny.text_features(*texts).T).item() > 1 - tolerance
 
 
 # ---- text and probabilities
@@ -160,18 +154,9 @@ def test_impossible_prompts_are_refused(tiny):
 
 
 SIGLIP = {
-    "embed_dim": 192,
-    "init_logit_bias": -10,
-    "custom_text": True,
-    "vision_cfg": {
-        "image_size": 224, "timm_model_name": "vit_tiny_patch16_224", "timm_model_pretrained": False, "timm_pool": "map",
-        "timm_proj": "none",
-    },
-    "text_cfg": {
-        "context_length": 16, "vocab_size": 300, "hf_tokenizer_name": "apm/no-such-tokenizer",
-        "tokenizer_kwargs": {"clean": "canonicalize"}, "width": 192, "heads": 2, "layers": 1, "no_causal_mask": True,
-        "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-06},
-    },
+    "embed_dim": 192, "init_logit_bias": -10, "custom_text": True,
+    "vision_cfg": {"image_size": 224, "timm_model_name": "vit_tiny_patch16_224", "timm_pool": "map", "timm_proj": "none"},
+    "text_cfg": {"context_length": 16, "vocab_size": 300, "hf_tokenizer_name": "apm/no-such-tokenizer", "width": 192},
 }  # fmt: skip
 
 
@@ -200,13 +185,10 @@ def test_siglip_with_its_bias_where_probabilities_are(siglip, monkeypatch):
     monkeypatch.setattr(loading, "find_spec", lambda name: name)
     monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: Bytes())
     teacher = teachers.load(**siglip)
-    image = F.normalize(teacher.encode(torch.randn(3, 3, 224, 224)).feature, dim=-1)
-    scores = image @ teacher.text_features(("cat", "dog"), ("a {}",)).T
-    assert teacher.logit_bias == -10
-    with torch.no_grad():
-        theirs = scores * teacher.model.logit_scale.exp() + teacher.model.logit_bias
+    scores = torch.tensor([[0.1, 0.3], [0.0, -0.2]])
+    theirs = scores * teacher.model.logit_scale.detach().exp() - 10
     torch.testing.assert_close(teacher.probabilities(scores), theirs.sigmoid())
-    assert torch.equal(teacher.probabilities(scores).argmax(-1), scores.argmax(-1))
+    assert teacher.text_features(("cat", "dog"), ("a {}",)).shape == (2, 192)
     with pytest.raises(ValueError, match="has 18 tokens, the text tower reads 16"):
         teacher.text_features(("a long long cat",), ("a {}",))
     with pytest.raises(ValueError, match="has no patch tokens"):

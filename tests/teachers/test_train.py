@@ -11,11 +11,10 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from trees import uniform
 
 from apm import data as datasets
 from apm import teachers
@@ -44,25 +43,14 @@ def test_training_is_bit_identical_for_a_seed_and_leaves_torch_as_it_was(few, ti
     assert not torch.equal(first["visual.proj"], other["visual.proj"])
 
 
-def test_training_lowers_the_loss_and_changes_only_token_embeddings_of_the_captions(few, tiny_config):
-    config = replace(QUICK, model=str(tiny_config), epochs=12, learning_rate=3e-3)
-    weights = train.train(few, config)
-    start = train.train(few, replace(config, epochs=1, learning_rate=1e-12))
-    moved = (weights["token_embedding.weight"] - start["token_embedding.weight"]).abs().amax(dim=1) > 1e-6
-    tokenizer = open_clip.get_tokenizer(tiny_config.stem)
-    used = torch.cat([tokenizer(texts) for texts in train.captions(few)]).unique()
-    assert set(torch.nonzero(moved).flatten().tolist()) <= set(used.tolist())
-    assert moved.sum() > 20
-
-    def loss(state):
-        model = open_clip.create_model(tiny_config.stem)
-        model.load_state_dict(state)
-        teacher = teachers.Teacher("x", model, tokenizer, {"embed_dim": 16})
-        image = F.normalize(teacher.encode(teacher.transform(few.images)).feature, dim=-1)
-        scores = teacher.logit_scale * image @ teacher.text_features(few.classnames, few.templates).T
-        return F.cross_entropy(scores, torch.tensor(few.labels)).item()
-
-    assert loss(weights) < 0.9 * loss(start)
+def test_training_changes_only_token_embeddings_of_the_captions(few, tiny_config):
+    config = replace(QUICK, model=str(tiny_config))
+    still, moved = (train.train(few, replace(config, learning_rate=rate)) for rate in (1e-12, 3e-3))
+    key = "token_embedding.weight"
+    changed = set(torch.nonzero((moved[key] - still[key]).abs().amax(dim=1) > 1e-6).flatten().tolist())
+    used = torch.cat([open_clip.get_tokenizer(tiny_config.stem)(texts) for texts in train.captions(few)]).unique()
+    assert changed <= set(used.tolist())
+    assert len(changed) > 20
 
 
 def test_the_convolutional_teacher_of_cifar10_trains_and_loads_like_any_other(few, tmp_path):
@@ -82,10 +70,9 @@ def test_the_convolutional_teacher_of_cifar10_trains_and_loads_like_any_other(fe
 def test_every_group_of_a_batch_holds_one_image_per_class_and_passes_are_complete():
     labels = torch.tensor([0] * 7 + [1] * 5 + [2] * 6)
     batches = train._balanced(labels, 3, 2, torch.Generator().manual_seed(0))
-    drawn = [next(batches) for _ in range(5)]
-    for batch in drawn:
-        assert labels[batch].tolist() == [0, 1, 2, 0, 1, 2]
-    second = [int(i) for batch in drawn for i in batch if labels[i] == 1]
+    drawn = torch.stack([next(batches) for _ in range(5)])
+    assert labels[drawn].tolist() == 5 * [[0, 1, 2, 0, 1, 2]]
+    second = drawn[labels[drawn] == 1].tolist()
     assert sorted(second[:5]) == sorted(second[5:]) == [7, 8, 9, 10, 11]
 
 
@@ -101,12 +88,11 @@ def test_augmentation_of_nothing_is_the_identity_and_mirrors_on_request():
     assert (moved - images).abs().amax(dim=(1, 2, 3)).min() > 0.1
 
 
-def test_captions_say_words_and_numerals_and_nothing_of_print(few):
+def test_captions_say_words_and_numerals(few):
     per_class = train.captions(few)
     assert {"a photo of the number seven.", "a photo of the number 7."} <= set(per_class[7])
     assert len({len(c) for c in per_class}) == 1
     assert len(set(per_class[3])) == len(per_class[3]) >= 2 * len(prompts.DIGITS)
-    assert not any("print" in text for texts in per_class for text in texts)
 
 
 def test_the_recipe_is_made_of_all_functions_that_train():
@@ -132,10 +118,8 @@ def test_impossible_trainings_are_refused(few, tiny_config):
 
 
 def test_the_command_trains_on_a_folder_and_prints_the_held_out_accuracy(tiny_config, tmp_path, capsys):
-    for name, value in (("dark", 30), ("light", 220)):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for i in range(6):
-            Image.new("RGB", (20 + i, 18), (value + i,) * 3).save(tmp_path / "data" / name / f"{i}.png")
+    for i in range(12):
+        uniform(tmp_path / "data" / ("dark", "light")[i % 2] / f"{i}.png", (30, 220)[i % 2] + i)
     data, out = f"folder:{tmp_path / 'data'}", tmp_path / "out.safetensors"
     common = ["--model", str(tiny_config), "--epochs", "2", "--flip", "0.5"]
     assert train.main(["--data", data, *common, "--out", str(out), "--test", data]) == 0
@@ -196,9 +180,7 @@ def test_a_shipped_teacher_is_what_its_card_says(card):
         assert json.loads(stored.metadata()["apm"])["settings"] == said["settings"]
 
 
-def test_it_trains_where_there_is_none_and_where_settings_or_images_differ_and_not_otherwise(
-    project, monkeypatch, capsys
-):
+def test_it_trains_where_there_is_none_and_where_anything_differs_and_not_otherwise(project, monkeypatch, capsys):
     trained = []
 
     def run(options, out):
@@ -213,7 +195,7 @@ def test_it_trains_where_there_is_none_and_where_settings_or_images_differ_and_n
     assert out == project / "cache" / "teachers" / "apm-cifar10.safetensors"
     assert (config.model, config.epochs) == ("apm-cifar10", 8)
     settings = project / "profiles" / "digits" / "teacher.yaml"
-    assert [make("digits") for _ in range(2)] == [0, 0]
+    assert make("digits") == make("digits") == 0
     assert len(trained) == 2
     assert "up to date: " in capsys.readouterr().out
     for before, after, said in (
@@ -252,26 +234,29 @@ def test_slow_training_anew_is_compared_with_the_shipped_one(capsys):
 
 
 def test_a_teacher_is_frozen_with_its_card_or_over_the_limit_as_its_card_alone(project, monkeypatch, capsys):
-    monkeypatch.setattr(weights, "SHIPPED", project / "cards")
-    (project / "cards").mkdir()
-    source = untrained(project / "digits.safetensors")
-    monkeypatch.setattr(train, "LARGEST", 1000)
-    assert make("digits", "--freeze", str(source)) == 0
-    assert [path.name for path in (project / "cards").iterdir()] == ["digits.yaml"]
-    said = yaml.safe_load((project / "cards" / "digits.yaml").read_text())
-    assert said["accuracy"] == {"digits-test": pytest.approx(98, abs=0.3), "images": 899}
-    assert said["weights_sha256"] == weights.weights_sha256(load_file(str(source)))
-    monkeypatch.setattr(train, "LARGEST", 10_000_000)
-    assert make("digits", "--freeze", str(source)) == 0
-    said = yaml.safe_load((project / "cards" / "digits.yaml").read_text())
-    assert said["sha256"] == sha256_file(project / "cards" / "digits.safetensors")
-    assert said["settings"]["epochs"] == 2
-    monkeypatch.setattr(train, "LARGEST", 1000)
-    assert make("digits", "--freeze", str(source)) == 1
+    cards, source = project / "cards", untrained(project / "digits.safetensors")
+    monkeypatch.setattr(weights, "SHIPPED", cards)
+    cards.mkdir()
+
+    def freeze(largest: int) -> int:
+        monkeypatch.setattr(train, "LARGEST", largest)
+        return make("digits", "--freeze", str(source))
+
+    def said() -> dict:
+        return yaml.safe_load((cards / "digits.yaml").read_text())
+
+    assert freeze(1000) == 0
+    assert [path.name for path in cards.iterdir()] == ["digits.yaml"]
+    assert said()["accuracy"] == {"digits-test": pytest.approx(98, abs=0.3), "images": 899}
+    assert said()["weights_sha256"] == weights.weights_sha256(load_file(str(source)))
+    assert freeze(10_000_000) == 0
+    assert said()["sha256"] == sha256_file(cards / "digits.safetensors")
+    assert said()["settings"]["epochs"] == 2
+    assert freeze(1000) == 1
     assert "too large to take its place" in capsys.readouterr().err
     settings = project / "profiles" / "digits" / "teacher.yaml"
     settings.write_text(settings.read_text().replace("digits-train", "digits-test"))
-    assert make("digits", "--freeze", str(source)) == 1
+    assert freeze(1000) == 1
     assert "trained on other images" in capsys.readouterr().err
 
 
