@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from apm import lockstep, model, ttt
-from apm.analysis import numbers, verify
 from apm.data import published
 from apm.experiments import compute, cost_tables
 from apm.experiments.compute import student_cost, tower_cost
@@ -28,9 +27,7 @@ CONFIGS = {
 }
 
 
-def student_formula(
-    config: model.APMConfig, columns: int | None = None, *, formulation: str = "plain", part: str = "all"
-) -> int:
+def student_formula(config, columns: int | None = None, *, formulation: str = "plain", part: str = "all") -> int:
     """The operations of `student_cost(...).forward`, from the sizes of the layers: a second way to the same number."""
     n, (h, w), d, last = columns or config.locations, config.grid, config.width, config.hidden[-1]
     mlp = [a * b for a, b in itertools.pairwise((config.query_width, *config.hidden))]
@@ -82,9 +79,7 @@ def test_parts_of_the_student_by_hand() -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("fold", ["mean", "attention"])
-def test_the_test_time_training_run_itself_does_what_the_costs_say(
-    precision: str, fold: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_test_time_training_run_itself_does_what_the_costs_say(precision: str, fold: str, monkeypatch) -> None:
     config = ttt.TTTConfig(student=replace(SMALL, fold=fold), iterations=3, precision=precision)
     operations, found = compute.ttt_run(config)
     step = student_cost(config.student, formulation="factorised")
@@ -210,11 +205,11 @@ def test_times_are_scaled_to_the_whole_grid(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_time_of_a_run_is_start_iterations_and_the_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """An iteration is forward, backward and Adam; the last look is one more forward pass."""
-    done: list[str] = []
-    objective = ttt.objective
+    done, reads, objective = [], itertools.count(1), ttt.objective
     monkeypatch.setattr(ttt, "objective", lambda *a, **k: (done.append("forward"), objective(*a, **k))[1])
-    monkeypatch.setattr(compute.time, "perf_counter", lambda: float(len(done)))  # a clock that counts forward passes
-    assert list(compute.time_ttt(ttt.TTTConfig(student=SMALL, iterations=4)).values()) == [0.0, 1.0, 3, 1.0]
+    # a clock that counts forward passes, and ten for every reading
+    monkeypatch.setattr(compute.time, "perf_counter", lambda: float(len(done) + 10 * next(reads)))
+    assert list(compute.time_ttt(ttt.TTTConfig(student=SMALL, iterations=4)).values()) == [10, (3 + 10) / 3, 3, 11]
     with pytest.raises(ValueError, match="at least 2 are needed, found 1"):
         compute.time_ttt(ttt.TTTConfig(student=SMALL, iterations=1))
     with pytest.raises(ValueError, match=f"on cuda warm up: at least {lockstep.WARM_UP + 2} are needed, found 4"):
@@ -222,18 +217,13 @@ def test_time_of_a_run_is_start_iterations_and_the_last_look(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_bfloat16_is_timed_only_where_it_is_computed_and_its_empty_row_fails_no_verification(
-    has: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bfloat16_is_timed_only_where_it_is_computed(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has, raising=False)
     config = ttt.TTTConfig(student=SMALL, iterations=2)
     rows = {p: compute.time_ttt(replace(config, precision=p)) for p in ("float32", "bfloat16")}
     assert [compute.emulated(p, "cpu") for p in rows] == [False, not has]
     assert [row["iterations timed"] for row in rows.values()] == [1, int(has)]
     assert np.isnan(rows["bfloat16"]["iteration (s)"]) == (not has)
-    found = numbers.tidy(pd.DataFrame.from_dict(rows, orient="index"), "04_run_times", kinds="cost")
-    elsewhere = numbers.tidy(pd.DataFrame(1.5, rows, rows["float32"]), "04_run_times", kinds="cost")
-    assert set(verify.compare(elsewhere, found)["status"]) == {"cost"}
     assert f"{torch.get_num_threads()} thread" in compute.hardware("cpu")
 
 
