@@ -175,6 +175,7 @@ def test_footer_says_what_applies_and_no_more(two):
     text = footer(zero_shot(two[two["severity"] == 0]), notes=["Prompts: one template."])
     assert text.startswith("n = 20 images. Accuracy")
     assert "Prompts: one template. Made from" in text
+    assert "images per condition, seeds 0, 1." in footer(pd.concat([two, two.assign(seed=1)]))
     ordered = [two, two.assign(method="TDA"), two.assign(method="TDA", seed=1)]
     assert "images per condition; TDA: seeds 0, 1. " in footer(pd.concat(ordered))
 
