@@ -65,8 +65,9 @@ def run(
         tables = {key: table for key, table in tables.items() if not shards.failures(table, "error:")}
     if missing := [shard for shard in planned if shard.key not in tables]:
         job = shards.Job(method, dataset, int(seed), teacher_method, on_error)
-        for part in filter(None, (method, teacher_method)):  # outside the measured time, once where many processes work
-            part.prepare(job.hidden)
+        for part in (method, teacher_method):  # outside the measured time, once where many processes work
+            if hasattr(part, "prepare"):
+                part.prepare(job.hidden)
         client = cluster.current()
         here = ((shard, job.make(shard)) for shard in missing)
         made = here if client is None else cluster.compute(client, missing, job)

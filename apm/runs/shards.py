@@ -101,14 +101,15 @@ def plan(
         "templates": project.sha256_of(list(dataset.templates)),
         "method": method.name,
         "settings": method.settings(),
-        "method data": method.data_identity(dataset),
+        # the other students of ablations are no `Method`: they read no other data and prepare nothing
+        "method data": getattr(method, "data_identity", lambda _: None)(dataset),
         "teacher": None if teacher_method is None else teacher_method.settings(),
         "seed": int(seed),
         "modules": modules,
         "code": code_version(tuple(modules)),
     }
     condition = dataset.corruption if dataset.severity == 0 else f"{dataset.corruption}-{dataset.severity}"
-    size, planned = n if method.online else shard_size, []
+    size, planned = n if getattr(method, "online", False) else shard_size, []
     for positions in np.split(np.arange(n), np.arange(size, n, size)):
         key = project.sha256_of({**settings, "samples": indices[positions].tolist()})
         parts = (dataset.name, condition, method.name, f"seed{int(seed)}", f"{positions[0]:06d}")
@@ -176,7 +177,7 @@ class Job:
             if type(error).__name__ == "OutOfMemoryError":  # of torch, which this module does without
                 raise
             reason = f"{type(error).__name__}: {error}"
-            if self.method.online:
+            if getattr(self.method, "online", False):
                 return self.without_unreadable(positions, reason, error)
             if len(positions) == 1:
                 return [(positions, self.failure(positions, reason, error))]

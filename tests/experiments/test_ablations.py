@@ -1,8 +1,8 @@
 """Ablations: lines are checked before anything runs, equal settings run once, every number is what it says."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from fakes import FakeTeacher
 from apm import methods, teachers, ttt
 from apm.analysis import numbers, stats, verify
 from apm.analysis.numbers import Number
-from apm.data import Dataset, UnreadableImage, published
+from apm.data import UnreadableImage, published
 from apm.experiments import ablations
 from apm.experiments.other_students import OneSampleStudent
 from apm.ttt import TTTConfig
@@ -23,23 +23,15 @@ COMMON = {"seeds": [0, 7, 42], "student": STUDENT, "training": {"iterations": 12
 
 
 @pytest.fixture(scope="module")
-def teacher() -> Iterator[FakeTeacher]:
+def teacher():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teachers, "features", lambda teacher, dataset: teacher.features(dataset))
-        patch.setattr(
-            teachers, "features_at", lambda teacher, dataset, at: torch.as_tensor(teacher.features(dataset)[at])
-        )
+        patch.setattr(teachers, "features_at", lambda teacher, data, at: torch.as_tensor(teacher.features(data)[at]))
         yield FakeTeacher()
 
 
 @pytest.fixture(scope="module")
-def data() -> Dataset:
-    images = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
-    return Dataset("toy", images, np.arange(12) % 3, ("ant", "bee", "cow"), ("a {}",), "f" * 64, np.arange(12))
-
-
-@pytest.fixture(scope="module")
-def rows(teacher: FakeTeacher, data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+def rows(teacher, data, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     lines = [
         line(),
         line(name="slow", training={"learning_rate": 1e-5}),
@@ -63,7 +55,6 @@ def line(**options: object) -> dict:
         ([line(), line()], r"\(base\): the name 'base' is used twice"),
         (["L_cls"], r"ablation 1: expected \{part: ..., name: ..., ...\}, found str 'L_cls'"),
         ([line(training=3)], r"ablation 1 \(base\): Ablation: training: expected a mapping, found 3"),
-        ([line(training={"iterations": "3"})], r"\(base\): training.iterations: expected a whole number, found '3'"),
         ([line(against="bse"), line(name="b")], r"\(base\): unknown line to compare with 'bse'. Known: b"),
         ([line(against="base")], r"\(base\): unknown line to compare with 'base'"),
         ([line(published="Lcls only")], r"published: expected a list of 2, each text or null, found 'Lcls only'"),
@@ -74,10 +65,10 @@ def test_a_line_that_cannot_be_meant_is_refused_by_number_and_name(lines: list, 
         ablations.parse(lines)
 
 
-def test_a_broken_line_is_named_with_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_line_is_named_with_its_file(tmp_path, monkeypatch) -> None:
     for folder in ("profiles/mini", "notebooks"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "profiles/mini/common.yaml").write_text("")
+    (tmp_path / "profiles/mini/common.yaml").touch()
     (tmp_path / "profiles/mini/a.b.yaml").write_text("- {part: a, nme: b}")
     monkeypatch.setenv("APM_ROOT", str(tmp_path))
     with pytest.raises(ValueError, match=r"profiles/mini/a\.b\.yaml: ablation 1"):
@@ -98,22 +89,19 @@ def test_a_broken_line_is_named_with_its_file(tmp_path: Path, monkeypatch: pytes
         ({"size": 64}, r"size and init are options of other networks"),
         ({"samples": 3}, r"samples must be 10 \(for an interval\) to 12, found 3"),
         ({"samples": 99}, r"to 12, found 99"),
-        ({"seeds": [0, 1]}, "at least 3 different seeds"),
         ({"seeds": [0, 0, 1]}, "at least 3 different seeds"),
     ],
 )
 def test_options_that_do_not_exist_or_do_not_fit_are_errors_before_anything_runs(
-    options: dict, message: str, teacher: FakeTeacher, data: Dataset, tmp_path: Path
+    options: dict, message: str, teacher, data, tmp_path: Path
 ) -> None:
-    common = {name: options.pop(name, value) for name, value in COMMON.items() if name == "seeds"}
+    common = {**COMMON, "seeds": options.pop("seeds", COMMON["seeds"])}
     with pytest.raises(ValueError, match=message):
-        ablations.run(ablations.parse([line(**options)]), teacher, data, folder=tmp_path, **{**COMMON, **common})
+        ablations.run(ablations.parse([line(**options)]), teacher, data, folder=tmp_path, **common)
     assert not list(tmp_path.iterdir())
 
 
-def test_lines_with_equal_settings_share_one_run_and_every_line_says_what_it_is(
-    rows: pd.DataFrame, teacher: FakeTeacher
-) -> None:
+def test_lines_with_equal_settings_share_one_run_and_every_line_says_what_it_is(rows, teacher) -> None:
     assert rows.groupby("variant").size().to_dict() == {"base": 36, "slow": 36, "again": 36, "vector": 36, "few": 30}
     shards = rows.groupby("variant")["shard"].unique()
     assert set(shards["base"]) == set(shards["again"])
@@ -128,7 +116,7 @@ def test_lines_with_equal_settings_share_one_run_and_every_line_says_what_it_is(
 
 
 @pytest.mark.parametrize("k", [None, 3, 5])
-def test_every_number_is_recomputed_from_the_records(rows: pd.DataFrame, k: int | None) -> None:
+def test_every_number_is_recomputed_from_the_records(rows, k: int | None) -> None:
     table = ablations.after(rows, "base", k).droplevel("part")
     assert ("few" in table.index) == (k != 5)  # it has 3 updates
     parts = {variant: own.set_index(["sample", "seed"]) for variant, own in rows.groupby("variant")}
@@ -155,7 +143,7 @@ def test_every_number_is_recomputed_from_the_records(rows: pd.DataFrame, k: int 
     assert k == 5 or table.loc["few", "compared with"] == "base, k = 3"
 
 
-def test_bad_requests(rows: pd.DataFrame) -> None:
+def test_bad_requests(rows) -> None:
     with pytest.raises(ValueError, match=r"unknown variant 'bse'.*Did you mean 'base'"):
         ablations.after(rows, "bse")
     with pytest.raises(ValueError, match="no variant was trained for 99 iterations"):
@@ -167,7 +155,7 @@ def test_bad_requests(rows: pd.DataFrame) -> None:
         ablations.after(unseen, "base", 3)
 
 
-def test_a_seed_on_which_many_images_fail_widens_the_interval(rows: pd.DataFrame) -> None:
+def test_a_seed_on_which_many_images_fail_widens_the_interval(rows) -> None:
     """Three seeds of which one fails on half its images are no 36 independent images."""
     own = rows[rows["variant"] == "base"].assign(teacher_prediction=rows["label"])
     one_seed = own["seed"].eq(42) & own["sample"].isin(range(6))
@@ -207,9 +195,7 @@ def test_three_outcomes_none_of_which_hangs_on_one_image() -> None:  # one image
     assert found == ["below", *["not told apart"] * 3, "above"]
 
 
-def test_a_run_of_k_updates_is_the_beginning_of_a_longer_one(
-    rows: pd.DataFrame, teacher: FakeTeacher, data: Dataset, tmp_path: Path
-) -> None:
+def test_a_run_of_k_updates_is_the_beginning_of_a_longer_one(rows, teacher, data, tmp_path) -> None:
     own = rows[rows["variant"] == "base"]
     table = ablations.over_iterations(own, [3, 12])
     short = ablations.parse([line(name="short", training={"iterations": 3})])
@@ -223,7 +209,7 @@ def test_a_run_of_k_updates_is_the_beginning_of_a_longer_one(
     assert pd.isna(step["k = 12"])
 
 
-def test_how_close_students_come_is_read_from_their_features(teacher: FakeTeacher, data: Dataset) -> None:
+def test_how_close_students_come_is_read_from_their_features(teacher, data) -> None:
     few = data.subset(np.arange(4))
     config = methods.training_config(teacher, STUDENT, {"iterations": 40, "learning_rate": 2e-2})
     table = ablations.towards_target(teacher, few, config, [0, 40])
@@ -239,18 +225,16 @@ def test_how_close_students_come_is_read_from_their_features(teacher: FakeTeache
 
 
 def test_published_cells_come_from_the_file_and_unknown_ones_are_errors() -> None:
-    cells = {"base": ["Lcls only", "CIFAR-10"], "r": ["ResNet18", "CIFAR-10"], "n": None}
-    lines = ablations.parse([line(name=name, published=cell) for name, cell in cells.items()])
-    found = ablations.published_cells(lines, published.load("table5"))
-    assert found == {"base": Number(94.2, kind="published"), "r": "text: ResNet18 > ResNet34"}
-    wrong = ablations.parse([line(published=["Lcls", "CIFAR-10"])])
+    def found(cell: list[str] | None) -> dict:
+        return ablations.published_cells(ablations.parse([line(published=cell)]), published.load("table5"))
+
+    assert found(["Lcls only", "CIFAR-10"]) == {"base": Number(94.2, kind="published")}
+    assert (found(["ResNet18", "CIFAR-10"]), found(None)) == ({"base": "text: ResNet18 > ResNet34"}, {})
     with pytest.raises(ValueError, match=r"unknown published cell of ablation 'base' \('Lcls', 'CIFAR-10'\)"):
-        ablations.published_cells(wrong, published.load("table5"))
+        found(["Lcls", "CIFAR-10"])
 
 
-def test_a_line_can_have_a_dataset_of_its_own_and_no_step_to_the_base(
-    teacher: FakeTeacher, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_can_have_a_dataset_of_its_own_and_no_step_to_the_base(teacher, data, tmp_path, monkeypatch) -> None:
     other = replace(data, name="other", labels=np.roll(data.labels, 1), fingerprint="e" * 64)
     sets = {"other": other, "toy": data.subset(np.arange(10))}
     monkeypatch.setattr(ablations, "load_dataset", sets.get)
@@ -270,7 +254,7 @@ def test_a_line_can_have_a_dataset_of_its_own_and_no_step_to_the_base(
     assert pd.isna(table.loc["elsewhere", "difference"])
 
 
-def test_what_moved_counts_runs_and_not_lines(rows: pd.DataFrame) -> None:
+def test_what_moved_counts_runs_and_not_lines(rows) -> None:
     table = ablations.after(rows, "base")
     wide, far = (Number(v, v - 4, v + 4, 48, "points", "difference") for v in (0.0, -20.0))
     for variant, cell in {"base": wide, "slow": far, "again": far, "vector": wide, "few": wide}.items():
@@ -281,23 +265,19 @@ def test_what_moved_counts_runs_and_not_lines(rows: pd.DataFrame) -> None:
     assert found["of them p (Holm) < 0.05"] == 1
 
 
-def test_where_the_feature_is_the_mean_of_the_tokens_their_cosine_is_one(data: Dataset) -> None:
-    class Pooling:
-        grid: tuple[int, int] | None = (2, 2)
-        transform = staticmethod(lambda pictures: torch.as_tensor(np.stack(pictures)).float())
+@pytest.mark.parametrize(("grid", "cosine"), [((2, 2), 1.0), (None, np.nan)])
+def test_where_the_feature_is_the_mean_of_the_tokens_their_cosine_is_one(data, grid, cosine: float) -> None:
+    def encode(images: torch.Tensor, *, tokens: bool) -> teachers.Encoding:
+        found = images.flatten(1)[:, :16].unflatten(1, (2, 2, 4))
+        return teachers.Encoding(3 * found.mean(dim=(1, 2)), found)
 
-        def encode(self, images: torch.Tensor, *, tokens: bool) -> teachers.Encoding:
-            found = images.flatten(1)[:, :16].unflatten(1, (2, 2, 4))
-            return teachers.Encoding(3 * found.mean(dim=(1, 2)), found)
-
-    teacher = Pooling()
-    assert float(ablations.feature_and_tokens(teacher, data)) == pytest.approx(1.0)  # type: ignore[arg-type]
-    teacher.grid = None
-    assert np.isnan(float(ablations.feature_and_tokens(teacher, data)))  # type: ignore[arg-type]
+    transform = lambda pictures: torch.as_tensor(np.stack(pictures)).float()  # noqa: E731
+    teacher = SimpleNamespace(grid=grid, transform=transform, encode=encode)
+    assert float(ablations.feature_and_tokens(teacher, data)) == pytest.approx(cosine, nan_ok=True)
 
 
 def test_an_image_that_cannot_be_read_stops_or_is_recorded_as_the_profile_says(
-    teacher: FakeTeacher, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher, data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = teachers.features_at
 
@@ -315,11 +295,13 @@ def test_an_image_that_cannot_be_read_stops_or_is_recorded_as_the_profile_says(
     assert [ablations.after(found, "base", k)["images"].tolist() for k in (None, 2)] == [[12], [12]]
 
 
+def student(teacher, network="mlp", size=16, *, init="default", **options) -> OneSampleStudent:
+    return OneSampleStudent(teacher, network, TTTConfig(**options), size, init=init)
+
+
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-def test_another_student_starts_anew_for_every_image_in_any_mode_and_does_not_depend_on_its_neighbours(
-    teacher: FakeTeacher, data: Dataset, mode: type
-) -> None:
-    method = OneSampleStudent(teacher, "mlp", TTTConfig(iterations=5, learning_rate=1e-3), 16)
+def test_another_student_starts_anew_for_every_image_whatever_its_neighbours_and_mode(teacher, data, mode) -> None:
+    method = student(teacher, iterations=5, learning_rate=1e-3)
     whole = method.predict(data, np.arange(12), 0)
     with mode():
         part = method.predict(data, np.array([7, 2]), 0)
@@ -331,8 +313,8 @@ def test_another_student_starts_anew_for_every_image_in_any_mode_and_does_not_de
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_bare_vector_takes_the_steps_of_adam(teacher: FakeTeacher, data: Dataset) -> None:
-    method = OneSampleStudent(teacher, "vector", TTTConfig(iterations=1, learning_rate=1e-2), 16)
+def test_a_bare_vector_takes_the_steps_of_adam(teacher, data) -> None:
+    method = student(teacher, "vector", iterations=1, learning_rate=1e-2)
     image = teachers.student_images([data.images[0]], 16)
     start = method.build(ttt.image_seed(0, image[0])).value.detach()
     target = torch.nn.functional.normalize(torch.as_tensor(teacher.features(data)[0]), dim=-1)
@@ -342,18 +324,12 @@ def test_a_bare_vector_takes_the_steps_of_adam(teacher: FakeTeacher, data: Datas
     assert [predictions.first_loss[0], predictions.last_loss[0]] == pytest.approx(losses, rel=1e-4)
 
 
-def test_normal_init_draws_every_weight_from_the_given_spread(teacher: FakeTeacher) -> None:
-    build = OneSampleStudent(teacher, "mlp", TTTConfig(init_std=0.01), 16, init="normal").build(0)
-    assert all(parameter.abs().max() < 0.06 for parameter in build.parameters())
-    assert next(build.parameters()).std().item() == pytest.approx(0.01, rel=0.05)
-
-
-def test_resnets_of_torchvision_learn_one_image_that_does_not_end_as_one_pixel(
-    teacher: FakeTeacher, data: Dataset
-) -> None:
-    method = OneSampleStudent(teacher, "resnet18", TTTConfig(iterations=4, learning_rate=1e-3), 48)
+def test_weights_are_drawn_from_the_given_spread_and_resnets_are_torchvisions(teacher, data) -> None:
+    drawn = torch.cat([p.flatten() for p in student(teacher, init="normal", init_std=0.01).build(0).parameters()])
+    assert (drawn.abs().max() < 0.06, drawn.std().item()) == (True, pytest.approx(0.01, rel=0.05))
+    method = student(teacher, "resnet18", 48, iterations=4, learning_rate=1e-3)
     assert method.parameters() == 11_176_512 + 513 * 12  # the published ResNet-18 without its classifier, and a new one
     predictions = method.predict(data, np.array([0, 1]), 0)
     assert (predictions.last_loss < predictions.first_loss).all()
     with pytest.raises(ValueError, match="set size: 64 or larger"):
-        OneSampleStudent(teacher, "resnet18", TTTConfig(), 32).build(0)
+        student(teacher, "resnet18", 32).build(0)

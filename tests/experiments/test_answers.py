@@ -57,9 +57,7 @@ def test_share_of_colour_and_psnr_by_hand() -> None:
     assert np.isnan(answers.colour_share(np.zeros(12), np.full(12, 1e-16)).value)
 
 
-def test_a_ridge_is_that_of_scikit_learn_with_the_penalty_that_held_back_images_choose(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_ridge_is_that_of_scikit_learn_with_the_penalty_that_held_back_images_choose(monkeypatch) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     tokens = (rng.normal(size=(40, 48)) @ rng.normal(size=(48, 128))).reshape(40, 16, 8).astype(np.float32)

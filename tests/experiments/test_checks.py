@@ -10,7 +10,6 @@ from fakes import FakeTeacher
 from safetensors.torch import save_file
 
 from apm import methods, teachers
-from apm.data import Dataset
 from apm.experiments import checks
 from apm.model import APMConfig, preset
 from apm.ttt import TTTConfig
@@ -53,13 +52,7 @@ class Teacher(FakeTeacher):
         return teachers.Encoding(images.flatten(1)[:, :12], None)
 
 
-@pytest.fixture
-def data() -> Dataset:
-    images = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
-    return Dataset("toy", images, np.arange(12) % 3, ("ant", "bee", "cow"), ("a {}",), "f" * 64, np.arange(12))
-
-
-def test_the_teacher_encodes_every_image_once_and_a_method_that_asks_more_is_found_out(data: Dataset) -> None:
+def test_the_teacher_encodes_every_image_once_and_a_method_that_asks_more_is_found_out(data) -> None:
     teacher = Teacher()
     apm = methods.APM(teacher, CONFIG)
     for _ in range(2):  # what the first run stored is not there for the second
@@ -94,9 +87,7 @@ def test_a_teacher_says_whether_it_was_trained_here(tmp_path: Path) -> None:
         ({"loss_rgb": 1.0, "loss_cls": 0.0}, ["a pretext task: a loss on colours", "no loss on the teacher's feature"]),
     ],
 )
-def test_a_departure_from_one_image_and_one_loss_is_named(
-    data: Dataset, monkeypatch: pytest.MonkeyPatch, changes: dict, found: list[str]
-) -> None:
+def test_a_departure_from_one_image_and_one_loss_is_named(data, monkeypatch, changes: dict, found: list) -> None:
     student = replace(CONFIG.student, rgb_head=bool(changes.get("loss_rgb")))
     apm = methods.APM(Teacher(), replace(CONFIG, student=student, **changes))
     if changes:

@@ -43,9 +43,7 @@ def test_a_loss_without_weight_is_not_needed_and_not_trained() -> None:
 
 
 @pytest.mark.parametrize(("stop", "precision"), [(1, "float32"), (5, "float32"), (3, "float64")])
-def test_a_stopped_run_goes_on_to_bit_identical_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, precision: str
-) -> None:
+def test_a_stopped_run_goes_on_to_bit_identical_weights(tmp_path, monkeypatch, stop: int, precision: str) -> None:
     data, config = problem(), replace(CONFIG, precision=precision)
     straight = field.train(data, config, seed=3)
     advance = field._State.advance
@@ -86,8 +84,13 @@ def test_a_checkpoint_is_plain_tensors_under_the_name_of_all_that_determines_it(
     assert len(list(tmp_path.iterdir())) == 6
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("how", ["cut", "flipped"])
 def test_a_damaged_checkpoint_is_said_and_made_again(tmp_path: Path, how: str) -> None:
+=======
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_a_damaged_checkpoint_is_said_and_made_again(tmp_path: Path, kept: float, capsys) -> None:
+>>>>>>> main
     straight = field.train(problem(), CONFIG, folder=tmp_path)
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
@@ -168,18 +171,14 @@ def test_a_look_is_one_pass_in_any_batches_and_in_any_mode_of_the_caller() -> No
     assert 0 <= seen.colours.min() <= seen.colours.max() <= 1
 
 
-def test_a_field_in_float64_is_looked_at_and_measured_as_any_other() -> None:
+def test_a_field_in_float64_or_untrained_is_looked_at_and_measured_as_any_other() -> None:
     data = problem()
     single, double = (field.train(data, replace(CONFIG, precision=name)) for name in ("float32", "float64"))
     for one in (double, field.untrained(double.config)):
         assert {p.dtype for p in one.model.parameters()} == {torch.float64}
     pd.testing.assert_frame_equal(double.losses, single.losses, rtol=1e-3)  # from the same random weights
-    assert {x.dtype for x in field.look(double, data.batch([0, 1]).images)} == {torch.float32}
     one, two = answers.measure({"two": (double, double), "one": (single, single)}, data).values()
     pd.testing.assert_frame_equal(one, two, rtol=1e-3)
-
-
-def test_the_control_before_training_has_the_weights_of_its_seed_where_it_is_asked_for() -> None:
     assert same_weights(field.untrained(CONFIG, 3), field.untrained(CONFIG, 3))
     assert not same_weights(field.untrained(CONFIG, 3), field.untrained(CONFIG, 4))
     assert {p.device.type for p in field.untrained(CONFIG, 3, "meta").model.parameters()} == {"meta"}

@@ -36,8 +36,6 @@ def test_watching_sees_the_students_at_those_iterations_in_float64_and_changes_n
         islands.watch(images, targets, CONFIG, [0, 7])
 
 
-# ------------------------------------------------------------------------------------------------------------- measures
-
 BOARD = (np.indices((4, 4)).sum(0) % 2 * 2.0 - 1)[None, :, :, None] * np.array([1.0, 0.0])
 HALVES = np.repeat(np.eye(2)[[0, 0, 1, 1]][None, None], 4, axis=1)  # the left half is (1, 0), the right half (0, 1)
 
@@ -106,18 +104,6 @@ def test_foreground_is_the_bright_part() -> None:
         islands.foreground(np.ones((1, 8, 8, 3)), (4, 4))
 
 
-def test_mask_agreement_with_own_and_other_masks() -> None:
-    masks = np.zeros((3, 4, 4), dtype=bool)
-    masks[0, :, :2], masks[1, :2], masks[2, :, :2] = True, True, True
-    own, other = islands.mask_agreement(masks.astype(int) * 5, masks, others=1)
-    assert own == pytest.approx([1, 1, 1])
-    crossed = adjusted_rand_score(masks[0].ravel(), masks[1].ravel())
-    assert other == pytest.approx([crossed, crossed, 1])  # the one after the last is the first
-
-
-# -------------------------------------------------------------------------------------------------------------- tables
-
-
 @pytest.fixture
 def maps() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Masks of 12 images, grids that show them, and grids that show the place alone."""
@@ -170,9 +156,6 @@ def test_training_made_it_larger_only_if_it_was_not_there_before(maps) -> None:
     assert (change.value, change.low, change.n) == pytest.approx((paired.value, paired.low, 12))
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
-
-
 def test_a_map_that_stays_keeps_its_colours_whatever_its_size_and_noise() -> None:
     shots = islands.Snapshots(STUDENT, torch.zeros(1, 3, 16, 16), range(6))
     rng = np.random.default_rng(0)
@@ -196,16 +179,12 @@ def test_a_component_without_weight_stays_grey_and_its_share_is_told() -> None:
     np.testing.assert_allclose(held, [[large, small, 0], [small, large, 0]], atol=1e-7)
 
 
-def test_one_component_is_viridis_and_two_are_orange_and_blue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(islands.figures, "grid_rgb", lambda grid, **options: np.eye(3)[None, :2])
-    first, second = islands.picture(np.zeros((1, 2, 3)), components=2)[0]
-    assert (first.tolist(), second.tolist()) == ([1.0, 0.5, 0.0], [0.0, 0.5, 1.0])
-    yellow, violet = islands.picture(np.zeros((1, 2, 3)), components=1)[0]
-    assert yellow[0] > 0.9 > violet[0]
-
-
-def test_tsne_lays_the_positional_code_out_smoothly_and_nothing_is_grey() -> None:
+def test_fewer_components_and_tsne_are_pictures_too() -> None:
     laid = islands.picture(positional_encoding((8, 8), 64, dtype=torch.float64).numpy(), "tsne")
     assert (laid.min(), laid.max()) == (0, 1)
     assert islands.cosines(laid[None], centre=True)[0] > 0.6
     assert (islands.picture(np.ones((3, 3, 2)), "tsne") == 0.5).all()
+    low, high = islands.picture(np.array([[[0.0], [1.0]]]), components=1)[0]  # viridis, either way round
+    assert sorted([low[2] > low[1], high[2] > high[1]]) == [False, True]
+    two = islands.picture(np.random.default_rng(0).normal(size=(3, 3, 2)), components=2)
+    np.testing.assert_allclose(two[..., 1], (two[..., 0] + two[..., 2]) / 2, atol=1e-9)  # orange and blue

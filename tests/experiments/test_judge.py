@@ -21,12 +21,8 @@ def test_a_mean_keeps_its_unit_and_right_or_wrong_is_in_percent() -> None:
     right = np.arange(20) % 4 == 0
     assert (judge.mean(right).value, judge.mean(right).unit, judge.mean(right).kind) == (25.0, "%", "accuracy")
     assert judge.mean(right.astype(int) - 1).kind == "difference"
-    for bad, message in (
-        (values[:9], "at least 10 images, found 9"),
-        (values * np.inf, "20 of 20 values are NaN or inf"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            judge.mean(bad)
+    with pytest.raises(ValueError, match="at least 10 images, found 9"):
+        judge.mean(values[:9])
 
 
 def test_a_table_holds_means_and_paired_differences_to_its_first_row() -> None:
@@ -79,10 +75,8 @@ def test_classifying_counts_right_answers_and_length_plays_no_part() -> None:
     with pytest.raises(ValueError, match="n_neighbors = 6, n_samples_fit = 5"):
         judge.classify({"x": (known, asked)}, (labels, labels[:3]), k=6)
     labels = np.repeat([0, 1], 10)
-    known = np.stack([np.where(labels, 1.0, -1.0), np.ones(20)], axis=1)
-    known += 0.01 * np.random.default_rng(0).normal(size=(20, 2))
-    asked = known.copy()
-    asked[[0, 1, 2]] = asked[[10, 11, 12]]  # three held-out images look like the other class
+    known = np.eye(2)[labels] + 0.01 * np.random.default_rng(0).normal(size=(20, 2))
+    asked = np.concatenate([known[10:13], known[3:]])  # three held-out images look like the other class
     assert judge.classify({"x": (known, asked)}, (labels, labels), k=3)["x"].sum().tolist() == [17, 17]
 
 

@@ -1,5 +1,6 @@
 """What a text tower can name: words it never read, probes that are never fitted on what they predict, names dealt at random."""
 
+import fakes
 import numpy as np
 import pandas as pd
 import pytest
@@ -74,11 +75,8 @@ def test_naming_by_hand(monkeypatch):
     features[:, 0] += 9 * label
     monkeypatch.setattr(teachers, "features", lambda teacher, dataset: features)
     prediction = np.where(np.arange(n) < 30, 1 - label, label)  # 10 of 40 right
-    rows = pd.DataFrame({
-        "dataset": data.name, "corruption": "none", "severity": 0, "sample": data.indices, "method": "APM", "seed": 0,
-        "label": label, "prediction": prediction, "teacher_prediction": pd.array(prediction, dtype="Int32"),
-        "minimum_loss_prediction": pd.array([None] * n, dtype="Int32"), "path": None,
-    })  # fmt: skip
+    asked = pd.array(prediction, dtype="Int32")
+    rows = fakes.records(prediction, dataset=data.name, sample=data.indices, label=label, teacher_prediction=asked)
     teacher = Words([[1.0, 0.0], [0.6, 0.8]])
     row = naming.naming(teacher, [data], rows, ["a photo of a number"]).iloc[0]
     assert [float(row[name]) for name in ("teacher (zero-shot)", "APM, final", PROBE)] == [25.0, 25.0, 100.0]
