@@ -170,7 +170,7 @@ def against_best(ours: Any, controls: Mapping[str, Any], *, higher: bool = True,
     images, to the field's disadvantage. "field better": whether the whole interval of the paired difference says so.
     """
     best = (max if higher else min)(controls, key=lambda name: float(np.mean(controls[name])))
-    difference = judge.mean(judge.less(ours, controls[best]), unit)
+    difference = judge.mean(ours, unit, less=controls[best])
     better, worse = ("above", "below") if higher else ("below", "above")
     return {
         "field": judge.mean(ours, unit),

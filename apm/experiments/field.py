@@ -27,7 +27,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from apm import model, project, teachers
-from apm.analysis.numbers import Number
 from apm.experiments.material import Batch, Material
 from apm.lockstep import caller_free
 from apm.model import APM, APMConfig, Percept
@@ -37,7 +36,6 @@ from apm.typed import checked
 
 PRECISIONS = ("float32", "float64")  # of a training
 LOSSES = ("L_grid", "L_rgb")
-SHORT = (4.0, 7.0)  # percent over the last fifth: below, a loss is nearly level; above, its training was cut short
 EVERY = 5  # epochs between two checkpoints
 
 
@@ -257,27 +255,6 @@ def untrained(config: FieldConfig, seed: int = 0, device: str | torch.device = "
     """The same student with the weights that it starts from, outputs not centred: a control. No losses."""
     net = APM(config.student, torch.Generator().manual_seed(seed), std=None, dtype=config.dtype)
     return Field(net.requires_grad_(False).to(device), config, pd.DataFrame(columns=LOSSES, dtype=float), 0)
-
-
-def training_table(trained: Mapping[str, Field]) -> pd.DataFrame:
-    """Losses of the last epoch, and how much the whole loss fell over the last fifth of the epochs; one row per field.
-
-    The learning rate ends at zero, so a loss ends flat: a large fall says that the training was cut short (`SHORT`), a small one
-    does not prove that more epochs would bring nothing.
-    """
-    rows = {}
-    for name, one in trained.items():
-        whole = (one.losses * [one.config.loss_grid, one.config.loss_rgb]).sum(axis=1).to_numpy()
-        before = len(whole) - 1 - max(1, len(whole) // 5)
-        fell = 100.0 * float(1 - whole[-1] / whole[before]) if before >= 0 else math.nan
-        rows[name] = {
-            "epochs": len(whole),
-            "losses in units of": "the mean answer's" if one.config.balance else "1 (plain sum)",
-            **{part: Number(one.losses[part].iloc[-1], unit="", kind="loss") for part in LOSSES},
-            "fell over the last fifth": Number(fell, unit="%", kind="loss"),
-            "cut short": "yes" if fell > SHORT[1] else "nearly level" if fell < SHORT[0] else "undecided",
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("field")
 
 
 class Look(NamedTuple):

@@ -6,6 +6,7 @@ number of cores.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -26,20 +27,26 @@ if TYPE_CHECKING:
 one_thread = threadpool_limits.wrap(limits=1)
 
 
-def mean(values: np.ndarray | pd.Series, unit: str = "", kind: str = "measure") -> Number:
-    """Mean over images of one value each (n,), with its 95 % interval over images (`apm.analysis.stats.mean`).
+def mean(
+    values: Any,
+    unit: str = "",
+    kind: str = "measure",
+    *,
+    less: Any = None,
+    least: int = stats.MINIMUM_SAMPLES,
+    ends: tuple[float, float] = (-math.inf, math.inf),
+) -> Number:
+    """Mean over images of one value each (n,), less another one's, with its 95 % interval over images, within `ends`; without for one.
 
-    Right or wrong (bool) and differences of two such (whole numbers) are in percent; others keep their unit. Raises as `stats.mean`.
+    Right or wrong (bool) is in percent, differences of two such in points; others keep their unit. Raises as `stats.mean`, least images.
     """
-    values = np.asarray(values)
-    found = stats.mean(values)
-    return found if found.unit else replace(found, unit=unit, kind=kind)
-
-
-def less(values: Any, others: Any) -> np.ndarray:
-    """values - others, image by image; of right and wrong: -1, 0 or 1."""
-    values, others = np.asarray(values), np.asarray(others)
-    return values.astype(np.int8) - others.astype(np.int8) if values.dtype == bool else values - others
+    values = np.asarray(values) if less is None else 1 * np.asarray(values) - 1 * np.asarray(less)  # no bool
+    if len(values) == least == 1:
+        return Number(float(values.mean()), n=1, unit=unit, kind=kind)
+    found = stats.mean(values, minimum=least)
+    if found.unit:
+        return found
+    return replace(found, low=max(ends[0], found.low), high=min(ends[1], found.high), unit=unit, kind=kind)
 
 
 def table(
@@ -61,7 +68,7 @@ def table(
             how = (options or {}).get(name, {"unit": "%"} if name.endswith("(%)") else {})
             rows[source][name] = mean(values[name], **how)
             if name in paired:
-                difference = None if source == first else mean(less(measured[first][name], values[name]), **how)
+                difference = None if source == first else mean(measured[first][name], less=values[name], **how)
                 rows[source][f"field - this: {name.split(': ')[-1]}"] = difference
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("features")
 
@@ -196,10 +203,9 @@ def pictures(rows: Mapping[str, Sequence[Any]], headings: Sequence[str], *, size
     import matplotlib.pyplot as plt
 
     figures.style()
-    bare: dict[str, Any] = {"xticks": [], "yticks": []}
-    how: dict[str, Any] = {"squeeze": False, "layout": "constrained", "subplot_kw": bare}
-    figsize = (size * len(headings) + 0.8, size * len(rows) + 0.4)
-    figure, grid = plt.subplots(len(rows), len(headings), figsize=figsize, **how)
+    how: dict[str, Any] = {"squeeze": False, "layout": "constrained", "subplot_kw": {"xticks": [], "yticks": []}}
+    how["figsize"] = size * len(headings) + 0.8, size * len(rows) + 0.4
+    figure, grid = plt.subplots(len(rows), len(headings), **how)
     for row, (name, shown) in zip(grid, rows.items(), strict=True):
         for axes, image in zip(row, shown, strict=True):
             axes.imshow(image, cmap="gray", vmin=0, vmax=1)

@@ -129,21 +129,6 @@ def cross(
     return pd.concat(frames, names=["picture"]).reset_index("picture").reset_index(drop=True)
 
 
-def halfway(crossing: pd.DataFrame) -> pd.DataFrame:
-    """Of each picture halfway, by (kind of) picture and pair: its distance and contrast, and how much farther from real images
-    it is than those at the two ends are."""
-    shares = crossing["share"].unique()
-    rows = crossing.set_index(["picture", "pair"])
-    middle = rows[rows["share"] == shares[len(shares) // 2]]
-    ends = rows[rows["share"].isin(shares[[0, -1]])].groupby(["picture", "pair"], sort=False)["distance"].mean()
-    return pd.DataFrame({
-        "distance at the ends": ends,
-        "distance halfway": middle["distance"],
-        "halfway - ends": middle["distance"] - ends,
-        "contrast halfway": middle["contrast"],
-    })  # fmt: skip
-
-
 def animation(pictures: Mapping[str, Sequence[Any]], shares: np.ndarray, *, milliseconds: int = 150) -> bytes:
     """A walk there and back as an animated GIF: by heading, the pictures of each step. The same walk gives the same bytes."""
     import matplotlib.pyplot as plt

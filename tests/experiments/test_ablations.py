@@ -161,7 +161,7 @@ def test_bad_requests(rows: pd.DataFrame) -> None:
     with pytest.raises(ValueError, match="no variant was trained for 99 iterations"):
         ablations.after(rows, "base", 99)
     with pytest.raises(ValueError, match="trained for 12 iterations; found k = 13"):
-        ablations.over_iterations(rows[rows["variant"] == "base"], [13])
+        ablations.stopped(rows[rows["variant"] == "base"], 13)
     unseen = rows.assign(against=rows["against"].where(rows["variant"] != "base", "few"))
     with pytest.raises(ValueError, match="'base' has 2 images that 'few', with which it is compared, has not seen"):
         ablations.after(unseen, "base", 3)
@@ -211,16 +211,16 @@ def test_a_run_of_k_updates_is_the_beginning_of_a_longer_one(
     rows: pd.DataFrame, teacher: FakeTeacher, data: Dataset, tmp_path: Path
 ) -> None:
     own = rows[rows["variant"] == "base"]
-    table = ablations.over_iterations(own, [3, 12])
+    table = pd.DataFrame({k: ablations.stopped(own, k) for k in (3, 12)}).T
     short = ablations.parse([line(name="short", training={"iterations": 3})])
     run = ablations.run(short, teacher, data, folder=tmp_path, **COMMON)
-    assert table.loc["k = 3", "final"].value == pytest.approx(100 * (run["prediction"] == run["label"]).mean())
+    assert table.loc[3, "final"].value == pytest.approx(100 * (run["prediction"] == run["label"]).mean())
     right = stats.paths(own) == own[["label"]].to_numpy()
     seen = [100 * right[:, 1 : k + 1].any(1).mean() for k in (3, 12)]
     assert [cell.value for cell in table["any"]] == pytest.approx(seen) == sorted(seen)
-    step = table["final - final after 12"]
-    assert step["k = 3"].value == pytest.approx(100 * (right[:, 3].mean() - right[:, 12].mean()))
-    assert pd.isna(step["k = 12"])
+    step = ablations.compared(own, own, 3, 12)
+    assert step is not None
+    assert step.value == pytest.approx(100 * (right[:, 3].mean() - right[:, 12].mean()))
 
 
 def test_how_close_students_come_is_read_from_their_features(teacher: FakeTeacher, data: Dataset) -> None:

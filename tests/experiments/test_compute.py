@@ -295,17 +295,3 @@ def test_ratios_name_what_stands_beside_what(said: dict) -> None:
     assert [round(float(cell), 2) for cell in table["published"]] == [0.49] * 6 + [0.52] * 6
     assert table["beside"].ne("").all()
     assert numbers.is_small(table["ratio"])  # shown as 1.16 and 1.22, not as 1.2 twice
-
-
-def test_times_stand_beside_the_fastest_and_the_towers() -> None:
-    seconds = {
-        ("student, plain", "7 at a time"): 1.5,
-        ("student, plain", "16 at a time"): 0.3,
-        ("student, plain", "64 at a time"): 0.5,
-        ("student, factorised", "64 at a time"): 0.2,
-        ("ViT-B-16 image tower", ""): 0.4,
-    }
-    times = cost_tables.time_ratios(pd.Series(seconds))["times"]
-    assert times["plain", "7 at a time / the fastest number at a time"] == pytest.approx(5.0)
-    assert times["plain", "7 at a time / all at once"] == 3.0
-    assert times["plain", "all at once / ViT-B-16 image tower"] == 1.25
