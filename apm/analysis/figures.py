@@ -62,11 +62,9 @@ def style() -> None:
 
 
 def save(what: Figure | bytes, name: str, folder: Path | str) -> dict[str, Path]:
-    """Write a figure as <name>.png (`lean`, 150 dpi) and <name>.pdf, the bytes of an animation as <name>.gif; equal ones give
-    equal bytes.
+    """Write a figure as <name>.png (`lean`) and <name>.pdf, the bytes of an animation as <name>.gif; equal ones give equal bytes.
 
-    Each file is replaced as a whole. Returns the paths by suffix, the one to show first. Raises OSError for a folder that cannot be
-    written.
+    Returns the paths by suffix, the one to show first. Raises OSError for a folder that cannot be written.
     """
     contents = {"gif": what} if isinstance(what, bytes) else {}
     if not isinstance(what, bytes):
@@ -105,14 +103,10 @@ def display(path: Path, caption: str, notes: str = "") -> None:
     text.say(f"{caption} {notes}")
 
 
-# --------------------------------------------------------------------------------------------------- estimates with intervals
-
-
 def dots(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Tables of `Number`s as marks with their 95 % intervals: rows down, a colour and a marker for each column.
 
-    panels: label of the x axis -> table; several stand side by side and share rows and colours. What is called "any", an upper bound
-    and no score, is drawn open; counting rules have their own colours.
+    panels: label of the x axis -> table; they share rows and colours. What is called "any" is drawn open.
     """
     import matplotlib.pyplot as plt
 
@@ -145,8 +139,7 @@ def dots(panels: Mapping[str, pd.DataFrame]) -> Figure:
 def accuracy_over_iterations(records: pd.DataFrame, *, chance: float | None = None) -> tuple[Figure, str]:
     """Accuracy if the run had been stopped after k = 0..K iterations, against the teacher's and the cumulative `any`; and a caption.
 
-    records: rows of one method with iterations; several conditions are averaged, each with the same weight. The interval at K and at
-    the teacher is over images. Raises ValueError for several methods, for records without paths, or too few images.
+    Several conditions are averaged, each with the same weight. Raises ValueError for several methods, no paths, or too few images.
     """
     import matplotlib.pyplot as plt
 
@@ -179,9 +172,6 @@ def accuracy_over_iterations(records: pd.DataFrame, *, chance: float | None = No
     )
 
 
-# ------------------------------------------------------------------------------------------------------ features as colours
-
-
 def components(features: np.ndarray) -> np.ndarray:
     """First three principal components (3, D) of features (..., D), with fixed signs; zeros for those without variation."""
     rows = np.asarray(features, dtype=np.float64).reshape(-1, np.shape(features)[-1])
@@ -198,14 +188,10 @@ def components(features: np.ndarray) -> np.ndarray:
 
 
 def grid_rgb(features: np.ndarray, *, fit: np.ndarray | None = None, own_range: bool = False) -> np.ndarray:
-    """Feature grids as colour (float64 in 0..1): the first three principal components as red, green and blue, on one scale.
+    """Feature grids (..., h, w, D) as colour (..., h, w, 3) in 0..1: the first three principal components as red, green and blue.
 
-    The scale is that of the component with the largest range (1st to 99th percentile), so a component with a hundredth of that range
-    takes a hundredth of the contrast; each is centred on 0.5, where those without variation stay.
-
-    features: (h, w, D), or (N, h, w, D) sharing one set of components; returned with D replaced by 3. fit: (..., D) features to take
-    components, centre and scale from; default the features themselves. own_range: components from fit, centre and scale from the
-    features: for looks at one grid whose size changes.
+    All have the scale of the component with the largest range (1st to 99th percentile), centred on 0.5, where those without variation
+    stay. fit: (..., D) features to take components, centre and scale from; own_range: components only.
     """
     features = np.asarray(features, dtype=np.float64)
     base = features if fit is None else np.asarray(fit, dtype=np.float64)

@@ -63,8 +63,7 @@ def at_published(teacher: Teacher, config: TTTConfig, samples: int | str = "all"
 def parse(lines: Sequence[Mapping[str, Any]], teacher: Teacher, config: TTTConfig) -> list[Entry]:
     """The entries of a profile's list `baselines`; config: of the student, for methods that train one.
 
-    Raises ValueError, naming the line, for unknown methods and options, values of another type than the option's, a row's name that is
-    taken, too few samples for an interval, and orders of a method that has none.
+    Raises ValueError, naming the line, for bad methods, options, samples and orders, and a row's name that is taken.
     """
     entries: list[Entry] = []
     taken = dict.fromkeys(FIXED, "of the notebooks")
@@ -111,11 +110,8 @@ def _takes(method: Any, option: str) -> bool:
 
 
 def further_teachers(lines: Sequence[Mapping[str, Any]], **defaults: Any) -> dict[str, Teacher]:
-    """The teachers of a profile's list `further_teachers`, by the heading of each.
-
-    lines: `{teacher: NAME, pretrained: TAG or FILE, name: HEADING}`; further keys, over the defaults, are options of
-    `apm.teachers.load`. Raises ValueError for a line without a teacher, two of one name, and as `load` does.
-    """
+    """The teachers of a profile's list `further_teachers`, by the heading of each; further keys of a line, over the defaults, are options of
+    `apm.teachers.load`. Raises ValueError for a line without a teacher, two of one name, and as `load` does."""
     found: dict[str, Teacher] = {}
     for line in lines:
         if not isinstance(line, Mapping) or "teacher" not in line:
@@ -135,8 +131,7 @@ def run(
 ) -> pd.DataFrame:
     """The records of every entry on every set, with a column `state`, one of STATES; an empty frame for no entries.
 
-    on_error: as of `apm.runs.records.run`, which raises; "record": an image on which a method fails is a failed row of that method. A
-    method that says what its target alone predicts gets a second row for that, "NAME: target, no student".
+    on_error: as of `apm.runs.records.run`, which raises. A method that says what its target alone predicts gets a second row for that.
     """
     if entries and not sets:
         raise ValueError("nothing to compare on: expected at least one dataset")

@@ -46,11 +46,8 @@ class Publisher:
     ) -> None:
         """Write a table (tidy numbers; CSV, Markdown, LaTeX), a figure (PNG, PDF) or an animation (the bytes of a GIF), and show it.
 
-        what: a table has its rows' names in the index (`set_index`), its cells are `numbers.Number`s, plain numbers or words.
-        name: file name without suffix, beginning with the notebook's number. notes: below the table or figure.
-        kinds: of the cells that are plain numbers, one for all or by column; "cost" for what belongs to this machine,
-            "exact" for what every machine gets alike, such as operations and numbers of weights.
-        bold, upright: as of `tables.show`.
+        what: a table has its rows' names in the index; its cells are `numbers.Number`s, plain numbers or words. name: file name without
+        suffix, beginning with the notebook's number. kinds: as of `numbers.tidy`; bold, upright: of `tables.show`.
 
         Raises ValueError for a name that was published already, belongs to another notebook or is no plain file name, an empty
         table, rows or columns that stand twice; OSError for a folder that cannot be written.

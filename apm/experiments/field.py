@@ -99,10 +99,9 @@ def train(
 ) -> Field:
     """Train one student over all images (dataset-scale training; App. E.1 and F of the paper).
 
-    data: what `apm.experiments.material.prepare` makes, read a batch at a time. seed: of the weights and of the order of images.
-    folder: where the checkpoint lies, under a name that carries the hash of all that determines the weights; written whole every `EVERY`
-    epochs. Training goes on from it to weights that are bit for bit those of a run without a break; one that cannot be read is said on
-    standard output and made anew. None: no checkpoint. name: for the progress bar.
+    seed: of the weights and of the order of images. folder: where the checkpoint lies, under a name with the hash of all that determines
+    the weights, written every `EVERY` epochs. Training goes on from it to weights that are bit for bit those of a run without a break; one
+    that cannot be read is said on standard output and made anew. None: no checkpoint. name: for the progress bar.
 
     The biases of both outputs start at the mean over the training set: the RGB head ends in a ReLU, which has no gradient below zero, so
     that a channel which starts there would stay black. One thread on a CPU: their number changes the rounding.
@@ -232,11 +231,8 @@ def one_thread(device: torch.device) -> Iterator[None]:
 def train_all(
     jobs: Mapping[str, tuple[Material, FieldConfig]], *, seed: int = 0, folder: Path | str | None = None
 ) -> dict[str, Field]:
-    """`train` several fields, each with its own checkpoint in a folder, default `field` in the project's cache; each has the weights
-    that it would have alone.
-
-    On a CPU, with images in memory, as many at a time as there are cores; those on disk are read by processes that keep the cores busy.
-    """
+    """`train` several fields in a folder, default `field` in the project's cache; each has the weights that it would have alone. On a CPU,
+    with images in memory, as many at a time as there are cores."""
     where = project.cache_dir() / "field" if folder is None else folder
     cores = torch.get_num_threads()
     together = all(data.device.type == "cpu" and data.in_memory for data, _ in jobs.values())

@@ -86,10 +86,8 @@ def probe() -> Any:
 def classify(
     features: Mapping[str, tuple[np.ndarray, np.ndarray]], labels: tuple[np.ndarray, np.ndarray], *, k: int
 ) -> dict[str, pd.DataFrame]:
-    """Which held-out images "k-NN" (by cosine) and a "linear probe" on features get right: two columns, a row an image.
-
-    features: name -> (training (N, D), held out (M, D)). labels: (training (N,), held out (M,)).
-    """
+    """Which held-out images "k-NN" (by cosine) and a "linear probe" on features get right: two columns, a row an image. Both features, by
+    name, and labels are (training (N, ...), held out (M, ...))."""
     from sklearn.neighbors import KNeighborsClassifier
 
     classifiers = {"k-NN": KNeighborsClassifier(k, metric="cosine", algorithm="brute"), "linear probe": probe()}
@@ -111,10 +109,7 @@ def kmeans(rows: np.ndarray, k: int, *, starts: int, seed: int = 0) -> np.ndarra
 
 @one_thread
 def tsne(rows: np.ndarray, components: int = 2, *, seed: int = 0) -> np.ndarray:
-    """t-SNE (n, components) of rows as they are, from a PCA start: repeatable.
-
-    scikit-learn's defaults are made for thousands of rows: of the 64 places of a grid they make a random scatter.
-    """
+    """t-SNE (n, components) of rows as they are, from a PCA start; scikit-learn's defaults make a random scatter of few rows."""
     from sklearn.manifold import TSNE
 
     n = len(rows)
@@ -136,9 +131,8 @@ def shared(
 ) -> np.ndarray:
     """Normalised mutual information in percent of two labellings (n,), as one value an image whose mean it is.
 
-    The information over the mean of the two entropies, or, with `least`, over the smaller one: few clusters can then reach 100,
-    however many classes there are. images: (n,) image of each row, default each its own. A value is the measure plus the jackknife's
-    share of its image (Efron and Tibshirani 1993, ch. 11): their spread gives the interval.
+    Over the mean of the two entropies, or, with `least`, over the smaller one: few clusters can then reach 100. images: (n,) image of each
+    row, default each its own. A value is the measure plus the jackknife's share of its image (Efron and Tibshirani 1993, ch. 11).
     """
     from scipy.special import entr
 
@@ -168,11 +162,10 @@ def clusters(
     k: int,
     seed: int = 0,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """k-means of images, as many clusters as there are classes, and of locations, k clusters, by their features: what they agree with,
-    one value an image (purity, a bool; NMI), and the clusters (n, h, w) of the locations.
+    """k-means of images, as many clusters as classes, and of locations, k clusters: what they agree with, one value an image (purity, a bool;
+    NMI, of locations over the smaller entropy), and the clusters (n, h, w) of the locations.
 
-    whole: one vector per image (N, D) or None; labels: (N,). grid: one per location of n of them (n, h, w, D'); foreground: (n, h, w) bool;
-    where: (n,) their positions among the N. NMI of the locations is over the smaller entropy.
+    whole: (N, D) or None, labels: (N,) of images. grid: (n, h, w, D'), foreground: (n, h, w), where: (n,) of some of them.
     """
     n, h, w = foreground.shape
     measures = {}

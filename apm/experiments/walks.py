@@ -74,10 +74,9 @@ def pairs(labels: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
             found.append((partner, i))
         if len(found) == n:
             return np.array(found)
-    raise ValueError(
-        f"expected {n} pairs of images of different classes, found {len(found)} among {len(labels)} images: set labelled_train "
-        "and labelled to datasets with labels, or fewer pairs"
-    )
+    there = f"found {len(found)} among {len(labels)} images"
+    todo = "set labelled_train and labelled to datasets with labels, or fewer pairs"
+    raise ValueError(f"expected {n} pairs of images of different classes, {there}: {todo}")
 
 
 def decoders(known: Material) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
@@ -105,9 +104,8 @@ def cross(
     """Are the pictures between two images nearer to real images when T is interpolated than when pixels are?
 
     data: held-out images. which: (P, 2) positions among them (`pairs`). known: training images. linear: a control that decodes colours
-    from the interpolated column. Beside field and blend: `decoders` of the blend. One row a picture on the way: picture (its kind), pair,
-    share of the other image, distance (root mean square to the nearest training image as patch means, RGB in 0..1), contrast (standard deviation,
-    in units of the mean of its walk's two ends), and the walk's `difference`.
+    from the interpolated column; others: `decoders` of the blend. One row a picture on the way: distance is the root mean square to the
+    nearest training image as patch means, contrast the standard deviation in units of the mean of its walk's two ends.
     """
     parts: dict[str, list[np.ndarray]] = {DECODED: [], BLEND: [], "control: ridge from T": []}
     of_walk = []
