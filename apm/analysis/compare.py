@@ -9,10 +9,11 @@ from __future__ import annotations
 import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from apm import methods, project
 from apm.analysis import figures, lineup, numbers, stats, tables
@@ -20,9 +21,6 @@ from apm.analysis.numbers import Number
 from apm.data import Dataset, prompts, published
 from apm.teachers import Teacher
 from apm.ttt import TTTConfig
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 REFERENCES = {"teacher": "zero-shot", "one prompt": lineup.ONE_PROMPT}  # heading -> method
 STUDENT = "APM (Ours) [teacher CLIP ViT-B/16]"

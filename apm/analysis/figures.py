@@ -11,19 +11,21 @@ import io
 from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from IPython.display import Image as Picture
+from IPython.display import display as show_here
+from matplotlib.figure import Figure
 from PIL import Image, ImageChops
 
 from apm import project
 from apm.analysis import stats, text
 from apm.analysis.numbers import SEPARATOR, is_empty
 from apm.analysis.tables import RULE_LABELS
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COLOURS = {"teacher": "#949494", "final": "#0173b2", "minimum loss": "#029e73", "any": "#de8f05"}  # of "colorblind"
 LINES: dict[str, dict[str, Any]] = {
@@ -45,8 +47,6 @@ MANY = 8192  # colours of a picture that no palette holds
 @functools.cache
 def style() -> None:
     """Set seaborn's style for the whole package, once; every function here calls it."""
-    import seaborn as sns
-
     rc = {
         "figure.figsize": (WIDTH, 4.0),
         "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs on every machine
@@ -96,10 +96,7 @@ def page_width(path: Path) -> int:
 
 def display(path: Path, caption: str, notes: str = "") -> None:
     """Show a saved figure or animation, the file's own bytes, with its caption below it."""
-    from IPython.display import Image as Picture
-    from IPython.display import display as shown
-
-    shown(Picture(filename=str(path), width=page_width(path), alt=caption))
+    show_here(Picture(filename=str(path), width=page_width(path), alt=caption))
     text.say(f"{caption} {notes}")
 
 
@@ -108,8 +105,6 @@ def dots(panels: Mapping[str, pd.DataFrame]) -> Figure:
 
     panels: label of the x axis -> table; they share rows and colours. What is called "any" is drawn open.
     """
-    import matplotlib.pyplot as plt
-
     style()
     rows = list(dict.fromkeys(row for cells in panels.values() for row in cells.index))
     columns = list(dict.fromkeys(column for cells in panels.values() for column in cells))
@@ -141,8 +136,6 @@ def accuracy_over_iterations(records: pd.DataFrame, *, chance: float | None = No
 
     Several conditions are averaged, each with the same weight. Raises ValueError for several methods, no paths, or too few images.
     """
-    import matplotlib.pyplot as plt
-
     if len(methods := records["method"].unique()) != 1:
         raise ValueError(f"this figure shows one method, found {', '.join(methods) or 'none'}: choose one")
     style()

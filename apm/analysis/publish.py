@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from IPython.display import display
+from matplotlib.figure import Figure
 
 from apm import project
 from apm.analysis import figures, numbers, tables
 from apm.project import manifest
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class Publisher:
@@ -52,9 +52,6 @@ class Publisher:
         Raises ValueError for a name that was published already, belongs to another notebook or is no plain file name, an empty
         table, rows or columns that stand twice; OSError for a folder that cannot be written.
         """
-        import matplotlib.pyplot as plt
-        from IPython.display import display
-
         if name.split("_")[0] != self.notebook.split("_")[0] or name != Path(name).name:
             raise ValueError(f"{name!r} is no file name that begins with the number of its notebook {self.notebook}")
         if name in {entry["name"] for entry in self.entries}:

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pandas as pd
 import yaml
 
@@ -114,8 +115,6 @@ def write(profile: str) -> Path:
 
     Raises FileNotFoundError when no notebook has published anything, ValueError for an unknown profile or a damaged manifest.
     """
-    import jinja2
-
     known, folder = index(), project.results_dir(profile)
     wanted = profiles.runs(profile)
     made = {name: part["entries"] for name, part in manifest.read(folder)["notebooks"].items() if name in wanted}

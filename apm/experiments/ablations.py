@@ -253,23 +253,6 @@ def after(rows: pd.DataFrame, base: str, k: int | None = None) -> pd.DataFrame:
     return table[[*shown, "compared with", "difference", "against that"]]
 
 
-def settings(rows: pd.DataFrame) -> pd.DataFrame:
-    """What every variant is, by part and variant; losses are medians."""
-    table = rows.groupby(["part", "variant"], sort=False).agg(
-        **{
-            "data": ("dataset", "first"),
-            "images": ("sample", "nunique"),
-            "seeds": ("seed", "nunique"),
-            "K": ("path", lambda paths: len(paths.dropna().iloc[0]) - 1),
-            "weights": ("parameters", "first"),
-            "loss before": ("first_loss", "median"),
-            "loss after": ("last_loss", "median"),
-            "same run as": ("same_as", "first"),
-        }
-    )
-    return table if len(set(table["data"])) > 1 else table.drop(columns="data")
-
-
 def moved(found: Mapping[str, pd.DataFrame], same: Sequence[str]) -> pd.DataFrame:
     """How many distinct runs are on which side of their teacher and of the line that they are compared with, in tables of `after`; same:
     variants that are the same run as an earlier one, no findings of their own."""

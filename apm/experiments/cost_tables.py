@@ -89,14 +89,10 @@ def ratios(student: APMConfig, iterations: int, said: Said) -> pd.DataFrame:
             (every, f"forward and backward, {f}", trained / whole, f"{run} and backward"),
         ]
     rows.sort(key=lambda row: row[0] == every)
-    fig2 = "GFLOPs total, 224x224 image", "GFLOPs, 224x224 image"
-    published = {
-        scope: number(said[table, ours, of_ours]) / number(said[table, "CLIP ViT-B/16", of_clip])
-        for scope, table, ours, of_ours, of_clip in (
-            (one, "Fig 2", "APM", *fig2),
-            (every, "Table 4", "APM Peak Use", "GFlops_meas", "GFlops_meas"),
-        )
-    }
+    figure = number(said["Fig 2", "APM", "GFLOPs total, 224x224 image"])
+    clip = number(said["Fig 2", "CLIP ViT-B/16", "GFLOPs, 224x224 image"])
+    ours, theirs = (number(said["Table 4", row, "GFlops_meas"]) for row in ("APM Peak Use", "CLIP ViT-B/16"))
+    published = {one: figure / clip, every: ours / theirs}
     table = pd.DataFrame(rows, columns=["scope", "student", "ratio", "beside"])
     table["ratio"] = [Number(value, unit="ratio", kind="exact") for value in table["ratio"]]
     table.insert(3, "published", [Number(published[scope], unit="ratio", kind="published") for scope in table["scope"]])

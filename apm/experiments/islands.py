@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
+from skimage.filters import threshold_otsu
+from sklearn.metrics import adjusted_rand_score, silhouette_score
 from torch import Tensor
 
 from apm.analysis import figures, numbers
@@ -163,8 +166,6 @@ def clusters(grid: np.ndarray, counts: Sequence[int] = CLUSTER_COUNTS, *, seed: 
 
     Raises ValueError for no possible number of groups, as for fewer different features than the smallest number.
     """
-    from sklearn.metrics import silhouette_score
-
     rows = _unit_scale(grid)
     different = len(np.unique(rows.round(9), axis=0))
     possible = [k for k in counts if 2 <= k <= min(different, len(rows) - 1)]
@@ -188,8 +189,6 @@ def foreground(images: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
     images: (N, H, W, 3) RGB with sides that are multiples of the grid. Raises ValueError for an image of one brightness.
     """
-    from skimage.filters import threshold_otsu
-
     bright = np.asarray(images, dtype=np.float64).mean(axis=-1)
     n, height, width = bright.shape
     if (flat := np.flatnonzero(np.ptp(bright, axis=(1, 2)) == 0)).size:
@@ -202,8 +201,6 @@ def foreground(images: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 def mask_agreement(labels: np.ndarray, masks: np.ndarray, others: int = OTHERS) -> tuple[np.ndarray, np.ndarray]:
     """Adjusted Rand index (N,) of each image's groups (N, h, w) with its own mask (N, h, w), and with the masks of the `others` images that
     follow (mean): objects often stand in the middle, and that alone agrees."""
-    from sklearn.metrics import adjusted_rand_score
-
     n = len(labels)
     found = np.empty((n, others + 1))
     for i, k in np.ndindex(found.shape):
@@ -296,8 +293,6 @@ def picture(grid: np.ndarray, method: str = "pca", components: int = 3, *, fit: 
     fit: the look (h, w, D) whose principal components are the colours: one for all looks at a student, or colours flip from look to look.
     Each picture of t-SNE has colours of its own, stretched from the 1st to the 99th percentile; without variation: grey.
     """
-    import matplotlib as mpl
-
     if method == "pca":
         found = figures.grid_rgb(grid, fit=fit, own_range=True)[..., :components]
     elif (rows := _unit_scale(grid)).any():

@@ -9,20 +9,26 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
+from scipy.special import entr
+from sklearn.cluster import KMeans
+from sklearn.linear_model import LogisticRegression
+from sklearn.manifold import TSNE
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler, normalize
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from apm.analysis import figures, stats
 from apm.analysis.numbers import Number
 from apm.teachers import IMAGENET_MEAN, IMAGENET_STD
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 one_thread = threadpool_limits.wrap(limits=1)
 
@@ -75,10 +81,6 @@ def table(
 
 def probe() -> Any:
     """A linear probe, not fitted: features standardised, then logistic regression."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
 
 
@@ -88,8 +90,6 @@ def classify(
 ) -> dict[str, pd.DataFrame]:
     """Which held-out images "k-NN" (by cosine) and a "linear probe" on features get right: two columns, a row an image. Both features, by
     name, and labels are (training (N, ...), held out (M, ...))."""
-    from sklearn.neighbors import KNeighborsClassifier
-
     classifiers = {"k-NN": KNeighborsClassifier(k, metric="cosine", algorithm="brute"), "linear probe": probe()}
     found = {}
     for name, pair in features.items():
@@ -102,16 +102,12 @@ def classify(
 @one_thread
 def kmeans(rows: np.ndarray, k: int, *, starts: int, seed: int = 0) -> np.ndarray:
     """k-means clusters (n,) of rows as they are, the best of some starts."""
-    from sklearn.cluster import KMeans
-
     return np.asarray(KMeans(k, n_init=starts, random_state=seed).fit_predict(rows))
 
 
 @one_thread
 def tsne(rows: np.ndarray, components: int = 2, *, seed: int = 0) -> np.ndarray:
     """t-SNE (n, components) of rows as they are, from a PCA start; scikit-learn's defaults make a random scatter of few rows."""
-    from sklearn.manifold import TSNE
-
     n = len(rows)
     chosen: dict[str, Any] = {"perplexity": max(min(30.0, n / 6), 1.0), "learning_rate": max(n / 12, 1.0)}
     found = TSNE(components, early_exaggeration=4.0, init="pca", random_state=seed, **chosen)
@@ -120,8 +116,6 @@ def tsne(rows: np.ndarray, components: int = 2, *, seed: int = 0) -> np.ndarray:
 
 def directions(rows: np.ndarray) -> np.ndarray:
     """Rows (n, ...) flat, of unit length after their mean was taken off."""
-    from sklearn.preprocessing import normalize
-
     flat = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
     return normalize(flat - flat.mean(axis=0))
 
@@ -134,8 +128,6 @@ def shared(
     Over the mean of the two entropies, or, with `least`, over the smaller one: few clusters can then reach 100. images: (n,) image of each
     row, default each its own. A value is the measure plus the jackknife's share of its image (Efron and Tibshirani 1993, ch. 11).
     """
-    from scipy.special import entr
-
     k, c = int(clusters.max()) + 1, int(classes.max()) + 1
     images = np.arange(len(clusters)) if images is None else images
     n = int(images.max()) + 1
@@ -193,8 +185,6 @@ def displayed(images: Tensor) -> np.ndarray:
 
 def pictures(rows: Mapping[str, Sequence[Any]], headings: Sequence[str], *, size: float = 1.15) -> Figure:
     """Pictures in rows, by label, under headings: (H, W, 3) in 0..1 or uint8, or (H, W) grey or bool. size: inches per picture."""
-    import matplotlib.pyplot as plt
-
     figures.style()
     how: dict[str, Any] = {"squeeze": False, "layout": "constrained", "subplot_kw": {"xticks": [], "yticks": []}}
     how["figsize"] = size * len(headings) + 0.8, size * len(rows) + 0.4

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from apm import teachers
 from apm.analysis import compare, stats
@@ -41,8 +42,6 @@ def unread_words(teacher: Any, texts: Sequence[str], captions: Iterable[str]) ->
 def probe(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Which images (n,) a linear probe on features (n, D) gets right, each predicted by one not fitted on it. Raises ValueError for a class
     with fewer images than folds."""
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-
     values, counts = np.unique(labels, return_counts=True)
     if len(values) < 2 or counts.min() < FOLDS:
         found = f"{len(values)} classes, the smallest with {counts.min()} images: raise the number of images"

@@ -6,10 +6,12 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from sklearn.decomposition import PCA
 from torch import Tensor
 
 from apm import teachers
@@ -81,8 +83,6 @@ def pairs(labels: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
 
 def decoders(known: Material) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """Maps of pictures (n, h * w * 3) to pictures without any field, which may also bring a blend nearer to real images: controls."""
-    from sklearn.decomposition import PCA
-
     colours = known.colours[known.rows].reshape(len(known), -1)
     middle = colours.mean(axis=0)
 
@@ -129,8 +129,6 @@ def cross(
 
 def animation(pictures: Mapping[str, Sequence[Any]], shares: np.ndarray, *, milliseconds: int = 150) -> bytes:
     """A walk there and back as an animated GIF: by heading, the pictures of each step. The same walk gives the same bytes."""
-    import matplotlib.pyplot as plt
-
     frames = []
     for step in [*range(len(shares)), *range(len(shares) - 2, 0, -1)]:
         row = {f"{shares[step]:.2f}": [of_kind[step] for of_kind in pictures.values()]}
