@@ -39,6 +39,16 @@ PUBLISHED_PAIRS = {  # what a step is between: (student, reference), in Tables 1
 ENDS = {"lowest": min, "highest": max}
 SIDES = {"higher": 1, "equal": 0, "lower": -1}
 ITS_TARGET = "its target"  # heading of the difference from what a student's target predicts by itself
+STEP = "student - reference (percentage points)"
+STEPS_CAPTION = (
+    "Accuracy of APM's student minus its reference. Ours: final, bars are 95 % intervals over images. Published: differences of "
+    "printed values, which come without intervals."
+)
+COST_CAPTION = (
+    "Mean over the sets of accuracy minus the teacher's on the same images, with 95 % intervals over images. Beside it what each "
+    "method costs: milliseconds are the median over images on this machine and whatever else it did, views and teacher included, "
+    "shared views counted for each."
+)
 # empty where records lack them
 NEEDED = ("confidence", "state", "teacher_passes", "prompts_read", "saved_milliseconds")
 CHANCE_NOTE = "chance: always answering the most frequent class."
@@ -170,13 +180,7 @@ def against_open_clip(rows: Mapping[tuple[str, str | None], pd.DataFrame]) -> pd
 
 
 def settings_grid(
-    teacher: Teacher,
-    data: Dataset,
-    config: TTTConfig,
-    rates: Sequence[float],
-    iterations: Sequence[int],
-    *,
-    seed: int = 0,
+    teacher: Teacher, data: Dataset, config: TTTConfig, rates: Sequence[float], iterations: Sequence[int], seed: int = 0
 ) -> pd.DataFrame:
     """How rate and K were chosen: what a student reaches with each on images that no table scores. Labels are not read.
 
@@ -299,11 +303,9 @@ def beside(
     for heading, members in means.items():
         mine[heading] = [numbers.average(line) for _, line in mine[[c for c in members if c in mine]].iterrows()]
     names = pd.DataFrame({column: [name] for name, column in counterparts.items()}, index=["set"])
-    cells = {
-        "published": published.map(lambda value: Number(value, kind="published")),
-        "ours": pd.concat([names, mine]).reindex(columns=published.columns),
-    }
-    return pd.concat(cells, names=["source", "row"])
+    theirs = published.map(lambda value: Number(value, kind="published"))
+    mine = pd.concat([names, mine]).reindex(columns=published.columns)
+    return pd.concat({"published": theirs, "ours": mine}, names=["source", "row"])
 
 
 def methods_beside(compared: pd.DataFrame, published: pd.DataFrame, column: str = "Average") -> pd.DataFrame:
@@ -351,11 +353,8 @@ def _line(own: pd.DataFrame, parts: Mapping[Any, pd.DataFrame], by: str, pass_mi
     orders = own.groupby("seed").indices.values()
     by_order = [stats.mean(right[rows], **stats.groups(own.iloc[rows], [by])) for rows in orders]
     steps = {h: stats.paired_difference(right, same[h][1], **grouped) for h in same if others[h] != name}
-    counts = {
-        "image passes": own["teacher_passes"].mean(),
-        "prompts read": own["prompts_read"].mean(),
-        "student updates": own["path"].dropna().map(len).mean() - 1,
-    }
+    counts = {"image passes": own["teacher_passes"].mean(), "prompts read": own["prompts_read"].mean()}
+    counts["student updates"] = own["path"].dropna().map(len).mean() - 1
     spent = own["milliseconds"].astype(float) + own["saved_milliseconds"].astype(float).fillna(pass_milliseconds)
     return {
         "state": state.iloc[0] if len(state) else "episodic",
@@ -388,25 +387,10 @@ def by_set(rows: pd.DataFrame, order: Sequence[str], *, by: str = "set") -> pd.D
     return cells.unstack(by, sort=False)[list(order)].rename_axis(columns=None)  # noqa: PD010
 
 
-STEP = "student - reference (percentage points)"
-STEPS_CAPTION = (
-    "Accuracy of APM's student minus its reference. Ours: final, bars are 95 % intervals over images. Published: differences of "
-    "printed values, which come without intervals."
-)
-COST_CAPTION = (
-    "Mean over the sets of accuracy minus the teacher's on the same images, with 95 % intervals over images. Beside it what each "
-    "method costs: milliseconds are the median over images on this machine and whatever else it did, views and teacher included, "
-    "shared views counted for each."
-)
-
-
 def cost_figure(compared: pd.DataFrame) -> Figure:
     """What every method gains over the teacher, beside what it costs per image: one line per method, so that none hides another."""
-    labels = {
-        "difference from teacher": "accuracy - teacher (points,\nlogarithmic beyond 5)",
-        "image passes": "image passes\nof the teacher",
-        "ms per image": "milliseconds\nper image",
-    }
+    labels = {"difference from teacher": "accuracy - teacher (points,\nlogarithmic beyond 5)"}
+    labels |= {"image passes": "image passes\nof the teacher", "ms per image": "milliseconds\nper image"}
     cells = compared.set_index("state", append=True)
     figure = figures.dots({label: cells[name].unstack("state", sort=False) for name, label in labels.items()})  # noqa: PD010
     gain, *costs = figure.axes

@@ -1,7 +1,6 @@
 """Figures: one style, one way to save, and the plots that more than one notebook needs.
 
-Colours are seaborn's colour-blind-safe palette, one fixed colour per counting rule; "any" is always drawn open or dashed, since it is an
-upper bound and no score.
+Colours are colour-blind safe, one per counting rule; "any" is drawn open or dashed, since it is an upper bound and no score.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
       - {method: tda, samples: 64, orders: [0, 1, 2]}        # online: the images once in each of three orders
       - {method: zero, name: "ZERO, 16 views", views: 16}    # another row of the same method, whose name says what is different
 
-samples: images per set, "all" for those that the other rows see. orders: seeds of random orders of the images. All see the same images
-and views, so differences are paired; and the set's prompts, unless a line says otherwise (`prompts: original`) or a method tunes its own.
+samples: images per set, "all" for those that the other rows see. All see the same images and views, so differences are paired; and the
+set's prompts, unless a line says otherwise (`prompts: original`) or a method tunes its own.
 """
 
 from __future__ import annotations
@@ -100,9 +100,8 @@ def _entry(line: Mapping[str, Any], teacher: Teacher, config: TTTConfig) -> Entr
     seeds = [seed for seed in orders if type(seed) is int and seed >= 0] if isinstance(orders, list | tuple) else []
     if not seeds or len(set(seeds)) < len(orders):
         raise ValueError(f"orders must be different seeds, a list of whole numbers from 0, found {orders!r}")
-    return Entry(
-        first.name, [(methods.create(kind, teacher, **options, order_seed=seed), seed) for seed in seeds], samples
-    )
+    runs = [(methods.create(kind, teacher, **options, order_seed=seed), seed) for seed in seeds]
+    return Entry(first.name, runs, samples)
 
 
 def _takes(method: Any, option: str) -> bool:

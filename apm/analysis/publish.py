@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Publisher:
         notes: str | Sequence[str] = (),
         *,
         kinds: Mapping[str, str] | str = "measure",
-        bold: Callable[[pd.Series], bool] | None = None,
+        bold: tables.Bold | None = None,
         upright: bool = False,
     ) -> None:
         """Write a table (tidy numbers; CSV, Markdown, LaTeX), a figure (PNG, PDF) or an animation (the bytes of a GIF), and show it.

@@ -98,11 +98,9 @@ def origins(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     except FileNotFoundError:
         return pd.DataFrame(), pd.DataFrame(), []
     shards = shards[shards["current"]].fillna("")
-    made_by = shards.columns.intersection(
-        ["commit", "machine", "device", "python", "torch", "open_clip_torch"], sort=False
-    )
+    made_by = [name for name in ("commit", "machine", "device", "python", "torch", "open_clip_torch") if name in shards]
     count = {"shards": ("shard", "size"), "predictions": ("n", "sum")}
-    parts = (shards.groupby(list(by)).agg(**count) for by in (made_by, ["dataset", "method", "seed"]))
+    parts = (shards.groupby(by).agg(**count) for by in (made_by, ["dataset", "method", "seed"]))
     return *parts, sorted(set(shards["remark"]) - {""})
 
 

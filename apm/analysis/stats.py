@@ -256,12 +256,9 @@ def _enough(n: int, minimum: int) -> None:
 
 def groups(records: pd.DataFrame, conditions: Sequence[str] = CONDITION) -> dict[str, Any]:
     """What `mean` has to know of records: which rows are of one image (in any condition), and what is averaged with the same weight."""
-    return {
-        "samples": records["sample"].to_numpy(),
-        "conditions": records.groupby(list(conditions), sort=False).ngroup().to_numpy(),
-        "strata": records["dataset"].to_numpy(),
-        "seeds": records["seed"].to_numpy(),
-    }
+    found = {"samples": records["sample"], "strata": records["dataset"], "seeds": records["seed"]}
+    found["conditions"] = records.groupby(list(conditions), sort=False).ngroup()
+    return {name: column.to_numpy() for name, column in found.items()}
 
 
 def estimate(

@@ -25,13 +25,10 @@ from apm.runs.records import provenance
 WIDEST = 12  # columns of the widest table that is not turned
 WIDE = 9  # columns from which a table's cells break into lines
 LONG_TEXT = 40  # characters from which the cells of a column break into lines
-RULE_LABELS = {
-    "teacher": "teacher (zero-shot)",
-    "final": "final",
-    "minimum loss": "minimum loss",
-    "any": "any (upper bound, uses labels)",
-}
+RULE_LABELS = {"teacher": "teacher (zero-shot)", "final": "final", "minimum loss": "minimum loss"}
+RULE_LABELS["any"] = "any (upper bound, uses labels)"
 ANY = "any: right after at least one iteration; it uses the labels, so it is an upper bound and never a score."
+Bold = Callable[[pd.Series], bool]  # whether a row of a flat table stands out
 INTERVALS = "Accuracy in %; brackets: 95 % intervals over images, and seeds where there are several (Wilson; differences Bonett and Price)."
 
 
@@ -267,16 +264,11 @@ class Shown:
 
 
 def show(
-    table: pd.DataFrame,
-    caption: str,
-    footer: str = "",
-    *,
-    bold: Callable[[pd.Series], bool] | None = None,
-    upright: bool = False,
+    table: pd.DataFrame, caption: str, footer: str = "", *, bold: Bold | None = None, upright: bool = False
 ) -> Shown:
     """A table for the end of a notebook cell, as `save` writes it: caption above, footer below, scrolling sideways when it is wide.
 
-    bold: whether a row of the flat table stands out. upright: a table with more columns than fit a page, and fewer rows, is turned.
+    upright: a table with more columns than fit a page, and fewer rows, is turned.
     """
     flat, texts, right = _lay_out(table)
     if upright and len(flat.columns) > WIDEST >= len(flat) and True in right[1:] and not right[0]:

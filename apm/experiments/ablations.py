@@ -1,7 +1,5 @@
 """Ablations: one line of a profile each, all on the same images, seeds and teacher (Tables 5, 8 and 9 and the text of the paper).
 
-A line names what it changes over the common settings:
-
     {part: losses, name: L_cls + L_rgb, training: {loss_rgb: 1}, published: ["Lcls + Lrgb", CIFAR-10]}
 
 Lines with the same settings share one run. A line is compared with the profile's base on the same images and seeds, or with the line
@@ -101,9 +99,8 @@ def method(
     """The method of a line: its changes over the common student and training. Raises ValueError naming the line."""
     name = f"ablation {line.name}"
     try:
-        config = methods.training_config(
-            teacher, {**(student or {}), **line.student}, {**(training or {}), **line.training}
-        )
+        changed = {**(student or {}), **line.student}, {**(training or {}), **line.training}
+        config = methods.training_config(teacher, *changed)
         if line.network == "apm":
             if line.size is not None or line.init is not None:
                 raise ValueError("size and init are options of other networks; the APM's are student and training")
@@ -133,9 +130,8 @@ def run(
     none. Raises ValueError for fewer than 3 seeds, `samples` out of range and as `method`, before it runs.
     """
     if len(set(seeds)) != len(seeds) or len(seeds) < MINIMUM_SEEDS:
-        raise ValueError(
-            f"expected at least {MINIMUM_SEEDS} different seeds for a spread over seeds, found {list(seeds)}: set seeds in the profile"
-        )
+        wanted = f"at least {MINIMUM_SEEDS} different seeds for a spread over seeds"
+        raise ValueError(f"expected {wanted}, found {list(seeds)}: set seeds in the profile")
     chosen = []
     own = {name: load_dataset(name) for name in dict.fromkeys(line.dataset for line in lines) if name}
     for line in lines:
@@ -216,10 +212,9 @@ def compared(own: pd.DataFrame, other: pd.DataFrame, k: int, k_other: int) -> Nu
     unseen = right.index.difference(theirs.index)
     if len(unseen):
         mine, its = (part["variant"].iloc[0] for part in (own, other))
-        raise ValueError(
-            f"variant {mine!r} has {unseen.unique('sample').size} images that {its!r}, with which it is compared, has not seen: "
-            f"give it at most {other['sample'].nunique()} samples, or the other one more"
-        )
+        found = f"{unseen.unique('sample').size} images that {its!r}, with which it is compared, has not seen"
+        todo = f"give it at most {other['sample'].nunique()} samples, or the other one more"
+        raise ValueError(f"variant {mine!r} has {found}: {todo}")
     theirs = theirs.reindex(right.index).to_numpy()
     return stats.paired_difference(right.to_numpy(), theirs, own["sample"], seeds=own["seed"].to_numpy())
 

@@ -1,14 +1,9 @@
 """The claims audit: what the paper says, which number tests it, by which rule, and the verdict.
 
-A claim is data (data/claims.yaml). A verdict is computed from the estimate's 95 % interval, and rules have one meaning each:
-
-    holds              the whole interval satisfies the rule
-    does not hold      the whole interval contradicts it
-    cannot be tested   the interval reaches to both sides of the limit
-    not tested here    this profile does not make the estimate
-
-A claim that follows from how the package is built is marked "by construction" and not counted with those that were tested. Where many
-claims are tested, some hold by chance: Holm's correction says which verdicts survive.
+A claim is data (data/claims.yaml). It "holds" where the whole 95 % interval of its estimate satisfies the rule, "does not hold" where the
+whole interval contradicts it, "cannot be tested" where it reaches to both sides, and is "not tested here" where this profile does not
+make the estimate. What follows from how the package is built is "by construction", not counted with what was tested. Where many claims
+are tested, some hold by chance: Holm's correction says which verdicts survive.
 """
 
 from __future__ import annotations

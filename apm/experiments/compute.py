@@ -1,8 +1,7 @@
 """What the student, its teachers and a whole test-time training run cost: operations, memory, time (Table 4, Figure 2).
 
-An operation is one multiplication or addition of a matrix product, convolution or attention, so that a multiply-add counts two;
-elementwise work is left out everywhere. Memory is the bytes of live tensor storages: it repeats exactly, and holds neither the scratch
-space of kernels nor what an allocator keeps. Counting needs no arithmetic: it runs on torch's meta device, at full size. Time is measured.
+A multiply-add of a matrix product, convolution or attention counts two operations; elementwise work is left out. Memory is the bytes of
+live tensor storages, which repeat exactly. Counting needs no arithmetic: it runs on torch's meta device, at full size. Time is measured.
 """
 
 from __future__ import annotations

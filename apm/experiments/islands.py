@@ -1,8 +1,7 @@
 """Looks into the student's grid while it learns: the features of every location, at chosen iterations, and what they are worth.
 
-Places whose features agree form *islands* (section 3.5, Figures 3 and 7 of the paper). A picture of them stretches whatever variation
-there is to full colour, so numbers stand beside the pictures. Grids are arrays (N, h, w, D): N images, h x w places, features of width
-D; distances between places count grid steps. Measures raise ValueError for grids with NaN or infinite values.
+Places whose features agree form *islands* (section 3.5, Figures 3 and 7). A picture stretches whatever variation there is to full colour,
+so numbers stand beside it. Grids are arrays (N, h, w, D). Measures raise ValueError for grids with NaN or infinite values.
 """
 
 from __future__ import annotations
@@ -26,6 +25,13 @@ from apm.ttt import TTTConfig, TTTResult, adapt
 CLUSTER_COUNTS = (2, 3, 4, 5, 6)
 OTHERS = 5  # masks of that many other images are the control of an image's own mask
 MOST = 0.9  # from which R2 of P and the likeness to another image's map are those of a map of place
+CHANGED = "larger where the whole interval of the change is above 0, smaller where it is below, else not decided"
+Measures = Mapping[str, pd.DataFrame]  # rows of `measure` by source of the grids
+WHOSE = (
+    f"A map of place: R2 of P and the CKA with another image's map are at least {MOST} (yes where both whole intervals are, no where one "
+    "whole interval is below). Shows its own image: own - other masks is above 0 (yes where the whole interval is, no where it is below), and "
+    "larger than that of another image's map (the whole interval of the difference above 0)."
+)
 
 
 class Snapshots:
@@ -79,16 +85,15 @@ def watch(
     images: Tensor,
     targets: Tensor,
     config: TTTConfig,
-    iterations: Sequence[int],
-    *,
+    looks: Sequence[int],
     tokens: Tensor | None = None,
     seed: int = 0,
 ) -> tuple[TTTResult, Snapshots]:
     """Train one student per image (`apm.ttt.adapt`), look at the grids after the given numbers of updates, and keep the final weights.
     Raises ValueError as `adapt`, and for a look after the last update."""
-    if late := [k for k in iterations if not 0 <= k <= config.iterations]:
+    if late := [k for k in looks if not 0 <= k <= config.iterations]:
         raise ValueError(f"expected looks after 0 to {config.iterations} iterations, found {late}: change either")
-    shots = Snapshots(config.trained, images, iterations, tokens)
+    shots = Snapshots(config.trained, images, looks, tokens)
     return adapt(images, targets, config, seed=seed, tokens=tokens, keep_parameters=True, callback=shots), shots
 
 
@@ -139,8 +144,7 @@ def first_component(grids: np.ndarray) -> np.ndarray:
 def position_share(grids: np.ndarray) -> np.ndarray:
     """R2 (N,) of the features predicted linearly from the positional code: the share of variation that is a row's or a column's.
 
-    The code P[i, j] = (Px[j], Py[i]) is separable, so the least squares fit is the sum of row means and column means. A map that has
-    nothing to do with rows or columns has (h + w - 2) / (h w - 1) on average. NaN for a grid without variation.
+    P[i, j] = (Px[j], Py[i]) is separable, so the least squares fit is the sum of row means and column means. NaN without variation.
     """
     flat = centred(grids)
     h, w = flat.shape[1:3]
@@ -248,12 +252,6 @@ def _each(grids: np.ndarray, counts: Sequence[int], seed: int) -> np.ndarray:
     return np.broadcast_to(divided, np.shape(grids)[:3])
 
 
-CHANGED = "larger where the whole interval of the change is above 0, smaller where it is below, else not decided"
-
-
-Measures = Mapping[str, pd.DataFrame]  # rows of `measure` by source of the grids
-
-
 def changes(before: Measures, after: Measures, names: Sequence[str]) -> pd.DataFrame:
     """What training changed, with a verdict (CHANGED): measures of the same students on the same images before and after it."""
     words = {"above": "larger", "below": "smaller", "undecided": "not decided"}
@@ -261,13 +259,6 @@ def changes(before: Measures, after: Measures, names: Sequence[str]) -> pd.DataF
     found = {what: [judge.mean(x), judge.mean(y), judge.mean(y - x)] for what, (x, y) in pairs.items()}
     frame = pd.DataFrame(found, ["random weights", "trained", "change"]).T.rename_axis(["measure", "student"])
     return frame.assign(**{"training made it": frame["change"].map(numbers.verdict).map(words)})
-
-
-WHOSE = (
-    f"A map of place: R2 of P and the CKA with another image's map are at least {MOST} (yes where both whole intervals are, no where one "
-    "whole interval is below). Shows its own image: own - other masks is above 0 (yes where the whole interval is, no where it is below), and "
-    "larger than that of another image's map (the whole interval of the difference above 0)."
-)
 
 
 def whose(measures: Measures) -> pd.DataFrame:

@@ -167,11 +167,8 @@ def clusters(
         measures = {"images: purity": majority == labels, "images: NMI with class": shared(found, labels)}
     rows = kmeans(directions(np.asarray(grid).reshape(n * h * w, -1)), k, starts=2, seed=seed)
     image = np.repeat(np.arange(n), h * w)
-    truths = {
-        "foreground": foreground.ravel().astype(int),
-        "place": np.tile(np.arange(h * w), n),
-        "class": labels[where][image],
-    }
+    truths = {"foreground": foreground.ravel().astype(int), "place": np.tile(np.arange(h * w), n)}
+    truths["class"] = labels[where][image]
     for name, truth in truths.items():
         measures[f"locations: NMI with {name}"] = shared(rows, truth, images=image, least=True)
     return measures, rows.reshape(n, h, w)

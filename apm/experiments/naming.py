@@ -1,9 +1,8 @@
 """What a teacher's text tower can name: does zero-shot classification fail because the image is not seen, or not named?
 
-A student of test-time training is drawn to the teacher's image feature and classified with the teacher's text features. So it
-cannot name what the text tower cannot. The accuracy of a linear probe on the frozen image features, fitted with labels, says what the image
-tower tells apart; some words of the class names may never have occurred in the captions that taught the teacher. An accuracy above
-chance is no proof of naming, so the names are also dealt to the classes at random: how many such namings would have scored as well?
+A student cannot name what its teacher's text tower cannot. A linear probe on the frozen image features, fitted with labels, says what the
+image tower tells apart. An accuracy above chance is no proof of naming, so the names are also dealt to the classes at random: how many such
+namings would have scored as well?
 """
 
 from __future__ import annotations
@@ -45,9 +44,8 @@ def probe(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     values, counts = np.unique(labels, return_counts=True)
     if len(values) < 2 or counts.min() < FOLDS:
         found = f"{len(values)} classes, the smallest with {counts.min()} images: raise the number of images"
-        raise ValueError(
-            f"a probe with {FOLDS} folds needs two classes or more with {FOLDS} images each, found {found}"
-        )
+        needed = f"two classes or more with {FOLDS} images each"
+        raise ValueError(f"a probe with {FOLDS} folds needs {needed}, found {found}")
     split = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     return cross_val_predict(judge.probe(), np.asarray(features, dtype=np.float64), labels, cv=split) == labels
 

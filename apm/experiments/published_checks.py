@@ -10,11 +10,8 @@ from apm.data import published
 ROUNDING = 0.1  # points: a mean of numbers printed with one decimal, itself printed with one
 _SHIFTS = ["ImageNet", "ImageNet-A", "ImageNet-v2", "ImageNet-R", "ImageNet-Sketch"]
 _AVERAGES = ("Average", "OOD Average", "Average (printed)")
-_MEANS = (  # table, its average, what it is over
-    (1, "OOD Average", "{} shifted sets"),
-    (2, "Average (printed)", "{} columns"),
-    (3, "Average", "{} columns"),
-)
+# table, its average, what it is over
+_MEANS = (1, "OOD Average", "{} shifted sets"), (2, "Average (printed)", "{} columns"), (3, "Average", "{} columns")
 # what open_clip publishes under which tag, the row of Table 1 that names that teacher, and that of its student
 _TEACHERS = {
     "ViT-H-14-quickgelu / dfn5b": ("OpenCLIP-VIT-H/14", "OpenCLIP ViT-H/14"),
@@ -61,13 +58,10 @@ def published_teachers() -> pd.DataFrame:
         own["printed APM"] = one.loc[f"APM (Ours) [teacher {student}]"]
         parts[tag] = pd.DataFrame(own).loc[_SHIFTS]
     table = pd.concat(parts, names=["teacher", "set"]).reset_index()
-    source, teacher, apm = table["open_clip"], table["printed teacher"], table["printed APM"]
-    less = {
-        "printed - open_clip": teacher - source,
-        "APM - printed teacher": apm - teacher,
-        "APM - open_clip": apm - source,
-    }
-    return table.assign(**less)
+    table["printed - open_clip"] = table["printed teacher"] - table["open_clip"]
+    table["APM - printed teacher"] = table["printed APM"] - table["printed teacher"]
+    table["APM - open_clip"] = table["printed APM"] - table["open_clip"]
+    return table
 
 
 def published_steps() -> pd.DataFrame:
