@@ -58,7 +58,7 @@ def test_results_hold_no_path_of_a_machine(profile: str) -> None:
 
 @pytest.mark.parametrize("path", CLEAN, ids=lambda p: p.stem)
 def test_notebooks_define_no_functions_and_fetch_tensors_from_a_gpu_before_they_become_arrays(path: Path) -> None:
-    code = depends.code(path)
+    code = "\n".join(depends.cells(path))
     assert "def " not in code
     for place in re.finditer(r"\.numpy\(\)", code):
         line = code[: place.start()].rsplit("\n", 1)[-1]

@@ -18,7 +18,7 @@ from apm.project import manifest
 
 
 class Publisher:
-    """Publishes what one notebook makes into a profile's results folder.
+    """Publishes what one notebook makes into a profile's results folder; run by hand, into its folder `by-hand`.
 
     publish = Publisher(profile, "02_corruptions")
     publish(table, "02_paired", "APM against its teacher", footer)
@@ -26,7 +26,7 @@ class Publisher:
     """
 
     def __init__(self, profile: str, notebook: str) -> None:
-        self.folder: Path = project.results_dir(profile)
+        self.folder: Path = project.results_dir(profile) / project.paths.by_hand()
         self.notebook = notebook
         self.entries: list[dict[str, Any]] = []
         self.rows: list[pd.DataFrame] = []

@@ -6,7 +6,6 @@ Tables stand in it as they were shown; figures are the files beside it.
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from apm import project
 from apm.analysis import figures, numbers, stats, tables, verify
 from apm.analysis.numbers import NoSuchNumber
 from apm.analysis.text import FAILS, HOLDS, UNTESTED
-from apm.project import manifest, profiles
+from apm.project import manifest, profiles, run
 from apm.runs import records
 
 LONG = 25  # rows from which a table is folded away
@@ -82,8 +81,7 @@ def _part(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
 
 def times(folder: Path, notebooks: list[str]) -> pd.DataFrame:
     """How long the last and the longest run of each notebook took, in seconds, and their sums; empty where nothing was measured."""
-    path = folder / "records" / "times.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = run.times(folder)
     rows = {name: known[name] for name in notebooks if name in known}
     table = pd.DataFrame(rows, ["longest", "last"]).T.add_suffix(" run (s)").rename_axis("notebook")
     if rows:
@@ -109,7 +107,7 @@ def _shown(frame: pd.DataFrame, caption: str) -> str:
 
 
 def write(profile: str) -> Path:
-    """Make results/<profile>/report.html; returns its path.
+    """Make results/<profile>/report.html, or report.by-hand.html where the notebook is run by hand; returns its path.
 
     Raises FileNotFoundError when no notebook has published anything, ValueError for an unknown profile or a damaged manifest.
     """
@@ -148,4 +146,5 @@ def write(profile: str) -> Path:
         made_by=_shown(made_by, "What made the records") or "No records of the present code here.",
         records=_shown(about_what, "Records by dataset, method and seed"),
     )
-    return project.atomic_write(folder / "report.html", page + "\n")
+    name = ".".join(filter(None, ("report", project.paths.by_hand(), "html")))
+    return project.atomic_write(folder / name, page + "\n")

@@ -135,8 +135,7 @@ def present(profile: str, *, whole: bool = True) -> pd.DataFrame:
 
 def machine_of(profile: str) -> dict[str, str]:
     """The machine that a profile's results were made on; empty where that is not noted."""
-    path = project.results_dir(profile) / "numbers" / "machine.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return project.paths.kept(project.results_dir(profile) / "numbers" / "machine.json")
 
 
 def accept(profile: str) -> Path:

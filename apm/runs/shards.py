@@ -346,14 +346,20 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The git commit of the code, with "+changes" for a modified tree; "unknown" outside a repository."""
+    """The git commit of the code, with "+changes" for a modified tree; "unknown" where the code is not in a repository of its own."""
     here = str(Path(__file__).parents[1])
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", here, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # as in a hook
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=own).stdout.strip()
 
     try:
+        if (
+            not git("ls-files", "--", here)
+            or Path(git("rev-parse", "--show-toplevel")).resolve() != Path(here).resolve().parent
+        ):
+            return "unknown"  # a copy inside somebody's repository
         commit = git("rev-parse", "HEAD")
         return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no", "--", here) else "")
     except (OSError, subprocess.SubprocessError):
