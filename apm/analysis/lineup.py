@@ -100,7 +100,9 @@ def _entry(line: Mapping[str, Any], teacher: Teacher, config: TTTConfig) -> Entr
     seeds = [seed for seed in orders if type(seed) is int and seed >= 0] if isinstance(orders, list | tuple) else []
     if not seeds or len(set(seeds)) < len(orders):
         raise ValueError(f"orders must be different seeds, a list of whole numbers from 0, found {orders!r}")
-    runs = [(methods.create(kind, teacher, **options, order_seed=seed), seed) for seed in seeds]
+    runs: list[tuple[Any, int | None]] = [
+        (methods.create(kind, teacher, **options, order_seed=seed), seed) for seed in seeds
+    ]
     return Entry(first.name, runs, samples)
 
 

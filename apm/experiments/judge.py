@@ -60,7 +60,7 @@ def table(
     names: Sequence[str] | None = None,
     *,
     paired: Collection[str] = (),
-    options: Mapping[str, dict[str, str]] | None = None,
+    options: Mapping[str, dict[str, Any]] | None = None,
 ) -> pd.DataFrame:
     """Means over images with their intervals: a row a source, a column a measure (default: all), one value an image each.
 
@@ -71,7 +71,7 @@ def table(
     first = next(iter(measured))
     for source, values in measured.items():
         for name in names or values:
-            how = (options or {}).get(name, {"unit": "%"} if name.endswith("(%)") else {})
+            how: dict[str, Any] = (options or {}).get(name, {"unit": "%"} if name.endswith("(%)") else {})
             rows[source][name] = mean(values[name], **how)
             if name in paired:
                 difference = None if source == first else mean(measured[first][name], less=values[name], **how)
