@@ -9,10 +9,11 @@ from __future__ import annotations
 import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from apm import methods, project
 from apm.analysis import figures, lineup, numbers, stats, tables
@@ -20,9 +21,6 @@ from apm.analysis.numbers import Number
 from apm.data import Dataset, prompts, published
 from apm.teachers import Teacher
 from apm.ttt import TTTConfig
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 REFERENCES = {"teacher": "zero-shot", "one prompt": lineup.ONE_PROMPT}  # heading -> method
 STUDENT = "APM (Ours) [teacher CLIP ViT-B/16]"
@@ -41,13 +39,18 @@ PUBLISHED_PAIRS = {  # what a step is between: (student, reference), in Tables 1
 ENDS = {"lowest": min, "highest": max}
 SIDES = {"higher": 1, "equal": 0, "lower": -1}
 ITS_TARGET = "its target"  # heading of the difference from what a student's target predicts by itself
-NEEDED = (
-    "confidence",
-    "state",
-    "teacher_passes",
-    "prompts_read",
-    "saved_milliseconds",
-)  # empty where records lack them
+STEP = "student - reference (percentage points)"
+STEPS_CAPTION = (
+    "Accuracy of APM's student minus its reference. Ours: final, bars are 95 % intervals over images. Published: differences of "
+    "printed values, which come without intervals."
+)
+COST_CAPTION = (
+    "Mean over the sets of accuracy minus the teacher's on the same images, with 95 % intervals over images. Beside it what each "
+    "method costs: milliseconds are the median over images on this machine and whatever else it did, views and teacher included, "
+    "shared views counted for each."
+)
+# empty where records lack them
+NEEDED = ("confidence", "state", "teacher_passes", "prompts_read", "saved_milliseconds")
 CHANCE_NOTE = "chance: always answering the most frequent class."
 METHODS_NOTE = (
     f"ECE: expected calibration error over all images of the row, {stats.CALIBRATION_BINS} bins. Small samples bias it upwards and "
@@ -56,9 +59,6 @@ METHODS_NOTE = (
     "random, each drawn from a seed; the accuracy is the mean over them, beside it the lowest and the highest. What was trained once has "
     "one training seed: its interval is over images and knows nothing of how another training would come out."
 )
-
-
-# ------------------------------------------------------------------------------------------------------- under every table
 
 
 def notes(
@@ -71,15 +71,13 @@ def notes(
     taught: Dataset | None = None,
 ) -> str:
     """What belongs under every table that compares: whose prompts, the student's rate and K, the images that they were chosen on
-    (selection), and what "zero-shot" means where the set that taught the teacher is known.
-    """
+    (selection), and what "zero-shot" means where the set that taught the teacher is known."""
     own = _described(sets, lambda d: prompts.describe(d.templates))
     said = [f"Prompts: {own}."] + ([f'One prompt: "{prompt}".'] if prompt else [])
-    others: dict[str, list[str]] = {}
-    for entry in entries:
-        if words := getattr(entry.runs[0][0], "prompts_used", None):
-            others.setdefault(_described(sets, words), []).append(entry.name)
-    said += [f"Prompts of {' and '.join(names)}: {words}." for words, names in others.items() if words != own]
+    used = {entry.name: getattr(entry.runs[0][0], "prompts_used", None) for entry in entries}
+    others = pd.Series({name: _described(sets, words) for name, words in used.items() if words}, dtype=str)
+    for words, names in others[others != own].groupby(others, sort=False):
+        said.append(f"Prompts of {' and '.join(names.index)}: {words}.")
     origin = "as published" if lineup.as_published(config) == config else "the profile's"
     if selection and origin != "as published":
         origin = f"chosen on {selection['samples']} images of {selection['set']}, which no table scores, without labels"
@@ -96,9 +94,6 @@ def _described(sets: Sequence[Dataset], words: Callable[[Dataset], str]) -> str:
     return "; ".join(f"{text} on {', '.join(part.index)}" for text, part in said.groupby(said, sort=False))
 
 
-# ------------------------------------------------------------------------------------------------------------------- sets
-
-
 def chance(dataset: Dataset) -> float:
     """Accuracy in percent of always answering the most frequent class."""
     return 100.0 * float(np.bincount(dataset.labels).max()) / len(dataset)
@@ -112,10 +107,9 @@ def above_chance(low: float, high: float, chance: float) -> str:
 def overview(
     sets: Sequence[Dataset], counterparts: Mapping[str, str] | None = None, taught: Dataset | None = None
 ) -> pd.DataFrame:
-    """What the columns of a table are, one row per set, with notes on its origin, in which DATA is the folder that $DATA names.
+    """What the columns of a table are, one row per set, with notes on its origin; taught: the labelled set of the teacher's training.
 
-    counterparts: set -> the published column that it stands for. taught: the labelled set that the teacher was trained on.
-    Raises ValueError for a counterpart of a set that is not there.
+    Raises ValueError for a counterpart (set -> published column that it stands for) of a set that is not there.
     """
     project.among("dataset with a counterpart", counterparts or {}, [d.name for d in sets])
     lines = {
@@ -134,20 +128,14 @@ def overview(
 
 
 def by_origin(records: pd.DataFrame, sets: Sequence[Dataset]) -> pd.DataFrame:
-    """The records with a column `set`, and in `dataset` the set that each one's images come from.
-
-    Then an interval of a mean over sets draws an image together with its inverted, thickened, renamed ... copies, as
-    `apm.analysis.stats` does for corruptions: they are not independent. Raises KeyError for records of other sets.
-    """
+    """The records with a column `set`, and in `dataset` the set that each one's images come from, so that an interval of a mean over sets
+    draws an image together with its inverted, thickened, renamed ... copies. Raises KeyError for records of other sets."""
     names, origins = records["dataset"], {d.name: d.origin or d.name for d in sets}
     return records.assign(set=names, corruption=names, dataset=[origins[name] for name in names])
 
 
 def zero_shot(records: pd.DataFrame, sets: Sequence[Dataset]) -> pd.DataFrame:
-    """The teacher's accuracy per set or condition beside chance, whether it is above it, and the usual accuracy where it is known.
-
-    records: of one method on these sets, with the teacher's predictions. Usual: data/published/usual_accuracy.csv.
-    """
+    """The teacher's accuracy per set or condition, of the records of one method, beside chance and the usual one where it is known."""
     usual = published.wide(published.load("usual_accuracy"))["accuracy"]
     parts = dict(list(records.groupby(list(stats.CONDITION))))
     lines = {}
@@ -167,7 +155,7 @@ def zero_shot(records: pd.DataFrame, sets: Sequence[Dataset]) -> pd.DataFrame:
 def against_open_clip(rows: Mapping[tuple[str, str | None], pd.DataFrame]) -> pd.DataFrame:
     """Measured zero-shot accuracy beside the one that open_clip publishes for the same weights: a check of loading, prompts and data.
 
-    rows: (open_clip name, tag) -> records. Index (teacher, set), of those on the list, which has the mean per class for some small sets.
+    rows: (open_clip name, tag) -> records. Its list has the mean per class for some small sets.
     """
     theirs = published.wide(published.load("teacher_zero_shot_openclip"))
     columns = {column.lower().replace("cifar-", "cifar"): column for column in theirs} | {"flowers102": "Flower102"}
@@ -188,21 +176,15 @@ def against_open_clip(rows: Mapping[tuple[str, str | None], pd.DataFrame]) -> pd
                 "open_clip": Number(value, kind="published"),
                 "difference": Number(measured.value - value, n=measured.n, unit="points", kind="difference"),
             }
-    return _by_pair(lines, "teacher", "set")
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis(["teacher", "set"]) if lines else pd.DataFrame()
 
 
 def settings_grid(
-    teacher: Teacher,
-    data: Dataset,
-    config: TTTConfig,
-    rates: Sequence[float],
-    iterations: Sequence[int],
-    *,
-    seed: int = 0,
+    teacher: Teacher, data: Dataset, config: TTTConfig, rates: Sequence[float], iterations: Sequence[int], seed: int = 0
 ) -> pd.DataFrame:
     """How rate and K were chosen: what a student reaches with each on images that no table scores. Labels are not read.
 
-    Index (rate, K). in use: in the tables. Raises ValueError where the grid lacks the setting of `config`.
+    Raises ValueError where the grid lacks the setting of `config`, which is in use in the tables.
     """
     project.among("rate of selection", [config.learning_rate], rates)
     project.among("K of selection", [config.iterations], iterations)
@@ -220,20 +202,17 @@ def settings_grid(
                 "agreement with the teacher": stats.accuracy(classes[:, k] == said),
                 "in use": "yes" if (rate, k) == (config.learning_rate, config.iterations) else "",
             }
-    found = _by_pair(lines, "rate", "K")
+    found = pd.DataFrame.from_dict(lines, orient="index").rename_axis(["rate", "K"])
     lowest = found["mean loss"] == found["mean loss"].groupby(level="K").transform("min")
     found.insert(3, "lowest at this K", np.where(lowest, "yes", ""))
     return found
 
 
-# ------------------------------------------------------------------------------------------------------------------ steps
-
-
 def paired(records: pd.DataFrame, *, by: str = "dataset") -> pd.DataFrame:
-    """The APM against references, image by image: one row per (set, reference).
+    """The APM against references, image by image: one row per (set, reference); by: column whose values are the sets.
 
-    by: column whose values are the sets. step: final - reference in points; gained, lost: images that only one of the two has right;
-    p: McNemar exact, empty for several seeds. Raises ValueError for a reference that lacks an image.
+    gained, lost: images that only one of the two has right; p: McNemar exact, empty for several seeds. Raises ValueError for a reference
+    that lacks an image.
     """
     lines = {}
     for value, group in records.groupby(by, sort=False):
@@ -252,7 +231,7 @@ def paired(records: pd.DataFrame, *, by: str = "dataset") -> pd.DataFrame:
                 "p": Number(stats.mcnemar(right, other), unit="", kind="p") if step.n == len(own) else None,
                 "verdict": numbers.verdict(step),
             }
-    return _by_pair(lines, "set", "reference")
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis(["set", "reference"])
 
 
 def _matched(own: pd.DataFrame, other: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -270,10 +249,9 @@ def _matched(own: pd.DataFrame, other: pd.DataFrame, name: str) -> tuple[np.ndar
 def published_steps(
     published: pd.DataFrame, columns: Sequence[str], pairs: Mapping[str, tuple[str, str]] = PUBLISHED_PAIRS
 ) -> pd.DataFrame:
-    """Steps between rows of a published table, as `paired` has them: index (set, reference), reference accuracy, final, step.
+    """Steps between rows of a published table, as `paired` has them, without intervals: the paper gives none.
 
-    pairs: label -> (row of the student, row of the reference); those of which the table has no student, and cells that either row lacks,
-    are left out. No interval: the paper gives none.
+    pairs: label -> (row of the student, row of the reference); what the table has no student or no cell for is left out.
     """
     cells = published[list(columns)]
     parts = {
@@ -290,8 +268,7 @@ def published_steps(
 def steps(sets: pd.DataFrame, source: str, records: pd.DataFrame | None = None, *, by: str = "set") -> pd.DataFrame:
     """The answer of a benchmark: per reference the mean step over the sets, each with the same weight, and its verdict.
 
-    sets: from `paired` or `published_steps`. records: those of `paired`, from `by_origin`, for the interval of the mean: the copies of
-    an image count as that one; without it there is no verdict. Index (source, reference).
+    sets: from `paired` or `published_steps`. records: those of `paired`, from `by_origin`, for the interval of the mean and the verdict.
     """
     lines = {}
     for heading, part in sets.groupby(level="reference", sort=False):
@@ -308,16 +285,15 @@ def steps(sets: pd.DataFrame, source: str, records: pd.DataFrame | None = None, 
             **{name: Number(part[name].sum(), unit="", kind="count") for name in ("gained", "lost") if name in part},
             "verdict": "" if records is None else numbers.verdict(step),
         }
-    return _by_pair(lines, "source", "reference")
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis(["source", "reference"])
 
 
 def beside(
     published: pd.DataFrame, ours: pd.DataFrame, counterparts: Mapping[str, str], *, means: Mapping[str, Sequence[str]]
 ) -> pd.DataFrame:
-    """A published table with our rows under it, each of our sets in the column that it stands for; the first row names our sets.
+    """A published table with our rows (`tables.accuracies`) under it, each of our sets in the column that it stands for (counterparts).
 
-    ours: from `tables.accuracies`. counterparts: our set -> published column. means: published column of an average -> the columns that it
-    is over; ours is over those that have a counterpart. Raises ValueError for unknown names and for two sets in a column.
+    means: published column of an average -> the columns that it is over. Raises ValueError for unknown names and for two sets in a column.
     """
     project.among("set of ours", counterparts, ours.columns)
     project.among("published column", counterparts.values(), published.columns)
@@ -327,36 +303,22 @@ def beside(
     for heading, members in means.items():
         mine[heading] = [numbers.average(line) for _, line in mine[[c for c in members if c in mine]].iterrows()]
     names = pd.DataFrame({column: [name] for name, column in counterparts.items()}, index=["set"])
-    cells = {
-        "published": published.map(lambda value: Number(value, kind="published")),
-        "ours": pd.concat([names, mine]).reindex(columns=published.columns),
-    }
-    return pd.concat(cells, names=["source", "row"])
+    theirs = published.map(lambda value: Number(value, kind="published"))
+    mine = pd.concat([names, mine]).reindex(columns=published.columns)
+    return pd.concat({"published": theirs, "ours": mine}, names=["source", "row"])
 
 
 def methods_beside(compared: pd.DataFrame, published: pd.DataFrame, column: str = "Average") -> pd.DataFrame:
-    """Steps from the single prompt, those of PUBLISHED_ROWS that the published table has beside ours.
-
-    compared: from `table`; methods that this profile does not run have empty cells. column: the published average.
-    """
+    """Steps from the single prompt, those of PUBLISHED_ROWS that the published table has beside ours, from `table`; empty where not run."""
     rows = {name: row for name, row in PUBLISHED_ROWS.items() if row in published.index}
     ours, theirs = compared.reindex(list(rows)), published[column][list(rows.values())]
-    found = pd.DataFrame(
-        {
-            "published row": theirs.index,
-            "published": [Number(value, kind="published") for value in theirs],
-            "published step": [Number(value, unit="points", kind="published") for value in theirs - theirs.iloc[0]],
-            "ours": ours["accuracy"].to_numpy(),
-            "our step": ours["difference from one prompt"].to_numpy(),
-        },
-        index=pd.Index(rows, name="method"),
-    )
-    found.loc[found.index[0], "published step"] = None  # the single prompt itself
+    found = pd.DataFrame({"published row": rows}).rename_axis("method")
+    found["published"] = [Number(value, kind="published") for value in theirs]
+    steps = [Number(value, unit="points", kind="published") for value in theirs - theirs.iloc[0]]
+    found["published step"] = [None, *steps[1:]]  # the single prompt itself
+    found["ours"], found["our step"] = ours["accuracy"], ours["difference from one prompt"]
     found["verdict"] = ["" if numbers.is_empty(step) else numbers.verdict(step) for step in found["our step"]]
     return found
-
-
-# ------------------------------------------------------------------------------------------------------- methods side by side
 
 
 def pass_milliseconds(teacher: Teacher, dataset: Dataset) -> float:
@@ -368,19 +330,16 @@ def pass_milliseconds(teacher: Teacher, dataset: Dataset) -> float:
 
 
 def table(rows: pd.DataFrame, *, by: str = "set", pass_milliseconds: float = 0.0) -> pd.DataFrame:
-    """One row per method, episodic ones first and online ones last: means over the sets, with 95 % intervals over images.
+    """One row per method, episodic ones first and online ones last: means over the sets in column `by`, with 95 % intervals over images.
 
-    rows: records of all methods, from `by_origin`, or with another column `by` of what is averaged over, with the same weight each.
-    pass_milliseconds: added where a method read stored features of the teacher.
-
-    Each method is compared with the references, the APM, and what its own target says where there is that row, on the images that it saw
-    itself (points). n: images of one order. Columns without a value are left out. Raises ValueError for a reference that lacks an image.
+    rows: records of all methods. pass_milliseconds: added where a method read stored features of the teacher. Each method is compared with
+    the references, the APM and what its own target says on the images that it saw itself (points). n: images of one order. Columns without
+    a value are left out. Raises ValueError for a reference that lacks an image.
     """
     rows = rows.reindex(columns=rows.columns.union([*NEEDED], sort=False))
     parts = dict(list(rows.groupby("method", sort=False)))
-    found = pd.DataFrame(
-        [_line(own, parts, by, pass_milliseconds) for own in parts.values()], pd.Index(parts, name="method")
-    )
+    lines = [_line(own, parts, by, pass_milliseconds) for own in parts.values()]
+    found = pd.DataFrame(lines, pd.Index(parts, name="method"))
     found = found.mask(found.map(numbers.is_empty), None).dropna(axis="columns", how="all")
     found = found.sort_values("state", key=lambda states: states.map(lineup.STATES.index), kind="stable")
     return found if found["failed"].any() else found.drop(columns="failed")
@@ -394,11 +353,8 @@ def _line(own: pd.DataFrame, parts: Mapping[Any, pd.DataFrame], by: str, pass_mi
     orders = own.groupby("seed").indices.values()
     by_order = [stats.mean(right[rows], **stats.groups(own.iloc[rows], [by])) for rows in orders]
     steps = {h: stats.paired_difference(right, same[h][1], **grouped) for h in same if others[h] != name}
-    counts = {
-        "image passes": own["teacher_passes"].mean(),
-        "prompts read": own["prompts_read"].mean(),
-        "student updates": own["path"].dropna().map(len).mean() - 1,
-    }
+    counts = {"image passes": own["teacher_passes"].mean(), "prompts read": own["prompts_read"].mean()}
+    counts["student updates"] = own["path"].dropna().map(len).mean() - 1
     spent = own["milliseconds"].astype(float) + own["saved_milliseconds"].astype(float).fillna(pass_milliseconds)
     return {
         "state": state.iloc[0] if len(state) else "episodic",
@@ -431,25 +387,10 @@ def by_set(rows: pd.DataFrame, order: Sequence[str], *, by: str = "set") -> pd.D
     return cells.unstack(by, sort=False)[list(order)].rename_axis(columns=None)  # noqa: PD010
 
 
-STEP = "student - reference (percentage points)"
-STEPS_CAPTION = (
-    "Accuracy of APM's student minus its reference. Ours: final, bars are 95 % intervals over images. Published: differences of "
-    "printed values, which come without intervals."
-)
-COST_CAPTION = (
-    "Mean over the sets of accuracy minus the teacher's on the same images, with 95 % intervals over images. Beside it what each "
-    "method costs: milliseconds are the median over images on this machine and whatever else it did, views and teacher included, "
-    "shared views counted for each."
-)
-
-
 def cost_figure(compared: pd.DataFrame) -> Figure:
     """What every method gains over the teacher, beside what it costs per image: one line per method, so that none hides another."""
-    labels = {
-        "difference from teacher": "accuracy - teacher (points,\nlogarithmic beyond 5)",
-        "image passes": "image passes\nof the teacher",
-        "ms per image": "milliseconds\nper image",
-    }
+    labels = {"difference from teacher": "accuracy - teacher (points,\nlogarithmic beyond 5)"}
+    labels |= {"image passes": "image passes\nof the teacher", "ms per image": "milliseconds\nper image"}
     cells = compared.set_index("state", append=True)
     figure = figures.dots({label: cells[name].unstack("state", sort=False) for name, label in labels.items()})  # noqa: PD010
     gain, *costs = figure.axes
@@ -460,9 +401,3 @@ def cost_figure(compared: pd.DataFrame) -> Figure:
     for axes in costs:
         axes.set_xscale("log")
     return figure
-
-
-def _by_pair(lines: Mapping[tuple[Any, Any], dict[str, Any]], *names: str) -> pd.DataFrame:
-    """Lines by two names as a table with both in its index."""
-    index = pd.MultiIndex.from_tuples(list(lines), names=list(names)) if lines else None
-    return pd.DataFrame(list(lines.values()), index=index)

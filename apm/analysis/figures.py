@@ -1,7 +1,6 @@
 """Figures: one style, one way to save, and the plots that more than one notebook needs.
 
-Colours are seaborn's colour-blind-safe palette, one fixed colour per counting rule; "any" is always drawn open or dashed, since it is an
-upper bound and no score.
+Colours are colour-blind safe, one per counting rule; "any" is drawn open or dashed, since it is an upper bound and no score.
 """
 
 from __future__ import annotations
@@ -11,19 +10,22 @@ import io
 from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from IPython.display import Image as Picture
+from IPython.display import display as show_here
+from matplotlib import cbook, font_manager
+from matplotlib.figure import Figure
 from PIL import Image, ImageChops
 
 from apm import project
 from apm.analysis import stats, text
 from apm.analysis.numbers import SEPARATOR, is_empty
 from apm.analysis.tables import RULE_LABELS
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COLOURS = {"teacher": "#949494", "final": "#0173b2", "minimum loss": "#029e73", "any": "#de8f05"}  # of "colorblind"
 LINES: dict[str, dict[str, Any]] = {
@@ -47,9 +49,6 @@ MANY = 8192  # colours of a picture that no palette holds
 @functools.cache
 def style() -> None:
     """Set seaborn's style for the whole package, once; every function here calls it."""
-    import seaborn as sns
-    from matplotlib import cbook, font_manager
-
     # names of classes and sets are no formulas; only matplotlib's own labels of logarithmic axes are
     cbook.is_math_text = lambda s: s.startswith(r"$\mathdefault{")
     rc = {
@@ -69,11 +68,9 @@ def style() -> None:
 
 
 def save(what: Figure | bytes, name: str, folder: Path | str) -> dict[str, Path]:
-    """Write a figure as <name>.png (`lean`, 150 dpi) and <name>.pdf, the bytes of an animation as <name>.gif; equal ones give
-    equal bytes.
+    """Write a figure as <name>.png (`lean`) and <name>.pdf, the bytes of an animation as <name>.gif; equal ones give equal bytes.
 
-    Each file is replaced as a whole. Returns the paths by suffix, the one to show first. Raises OSError for a folder that cannot be
-    written.
+    Returns the paths by suffix, the one to show first. Raises OSError for a folder that cannot be written.
     """
     contents = {"gif": what} if isinstance(what, bytes) else {}
     if not isinstance(what, bytes):
@@ -105,24 +102,15 @@ def page_width(path: Path) -> int:
 
 def display(path: Path, caption: str, notes: str = "") -> None:
     """Show a saved figure or animation, the file's own bytes, with its caption below it."""
-    from IPython.display import Image as Picture
-    from IPython.display import display as shown
-
-    shown(Picture(filename=str(path), width=page_width(path), alt=caption))
+    show_here(Picture(filename=str(path), width=page_width(path), alt=caption))
     text.say(f"{caption} {notes}")
-
-
-# --------------------------------------------------------------------------------------------------- estimates with intervals
 
 
 def dots(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Tables of `Number`s as marks with their 95 % intervals: rows down, a colour and a marker for each column.
 
-    panels: label of the x axis -> table; several stand side by side and share rows and colours. What is called "any", an upper bound
-    and no score, is drawn open; counting rules have their own colours.
+    panels: label of the x axis -> table; they share rows and colours. What is called "any" is drawn open.
     """
-    import matplotlib.pyplot as plt
-
     style()
     rows = list(dict.fromkeys(row for cells in panels.values() for row in cells.index))
     columns = list(dict.fromkeys(column for cells in panels.values() for column in cells))
@@ -152,11 +140,8 @@ def dots(panels: Mapping[str, pd.DataFrame]) -> Figure:
 def accuracy_over_iterations(records: pd.DataFrame, *, chance: float | None = None) -> tuple[Figure, str]:
     """Accuracy if the run had been stopped after k = 0..K iterations, against the teacher's and the cumulative `any`; and a caption.
 
-    records: rows of one method with iterations; several conditions are averaged, each with the same weight. The interval at K and at
-    the teacher is over images. Raises ValueError for several methods, for records without paths, or too few images.
+    Several conditions are averaged, each with the same weight. Raises ValueError for several methods, no paths, or too few images.
     """
-    import matplotlib.pyplot as plt
-
     if len(methods := records["method"].unique()) != 1:
         raise ValueError(f"this figure shows one method, found {', '.join(methods) or 'none'}: choose one")
     style()
@@ -186,9 +171,6 @@ def accuracy_over_iterations(records: pd.DataFrame, *, chance: float | None = No
     )
 
 
-# ------------------------------------------------------------------------------------------------------ features as colours
-
-
 def components(features: np.ndarray) -> np.ndarray:
     """First three principal components (3, D) of features (..., D), with fixed signs; zeros for those without variation."""
     rows = np.asarray(features, dtype=np.float64).reshape(-1, np.shape(features)[-1])
@@ -205,14 +187,10 @@ def components(features: np.ndarray) -> np.ndarray:
 
 
 def grid_rgb(features: np.ndarray, *, fit: np.ndarray | None = None, own_range: bool = False) -> np.ndarray:
-    """Feature grids as colour (float64 in 0..1): the first three principal components as red, green and blue, on one scale.
+    """Feature grids (..., h, w, D) as colour (..., h, w, 3) in 0..1: the first three principal components as red, green and blue.
 
-    The scale is that of the component with the largest range (1st to 99th percentile), so a component with a hundredth of that range
-    takes a hundredth of the contrast; each is centred on 0.5, where those without variation stay.
-
-    features: (h, w, D), or (N, h, w, D) sharing one set of components; returned with D replaced by 3. fit: (..., D) features to take
-    components, centre and scale from; default the features themselves. own_range: components from fit, centre and scale from the
-    features: for looks at one grid whose size changes.
+    All have the scale of the component with the largest range (1st to 99th percentile), centred on 0.5, where those without variation
+    stay. fit: (..., D) features to take components, centre and scale from; own_range: components only.
     """
     features = np.asarray(features, dtype=np.float64)
     base = features if fit is None else np.asarray(fit, dtype=np.float64)

@@ -5,8 +5,8 @@
       - {method: tda, samples: 64, orders: [0, 1, 2]}        # online: the images once in each of three orders
       - {method: zero, name: "ZERO, 16 views", views: 16}    # another row of the same method, whose name says what is different
 
-samples: images per set, "all" for those that the other rows see. orders: seeds of random orders of the images. All see the same images
-and views, so differences are paired; and the set's prompts, unless a line says otherwise (`prompts: original`) or a method tunes its own.
+samples: images per set, "all" for those that the other rows see. All see the same images and views, so differences are paired; and the
+set's prompts, unless a line says otherwise (`prompts: original`) or a method tunes its own.
 """
 
 from __future__ import annotations
@@ -63,8 +63,7 @@ def at_published(teacher: Teacher, config: TTTConfig, samples: int | str = "all"
 def parse(lines: Sequence[Mapping[str, Any]], teacher: Teacher, config: TTTConfig) -> list[Entry]:
     """The entries of a profile's list `baselines`; config: of the student, for methods that train one.
 
-    Raises ValueError, naming the line, for unknown methods and options, values of another type than the option's, a row's name that is
-    taken, too few samples for an interval, and orders of a method that has none.
+    Raises ValueError, naming the line, for bad methods, options, samples and orders, and a row's name that is taken.
     """
     entries: list[Entry] = []
     taken = dict.fromkeys(FIXED, "of the notebooks")
@@ -101,9 +100,10 @@ def _entry(line: Mapping[str, Any], teacher: Teacher, config: TTTConfig) -> Entr
     seeds = [seed for seed in orders if type(seed) is int and seed >= 0] if isinstance(orders, list | tuple) else []
     if not seeds or len(set(seeds)) < len(orders):
         raise ValueError(f"orders must be different seeds, a list of whole numbers from 0, found {orders!r}")
-    return Entry(
-        first.name, [(methods.create(kind, teacher, **options, order_seed=seed), seed) for seed in seeds], samples
-    )
+    runs: list[tuple[Any, int | None]] = [
+        (methods.create(kind, teacher, **options, order_seed=seed), seed) for seed in seeds
+    ]
+    return Entry(first.name, runs, samples)
 
 
 def _takes(method: Any, option: str) -> bool:
@@ -111,11 +111,8 @@ def _takes(method: Any, option: str) -> bool:
 
 
 def further_teachers(lines: Sequence[Mapping[str, Any]], **defaults: Any) -> dict[str, Teacher]:
-    """The teachers of a profile's list `further_teachers`, by the heading of each.
-
-    lines: `{teacher: NAME, pretrained: TAG or FILE, name: HEADING}`; further keys, over the defaults, are options of
-    `apm.teachers.load`. Raises ValueError for a line without a teacher, two of one name, and as `load` does.
-    """
+    """The teachers of a profile's list `further_teachers`, by the heading of each; further keys of a line, over the defaults, are options of
+    `apm.teachers.load`. Raises ValueError for a line without a teacher, two of one name, and as `load` does."""
     found: dict[str, Teacher] = {}
     for line in lines:
         if not isinstance(line, Mapping) or "teacher" not in line:
@@ -135,8 +132,7 @@ def run(
 ) -> pd.DataFrame:
     """The records of every entry on every set, with a column `state`, one of STATES; an empty frame for no entries.
 
-    on_error: as of `apm.runs.records.run`, which raises; "record": an image on which a method fails is a failed row of that method. A
-    method that says what its target alone predicts gets a second row for that, "NAME: target, no student".
+    on_error: as of `apm.runs.records.run`, which raises. A method that says what its target alone predicts gets a second row for that.
     """
     if entries and not sets:
         raise ValueError("nothing to compare on: expected at least one dataset")

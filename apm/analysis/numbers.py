@@ -40,7 +40,7 @@ SEPARATOR = " · "  # between the parts of a row's name
 class Number:
     """An estimate, its 95 % interval where it has one, and the number of images behind it.
 
-    brief: shown without its interval. Numbers are ordered by value. Raises ValueError for an unknown kind and for an interval that is not one.
+    Ordered by value. Raises ValueError for an unknown kind and for an interval that is not one.
     """
 
     value: float
@@ -49,7 +49,7 @@ class Number:
     n: int | None = None
     unit: str = "%"
     kind: str = "accuracy"
-    brief: bool = False
+    brief: bool = False  # shown without its interval
     df: float | None = None  # degrees of freedom of the interval, where they are not n - 1
 
     def __post_init__(self) -> None:
@@ -79,10 +79,8 @@ class Number:
 
 
 def average(cells: Iterable[Number]) -> Number:
-    """Mean of estimates, empty ones left out, shown without its interval; empty for none.
-
-    The interval is as wide as theirs are on average: estimates on the same images vary together, and no mean of them more than that.
-    """
+    """Mean of estimates, empty ones left out, shown without its interval, which is as wide as theirs on average: estimates on the same
+    images vary together, and no mean of them more than that."""
     there = [cell for cell in cells if not is_empty(cell)]
     if not there:
         return Number(math.nan)
@@ -110,10 +108,7 @@ def decimals(value: float, *, small: bool = False) -> int:
 
 
 def text(cell: Any, *, small: bool = False) -> str:
-    """A cell as a table shows it: "60.5 [57.3, 63.6]", "0.031", "1.2e-08", "yes", "" for an empty one.
-
-    small: of a column with numbers that one decimal would show as 0.0.
-    """
+    """A cell as a table shows it: "60.5 [57.3, 63.6]", "0.031", "1.2e-08", "yes", "" for an empty one; small: of an `is_small` column."""
     if is_empty(cell):
         return ""
     if isinstance(cell, Number):
@@ -154,16 +149,11 @@ def is_small(column: pd.Series) -> bool:
     return False
 
 
-# ------------------------------------------------------------------------------------------------------------- tidy rows
-
-
 def tidy(frame: pd.DataFrame, table: str, *, kinds: Mapping[str, str] | str = "measure") -> pd.DataFrame:
-    """A table as tidy rows, one per filled cell (`COLUMNS`).
+    """A table as tidy rows, one per filled cell (`COLUMNS`); levels of index and headings are joined.
 
-    frame: the row's name in the index; several levels are joined, of headings too. kinds: kind of the cells that are plain numbers: one
-    for all, or by column ("measure" for the others). Words in a column "verdict" are verdicts.
-
-    Raises ValueError for a name that stands twice, in the index or in the headings, and for an unknown kind.
+    kinds: of the cells that are plain numbers, one for all or by column. Words in a column "verdict" are verdicts. Raises ValueError for a
+    name that stands twice, and for an unknown kind.
     """
     rows, columns = [_joined(name) for name in frame.index], [_joined(name) for name in frame.columns]
     for what, names in (("row", rows), ("column", columns)):
@@ -224,17 +214,10 @@ def parse(text: str, source: str) -> pd.DataFrame:
     return rows
 
 
-def read(folder: Path | str, notebook: str | None = None) -> pd.DataFrame:
-    """The tidy rows of a results folder, or of one notebook of it, in the order of the manifest.
-
-    Raises FileNotFoundError for a folder without manifest or numbers; ValueError for a notebook that it does not list.
-    """
-    folder = Path(folder)
+def read(folder: Path) -> pd.DataFrame:
+    """The tidy rows of a results folder, in the order of the manifest. Raises FileNotFoundError for one without manifest or numbers."""
     made = manifest.read(folder)["notebooks"]
-    if notebook is not None and notebook not in made:
-        raise project.unknown("notebook of this results folder", notebook, sorted(made))
-    wanted = made if notebook is None else [notebook]
-    paths = [numbers_of(folder, name) for name in wanted if any(e["kind"] == "table" for e in made[name]["entries"])]
+    paths = [numbers_of(folder, name) for name in made if any(e["kind"] == "table" for e in made[name]["entries"])]
     if gone := [path for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"{gone[0]} does not exist, it is not kept in the repository: run `make reproduce`")
     parts = [parse(path.read_text(encoding="utf-8"), str(path)) for path in paths]
@@ -268,9 +251,8 @@ def machine() -> dict[str, str]:
     import torch
 
     info = Path("/proc/cpuinfo")
-    named = re.search(
-        r"^model name\s*: *(.*)", info.read_text(encoding="utf-8") if info.is_file() else "", re.MULTILINE
-    )
+    said = info.read_text(encoding="utf-8") if info.is_file() else ""
+    named = re.search(r"^model name\s*: *(.*)", said, re.MULTILINE)
     model = named[1].strip() if named else platform.processor()
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {"cpu": model, "capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__, **gpu}

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from IPython.display import display
+from matplotlib.figure import Figure
 
 from apm import project
 from apm.analysis import figures, numbers, tables
 from apm.project import manifest
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class Publisher:
@@ -41,23 +41,17 @@ class Publisher:
         notes: str | Sequence[str] = (),
         *,
         kinds: Mapping[str, str] | str = "measure",
-        bold: Callable[[pd.Series], bool] | None = None,
+        bold: tables.Bold | None = None,
         upright: bool = False,
     ) -> None:
         """Write a table (tidy numbers; CSV, Markdown, LaTeX), a figure (PNG, PDF) or an animation (the bytes of a GIF), and show it.
 
-        what: a table has its rows' names in the index (`set_index`), its cells are `numbers.Number`s, plain numbers or words.
-        name: file name without suffix, beginning with the notebook's number. notes: below the table or figure.
-        kinds: of the cells that are plain numbers, one for all or by column; "cost" for what belongs to this machine,
-            "exact" for what every machine gets alike, such as operations and numbers of weights.
-        bold, upright: as of `tables.show`.
+        what: a table has its rows' names in the index; its cells are `numbers.Number`s, plain numbers or words. name: file name without
+        suffix, beginning with the notebook's number. kinds: as of `numbers.tidy`; bold, upright: of `tables.show`.
 
         Raises ValueError for a name that was published already, belongs to another notebook or is no plain file name, an empty
         table, rows or columns that stand twice; OSError for a folder that cannot be written.
         """
-        import matplotlib.pyplot as plt
-        from IPython.display import display
-
         if name.split("_")[0] != self.notebook.split("_")[0] or name != Path(name).name:
             raise ValueError(f"{name!r} is no file name that begins with the number of its notebook {self.notebook}")
         if name in {entry["name"] for entry in self.entries}:

@@ -1,14 +1,15 @@
 """The report page: every table and figure that the notebooks of a profile published, with captions and provenance.
 
-Made from the manifest and the tidy numbers of a results folder (`apm.analysis.numbers`) and from notebooks/index.yaml. The page lies beside
-`tables/` and `figures/`: tables stand in it as they were shown, figures are the files beside it.
+Tables stand in it as they were shown; figures are the files beside it.
 """
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pandas as pd
 import yaml
 
@@ -44,22 +45,17 @@ def index() -> dict[str, Any]:
 
 
 def in_short(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per benchmark the mean accuracy of teacher, final and any, final - teacher in points, and its verdict.
-
-    rows: tidy numbers of a results folder. Benchmarks that have not been run are left out: an empty frame where none has.
-    """
+    """Per benchmark that has been run the mean accuracy of teacher, final and any, final - teacher in points, and its verdict."""
     lines = {}
     for name, table, column in BENCHMARKS:
-        try:
+        with contextlib.suppress(NoSuchNumber):
             lines[name] = {heading: numbers.find(rows, table, row, column) for heading, row in ROWS.items()}
-        except NoSuchNumber:
-            continue
-    found = pd.DataFrame.from_dict(lines, orient="index").rename_axis("benchmark")
-    return found.assign(verdict=found[GAIN].map(numbers.verdict)) if lines else found
+    found = pd.DataFrame.from_dict(lines, orient="index", columns=list(ROWS)).rename_axis("benchmark")
+    return found.assign(verdict=found[GAIN].map(numbers.verdict))
 
 
 def claims(rows: pd.DataFrame) -> pd.DataFrame:
-    """The audit's verdicts: columns claim, verdict, counted as, in the audit's order. Empty where the audit has not run."""
+    """The audit's verdicts, in its order; empty where it has not run."""
     there = rows[rows["table"].isin(CLAIMS)].set_index(["table", "row"])
     columns = {name: there.loc[there["column"] == name, "text"] for name in ("verdict", "counted as")}
     return pd.DataFrame(columns).reset_index("row").rename(columns={"row": "claim"}).reset_index(drop=True)
@@ -67,9 +63,8 @@ def claims(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _verified(profile: str) -> str:
     try:
-        return (
-            f"Held against the expected numbers of this profile: {verify.summary(verify.judge(profile, made=True)[0])}."
-        )
+        found = verify.summary(verify.judge(profile, made=True)[0])
+        return f"Held against the expected numbers of this profile: {found}."
     except FileNotFoundError:
         return "No expected numbers are kept for this profile, so these were not held against any."
 
@@ -85,21 +80,17 @@ def _part(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def times(folder: Path, notebooks: list[str]) -> pd.DataFrame:
-    """How long the last and the longest run of each notebook took, in seconds, and their sums; from records/times.json.
-
-    Notebooks without an entry are left out; an empty frame where nothing was measured.
-    """
+    """How long the last and the longest run of each notebook took, in seconds, and their sums; empty where nothing was measured."""
     known = run.times(folder)
-    if not (rows := {name: known[name] for name in notebooks if name in known}):
-        return pd.DataFrame()
-    table = pd.DataFrame(rows).T[["longest", "last"]].add_suffix(" run (s)").rename_axis("notebook")
-    table.loc["together"] = table.sum()
+    rows = {name: known[name] for name in notebooks if name in known}
+    table = pd.DataFrame(rows, ["longest", "last"]).T.add_suffix(" run (s)").rename_axis("notebook")
+    if rows:
+        table.loc["together"] = table.sum()
     return table.round().astype(int)
 
 
 def origins(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """Of the records that the present code made: what made them, what they are about (shards and predictions of each), and remarks on
-    the images. Empty where there are none."""
+    """Of the records that the present code made: what made them, what they are about, and remarks on the images. Empty for none."""
     try:
         shards = records.provenance_table(folder)
     except FileNotFoundError:
@@ -107,12 +98,8 @@ def origins(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     shards = shards[shards["current"]].fillna("")
     made_by = [name for name in ("commit", "machine", "device", "python", "torch", "open_clip_torch") if name in shards]
     count = {"shards": ("shard", "size"), "predictions": ("n", "sum")}
-    about = ["dataset", "method", "seed"]
-    return (
-        shards.groupby(made_by).agg(**count),
-        shards.groupby(about).agg(**count),
-        sorted(set(shards["remark"]) - {""}),
-    )
+    parts = (shards.groupby(by).agg(**count) for by in (made_by, ["dataset", "method", "seed"]))
+    return *parts, sorted(set(shards["remark"]) - {""})
 
 
 def _shown(frame: pd.DataFrame, caption: str) -> str:
@@ -124,8 +111,6 @@ def write(profile: str) -> Path:
 
     Raises FileNotFoundError when no notebook has published anything, ValueError for an unknown profile or a damaged manifest.
     """
-    import jinja2
-
     known, folder = index(), project.results_dir(profile)
     wanted = profiles.runs(profile)
     made = {name: part["entries"] for name, part in manifest.read(folder)["notebooks"].items() if name in wanted}
@@ -143,11 +128,8 @@ def write(profile: str) -> Path:
     audited["verdict"] = [f"{SYMBOLS.get(v, '')} {v}".strip() for v in audited["verdict"]]
     parameters = profiles.load(profile, sections[0]["notebook"])
     weights = parameters.get("pretrained")
-    about = [
-        f"profile {profile}",
-        f"teacher {parameters.get('teacher')}" + (f", {Path(weights).name}" if weights else ""),
-        *(f"images: {remark}" for remark in remarks),
-    ]
+    taught = f"teacher {parameters.get('teacher')}" + (f", {Path(weights).name}" if weights else "")
+    about = [f"profile {profile}", taught, *(f"images: {remark}" for remark in remarks)]
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     template = jinja2.Environment(autoescape=True, **options).from_string(TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(

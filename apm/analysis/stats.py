@@ -36,6 +36,7 @@ import pandas as pd
 from scipy.stats import binomtest, quantile_test
 from scipy.stats import t as student
 
+from apm import project
 from apm.analysis.numbers import Number
 
 RULES = ("teacher", "final", "minimum loss", "any")
@@ -44,9 +45,6 @@ CONDITION = ("dataset", "corruption", "severity")
 CALIBRATION_BINS = 15  # as in Guo et al. 2017
 CONFIDENCE = 0.95
 MINIMUM_SAMPLES = 10  # below, an interval says little: ask for more images
-
-
-# ---------------------------------------------------------------------------------------------------------- counting rules
 
 
 def paths(records: pd.DataFrame) -> np.ndarray:
@@ -74,16 +72,12 @@ def correct(records: pd.DataFrame, rule: str) -> np.ndarray | None:
     if rule == "any":
         return (paths(records)[:, 1:] == label[:, None]).any(axis=1) if has_path(records) else None
     names = {"final": "prediction", "teacher": "teacher_prediction", "minimum loss": "minimum_loss_prediction"}
-    if rule not in names:
-        raise ValueError(f"unknown counting rule {rule!r}. Known: {', '.join(RULES)}")
+    project.among("counting rule", [rule], RULES)
     said = records[names[rule]]
     if said.isna().all() or (rule == "minimum loss" and not has_path(records)):
         return None
     right = said.fillna(-1).to_numpy(dtype=np.int64) == label
     return right & answered if rule == "minimum loss" else right
-
-
-# --------------------------------------------------------------------------------------------------------------- intervals
 
 
 def accuracy(right: np.ndarray, *, minimum: int = MINIMUM_SAMPLES) -> Number:
@@ -106,11 +100,9 @@ def mean(
     """Mean of values with its 95 % interval over images, and over seeds where there are several.
 
     values: (n,) per row. Their type says what they are: bool, right or not (percent, score interval); whole numbers -1, 0 and 1, a
-    difference of two such (points, pseudo-counts: never without width); other numbers, in their own unit (t interval).
-    samples: (n,) image of each row; rows of one image are not independent. Default: every row its own image.
-    conditions: (n,) such as the corruption: the mean is that of the conditions' means, each with the same weight.
-    strata: (n,) such as the dataset: image 3 of one is not image 3 of another. Their variances add.
-    seeds: (n,) of the training run. With several, the interval is about other seeds too.
+    difference of two such (points, pseudo-counts: never without width); other numbers, in their own unit (t interval). samples: (n,) image
+    of each row, default its own. conditions: (n,) whose means have the same weight. strata: (n,) such as the dataset: image 3 of one is
+    not image 3 of another. seeds: (n,) of the training run; with several, the interval is about other seeds too.
 
     Raises ValueError for fewer than `minimum` images in a stratum or in a condition, and for values that are NaN or infinite.
     """
@@ -185,11 +177,8 @@ def _wilson(p: np.ndarray, variance: np.ndarray, size: np.ndarray, q: float) -> 
 
 
 def _block(values: np.ndarray, share: np.ndarray, image: np.ndarray, heavy: np.ndarray) -> float:
-    """Share of its rows in which an image differs, given that it does: of the images that were seen to, and of one whole image more.
-
-    Of those seen, each differing row counts once, net of an image's opposite rows: the ratio of the images' variance to that of
-    independent rows. The whole one is Laplace's rule of succession: where few images differ, little is known about how much.
-    """
+    """Share of its rows in which an image differs, given that it does: of the images that were seen to (net of opposite rows), and of one
+    whole image more (Laplace's rule of succession: where few images differ, little is known about how much)."""
     if heavy.size == values.size:
         return 1.0
     moved, net = np.bincount(image, share * np.abs(values)), np.bincount(image, share * values)
@@ -209,8 +198,7 @@ def _pairs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def median(values: np.ndarray) -> tuple[float, float, float, int]:
     """Median of independent values (n,), in their unit; low, high: the two values between which it is in at least 95 %; n.
 
-    The ends are order statistics (sign test; Conover 1999, section 3.2), so any distribution will do; NaN for fewer than six values.
-    Raises ValueError for none, and for values that are NaN.
+    The ends are order statistics (sign test; Conover 1999, section 3.2); NaN for fewer than six. Raises ValueError for none, and for NaN.
     """
     if not len(values) or np.isnan(values).any():
         raise ValueError(f"a median needs values, none of them NaN, found {len(values)}")
@@ -224,20 +212,14 @@ def paired_difference(right: np.ndarray, reference: np.ndarray, *samples: np.nda
 
 
 def mcnemar(right: np.ndarray, reference: np.ndarray) -> float:
-    """Exact two-sided p-value of McNemar's test: of the images that only one of two got right, is either favoured?
-
-    right, reference: (n,) bool on the same independent images. 1 when there is no such image.
-    """
+    """Exact two-sided p-value of McNemar's test on the same independent images (n,) bool; 1 where none differs."""
     gained, lost = int((right & ~reference).sum()), int((~right & reference).sum())
     return 1.0 if gained + lost == 0 else float(binomtest(gained, gained + lost, 0.5).pvalue)
 
 
 def p_value(estimate: Number, null: float = 0.0) -> float:
-    """Two-sided p-value of an estimate against a value: the level at which its interval, made wider or narrower, ends there.
-
-    It is below 0.05 exactly where the interval excludes `null`. Degrees of freedom are the estimate's, or n - 1 where it has none.
-    NaN for one without an interval, or whose interval has no width.
-    """
+    """Two-sided p-value of an estimate against a value: the level at which its interval, made wider or narrower, ends there. NaN for one
+    without an interval, or whose interval has no width."""
     value, df = estimate.value, max((estimate.n or 0) - 1, 1) if estimate.df is None else estimate.df
     if not estimate.high > estimate.low:
         return float("nan")
@@ -250,10 +232,7 @@ def p_value(estimate: Number, null: float = 0.0) -> float:
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's adjusted p-values (m,) of m tests made together: those below 0.05 hold with 5 % risk of any false one (Holm 1979).
-
-    NaN, a test that was not made, stays NaN and is not counted.
-    """
+    """Holm's adjusted p-values (m,) of m tests made together (Holm 1979); NaN, a test that was not made, stays and is not counted."""
     p = np.asarray(p_values, dtype=np.float64)
     made = np.flatnonzero(~np.isnan(p))
     order = made[np.argsort(p[made], kind="stable")]
@@ -263,10 +242,7 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
-    """Expected calibration error in percent: mean distance of confidence and accuracy over equally wide bins (Guo et al. 2017).
-
-    confidence: (n,) in 0..1 of the predicted class. right: (n,) bool.
-    """
+    """Expected calibration error in percent over equally wide bins (Guo et al. 2017): confidence (n,) in 0..1 of the predicted class."""
     bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # bins (0, 1/15], (1/15, 2/15], ...
     gap = np.bincount(bin_of, right.astype(float) - confidence, minlength=bins)
     return 100.0 * float(np.abs(gap).sum() / len(right))
@@ -274,22 +250,15 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = CAL
 
 def _enough(n: int, minimum: int) -> None:
     if n < minimum:
-        raise ValueError(
-            f"an interval needs at least {minimum} images, found {n}: raise the number of images (n in the profile)"
-        )
-
-
-# --------------------------------------------------------------------------------------------------------- records in groups
+        more = "raise the number of images (n in the profile)"
+        raise ValueError(f"an interval needs at least {minimum} images, found {n}: {more}")
 
 
 def groups(records: pd.DataFrame, conditions: Sequence[str] = CONDITION) -> dict[str, Any]:
     """What `mean` has to know of records: which rows are of one image (in any condition), and what is averaged with the same weight."""
-    return {
-        "samples": records["sample"].to_numpy(),
-        "conditions": records.groupby(list(conditions), sort=False).ngroup().to_numpy(),
-        "strata": records["dataset"].to_numpy(),
-        "seeds": records["seed"].to_numpy(),
-    }
+    found = {"samples": records["sample"], "strata": records["dataset"], "seeds": records["seed"]}
+    found["conditions"] = records.groupby(list(conditions), sort=False).ngroup()
+    return {name: column.to_numpy() for name, column in found.items()}
 
 
 def estimate(

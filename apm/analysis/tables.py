@@ -26,27 +26,18 @@ from apm.runs.records import provenance
 WIDEST = 12  # columns of the widest table that is not turned
 WIDE = 9  # columns from which a table's cells break into lines
 LONG_TEXT = 40  # characters from which the cells of a column break into lines
-RULE_LABELS = {
-    "teacher": "teacher (zero-shot)",
-    "final": "final",
-    "minimum loss": "minimum loss",
-    "any": "any (upper bound, uses labels)",
-}
+RULE_LABELS = {"teacher": "teacher (zero-shot)", "final": "final", "minimum loss": "minimum loss"}
+RULE_LABELS["any"] = "any (upper bound, uses labels)"
 ANY = "any: right after at least one iteration; it uses the labels, so it is an upper bound and never a score."
+Bold = Callable[[pd.Series], bool]  # whether a row of a flat table stands out
 INTERVALS = "Accuracy in %; brackets: 95 % intervals over images, and seeds where there are several (Wilson; differences Bonett and Price)."
-
-
-# ---------------------------------------------------------------------------------------------------------- from records
 
 
 def summary(records: pd.DataFrame, *, by: Sequence[str] = (*CONDITION, "method")) -> pd.DataFrame:
     """One row per (dataset, corruption, severity, method), in the order of the records; estimates are `Number`s.
 
-    Columns, after those of `by`: n (images), seeds, n_failed (counted as wrong); the accuracy under each of `stats.RULES`; final - teacher
-    in points; agreement of the two; p (McNemar). None where the records do not hold what a number needs; p also for several seeds, whose
-    rows are not independent. Rows of one group that belong to several conditions are averaged over them.
-
-    Raises ValueError for no records, and for groups too small for an interval.
+    None where the records do not hold what a number needs; p (McNemar) also for several seeds, whose rows are not independent. Several
+    conditions of one group are averaged. Raises ValueError for no records, and for groups too small for an interval.
     """
     if records.empty:
         raise ValueError("no records: run a method first")
@@ -81,8 +72,7 @@ def _estimates(group: pd.DataFrame) -> dict[str, Any]:
 
 
 def estimates(summary: pd.DataFrame) -> pd.DataFrame:
-    """`summary` to be published: what it is by as the index, with a verdict, and without what says nothing: empty columns, `seeds`
-    where it is 1, failures where there are none."""
+    """`summary` to be published: what it is by as the index, with a verdict, without columns that say nothing."""
     names = list(summary)[: list(summary).index("n")]
     found = summary.set_index(names).dropna(axis=1, how="all").rename(columns=RULE_LABELS | {"n_failed": "failed"})
     found = found.drop(columns=[name for name, least in (("seeds", 1), ("failed", 0)) if (found[name] <= least).all()])
@@ -116,12 +106,9 @@ def wide(
 ) -> pd.DataFrame:
     """The paper's layout: methods and counting rules down, conditions across, means at the end. Cells are `Number`s.
 
-    The teacher's row stands once where all methods share it. Methods without iterations have a single row of their own name. Means show
-    their 95 % intervals; every cell has its own.
-
-    columns: "condition" (dataset or corruption with severity) or a column of the records. means: heading -> the columns it averages, each
-    with the same weight; default one "Mean" over all when there are several. Raises ValueError for unknown columns in means, and for too
-    few images for a mean's interval.
+    The teacher's row stands once where all methods share it. Only means show their 95 % intervals. columns: "condition" (dataset or
+    corruption with severity) or a column of the records. means: heading -> the columns it averages, each with the same weight; default one
+    "Mean" over all when there are several. Raises ValueError for unknown columns in means, and for too few images for a mean's interval.
     """
     if columns == "condition":
         records = label_conditions(records)
@@ -135,9 +122,7 @@ def wide(
         lines[label] = dict.fromkeys(headings)
         for heading, members in headings.items():
             chosen = part[part[columns].isin(members)]
-            if chosen[columns].nunique() < len(
-                set(members)
-            ):  # a mean over fewer conditions than the heading says is none
+            if chosen[columns].nunique() < len(set(members)):  # a mean over fewer conditions than it says is none
                 continue
             least = stats.MINIMUM_SAMPLES if heading in means else 1  # an interval that is shown needs enough images
             cell = stats.estimate(chosen, rule, conditions=(columns, *CONDITION), minimum=least)
@@ -196,16 +181,12 @@ def footer(records: pd.DataFrame, *, rules: Sequence[str] = stats.RULES, notes: 
     return " ".join([*parts, *notes, f"Made from {provenance(records)}."])
 
 
-# ------------------------------------------------------------------------------------------------------- saving and showing
-
-
 def save(
     table: pd.DataFrame, name: str, folder: Path | str, caption: str, footer: str = "", page: str = ""
 ) -> dict[str, Path]:
     """Write <name>.csv (cells as read), <name>.md and <name>.tex (with caption and footer) into a folder, <name>.html from `page`.
 
-    Each file is replaced as a whole, and the same table gives the same bytes. Returns the paths by suffix. Raises ValueError for an empty
-    table; OSError for a folder that cannot be written.
+    The same table gives the same bytes. Returns the paths by suffix. Raises ValueError for an empty table, OSError for a bad folder.
     """
     if table.empty:
         raise ValueError(f"table {name!r} is empty: there is nothing to save")
@@ -280,18 +261,11 @@ class Shown:
 
 
 def show(
-    table: pd.DataFrame,
-    caption: str,
-    footer: str = "",
-    *,
-    bold: Callable[[pd.Series], bool] | None = None,
-    upright: bool = False,
+    table: pd.DataFrame, caption: str, footer: str = "", *, bold: Bold | None = None, upright: bool = False
 ) -> Shown:
     """A table for the end of a notebook cell, as `save` writes it: caption above, footer below, scrolling sideways when it is wide.
 
-    bold: whether a row of the flat table stands out. upright: a table with more columns than fit a page, and fewer rows, is turned.
-
-    The HTML holds no random identifiers, so an executed notebook does not change between runs.
+    upright: a table with more columns than fit a page, and fewer rows, is turned.
     """
     flat, texts, right = _lay_out(table)
     if upright and len(flat.columns) > WIDEST >= len(flat) and True in right[1:] and not right[0]:
@@ -301,7 +275,7 @@ def show(
         right = [False] + [True] * len(joined)
     wraps = len(flat.columns) > WIDE  # an interval then stands below its estimate
     cells = texts.map(lambda cell: escape(cell.replace(", ", ",\u00a0") if wraps and "[" in cell else cell))
-    strong = np.array([bool(bold and bold(row)) for _, row in flat.iterrows()])
+    strong = np.array([bool(bold and bold(row)) for _, row in flat.iterrows()], dtype=bool)
     cells[strong] = "<strong>" + cells[strong] + "</strong>"
     name = "T_" + hashlib.sha256((caption + cells.to_csv()).encode()).hexdigest()[:8]
     rules = {
@@ -316,12 +290,9 @@ def show(
             width = 22 if characters > 3 * LONG_TEXT else 13
             rules[f"td:nth-child({place})"] = f"white-space: normal; min-width: {width}em"
         if number:
-            rules[f"th:nth-child({place}), td:nth-child({place})"] = (
-                "text-align: right; font-variant-numeric: tabular-nums"
-            )
-    style = "\n".join(
-        f"#{name} :is({selector}) {{{what}}}" if selector else f"#{name} {{{what}}}" for selector, what in rules.items()
-    )
+            both = f"th:nth-child({place}), td:nth-child({place})"
+            rules[both] = "text-align: right; font-variant-numeric: tabular-nums"
+    style = "\n".join(f"#{name}{f' :is({part})' if part else ''} {{{what}}}" for part, what in rules.items())
     with pd.option_context("display.max_colwidth", None):  # else pandas cuts long cells
         page = cells.rename(columns=escape).to_html(index=False, escape=False, border=0, justify="left", table_id=name)
     page = "\n".join(line.strip() for line in page.splitlines())

@@ -37,10 +37,8 @@ def path_of(profile: str) -> Path:
 
 
 def expected(profile: str) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The numbers that a profile should give, and the machine that gave them.
-
-    Raises FileNotFoundError where a profile has none; ValueError for a file of another profile or version, or one cut off.
-    """
+    """The numbers that a profile should give, and the machine that gave them. Raises FileNotFoundError for none, ValueError for a file of
+    another profile or version, or one cut off."""
     path = path_of(profile)
     if not path.is_file():
         accept = f"`make accept PROFILE={profile}` makes the present numbers the expected ones"
@@ -61,17 +59,13 @@ def expected(profile: str) -> tuple[pd.DataFrame, dict[str, str]]:
 
 
 def compare(wanted: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
-    """Tidy rows against tidy rows: KEY, kind, expected, found, status (`STATUS`), distance.
-
-    distance: how far a number lies outside, in half-widths of its interval, or in printed units where it has none.
-    """
+    """Tidy rows against tidy rows, each with its `STATUS`; distance: in half-widths of the interval, or in printed units without one."""
     both = wanted.merge(found, on=KEY, how="outer", suffixes=("", "_found"), indicator=True, sort=False)
     kind = both["kind"].fillna(both["kind_found"])
     unit = 0.5 * 10.0 ** -both["decimals"].astype(float)
     gap = (both["value"] - both["value_found"]).abs()
     # values are stored with seven significant digits, which is what an exact one is held to
     near = gap <= np.maximum(unit.where(kind != "exact", 0.0), 1e-6 * both["value"].abs()) + ROUNDING
-    has_interval = both["low"].notna()
     inside = (both["value_found"] >= both["low"]) & (both["value_found"] <= both["high"])
     inside |= gap <= kind.map(NEAR).astype(float).fillna(0.0) * both["value"].abs()
     is_number = both["value"].notna() & both["value_found"].notna()
@@ -86,8 +80,8 @@ def compare(wanted: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
         "changed": kind == "word",
     }
     status = np.select(list(chosen.values()), list(chosen), "outside")
-    row = [both["table"], both["row"]]
-    met = pd.Series(np.isin(status, ("same", "within"))).where(has_interval).groupby(row).transform("min")
+    met = pd.Series(np.isin(status, ("same", "within"))).where(both["low"].notna())
+    met = met.groupby([both["table"], both["row"]]).transform("min")
     status[(kind == "p") & (status == "outside") & (met == 1)] = "within"
     half = ((both["high"] - both["low"]) / 2).where(lambda h: h > 0, unit)
     shown = {
@@ -117,10 +111,8 @@ def worst(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def judge(profile: str, *, made: bool = False) -> tuple[pd.DataFrame, dict[str, str]]:
-    """(comparison of a profile's results with its expected numbers, machine of the expected ones).
-
-    made: judge only the tables that are there, and the audit only where all are. Raises as `expected` and `present`.
-    """
+    """A profile's results compared with its expected numbers, and the machine of those; made: only the tables that are there, and the audit
+    only where all are. Raises as `expected` and `present`."""
     rows, machine = expected(profile)
     found = present(profile, whole=not made)
     if made:

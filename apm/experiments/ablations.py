@@ -1,7 +1,5 @@
 """Ablations: one line of a profile each, all on the same images, seeds and teacher (Tables 5, 8 and 9 and the text of the paper).
 
-A line names what it changes over the common settings:
-
     {part: losses, name: L_cls + L_rgb, training: {loss_rgb: 1}, published: ["Lcls + Lrgb", CIFAR-10]}
 
 Lines with the same settings share one run. A line is compared with the profile's base on the same images and seeds, or with the line
@@ -13,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from apm.analysis import stats
 from apm.analysis.numbers import Number
 from apm.data import Dataset
 from apm.data import load as load_dataset
+from apm.experiments import judge
 from apm.experiments.other_students import OneSampleStudent
 from apm.model import APMConfig, count_parameters
 from apm.project import profiles
@@ -74,14 +73,12 @@ def load(profile: str, file: str) -> list[Ablation]:
 
 
 def parse(lines: Sequence[Mapping[str, Any]]) -> list[Ablation]:
-    """The lines of a profile. Raises ValueError, naming the line, for options that are unknown, missing or of another type, a name used
-    twice, and a line to compare with that is not there."""
+    """The lines of a profile. Raises ValueError, naming the line, for bad options, a name used twice, an unknown line to compare with."""
     parsed: list[Ablation] = []
     for number, line in enumerate(lines, 1):
         if not isinstance(line, Mapping):
-            raise ValueError(
-                f"ablation {number}: expected {{part: ..., name: ..., ...}}, found {type(line).__name__} {line!r}"
-            )
+            found = f"{type(line).__name__} {line!r}"
+            raise ValueError(f"ablation {number}: expected {{part: ..., name: ..., ...}}, found {found}")
         try:
             project.among("option", line, [option.name for option in fields(Ablation)])
             if not (line.get("part") and line.get("name")):
@@ -100,11 +97,9 @@ def method(
     line: Ablation, teacher: Teacher, student: Mapping[str, Any] | None, training: Mapping[str, Any] | None
 ) -> methods.APM | OneSampleStudent:
     """The method of a line: its changes over the common student and training. Raises ValueError naming the line."""
-    name, changed = (
-        f"ablation {line.name}",
-        ({**(student or {}), **line.student}, {**(training or {}), **line.training}),
-    )
+    name = f"ablation {line.name}"
     try:
+        changed = {**(student or {}), **line.student}, {**(training or {}), **line.training}
         config = methods.training_config(teacher, *changed)
         if line.network == "apm":
             if line.size is not None or line.init is not None:
@@ -129,24 +124,22 @@ def run(
     training: Mapping[str, Any] | None = None,
     on_error: str = "raise",
 ) -> pd.DataFrame:
-    """Records of all lines over all seeds; lines with equal settings run once. on_error: as of `apm.runs.records.run`.
+    """Records of all lines over all seeds; lines with equal settings and images run once. on_error: as of `apm.runs.records.run`.
 
-    Further columns: part, variant, parameters; against (the line that it names, or ""); same_as: the first line with the same settings
-    and images, "" for that line itself. Raises ValueError for fewer than 3 seeds, `samples` out of range and as `method`, before it runs.
+    Further columns: part, variant, parameters, against (the line that it names), same_as (an earlier line that is the same run), "" for
+    none. Raises ValueError for fewer than 3 seeds, `samples` out of range and as `method`, before it runs.
     """
     if len(set(seeds)) != len(seeds) or len(seeds) < MINIMUM_SEEDS:
-        raise ValueError(
-            f"expected at least {MINIMUM_SEEDS} different seeds for a spread over seeds, found {list(seeds)}: set seeds in the profile"
-        )
+        wanted = f"at least {MINIMUM_SEEDS} different seeds for a spread over seeds"
+        raise ValueError(f"expected {wanted}, found {list(seeds)}: set seeds in the profile")
     chosen = []
     own = {name: load_dataset(name) for name in dict.fromkeys(line.dataset for line in lines) if name}
     for line in lines:
         made, data = method(line, teacher, student, training), own.get(line.dataset or "", dataset)
         n, least = line.samples or min(len(dataset), len(data)), stats.MINIMUM_SAMPLES
         if not least <= n <= len(data):
-            raise ValueError(
-                f"ablation {line.name!r}: samples must be {least} (for an interval) to {len(data)}, found {n}"
-            )
+            allowed = f"{least} (for an interval) to {len(data)}"
+            raise ValueError(f"ablation {line.name!r}: samples must be {allowed}, found {n}")
         chosen.append((line, made, data if n == len(data) else data.subset(n, seed=0)))
     options: dict[str, Any] = {"folder": folder, "teacher_method": methods.ZeroShot(teacher), "on_error": on_error}
     done: dict[str, tuple[str, pd.DataFrame]] = {}
@@ -169,15 +162,6 @@ def side(difference: Number) -> str:
     return SIDES[0] if difference.high < -image else SIDES[2] if difference.low > image else SIDES[1]
 
 
-def measured(values: Any, least: float, most: float, unit: str = "") -> Number:
-    """Mean of a measure (n,) between least and most over images, with its 95 % t interval; without one for a single image."""
-    values = np.asarray(values, dtype=np.float64)
-    if len(values) < 2:
-        return Number(float(values.mean()), n=len(values), unit=unit, kind="measure")
-    mean = stats.mean(values, minimum=2)
-    return replace(mean, low=max(least, mean.low), high=min(most, mean.high), unit=unit)
-
-
 def spread(right: np.ndarray, seeds: Any) -> Number:
     """Standard deviation over seeds of the accuracy, points, shown without its interval. right, seeds: (n,), as many rows of each seed.
 
@@ -198,10 +182,9 @@ def _right(own: pd.DataFrame) -> pd.DataFrame:
 
 
 def stopped(own: pd.DataFrame, k: int) -> dict[str, Any]:
-    """What a variant, given by its records, reaches had it been stopped after k updates: training does not know how long it will last.
+    """What a variant, given by its records, reaches had it been stopped after k updates: a run of K updates begins with the run of k < K.
 
-    Accuracies: final, teacher, as teacher (same prediction), any (right after at least one of the k updates). Raises ValueError for a k
-    beyond its last update.
+    any: right after at least one of the k updates. Raises ValueError for a k beyond its last update.
     """
     path, label = stats.paths(own), own["label"].to_numpy()
     if not 1 <= k < path.shape[1]:
@@ -221,20 +204,17 @@ def stopped(own: pd.DataFrame, k: int) -> dict[str, Any]:
 
 
 def compared(own: pd.DataFrame, other: pd.DataFrame, k: int, k_other: int) -> Number | None:
-    """Accuracy of a variant after k updates minus another's after k_other, on the same images and seeds, percentage points.
-
-    None where the two are on different datasets. Raises ValueError for images that the other one has not seen.
-    """
+    """Accuracy of a variant after k updates minus another's after k_other, on the same images and seeds, percentage points; None for
+    two datasets. Raises ValueError for images that the other one has not seen."""
     if set(own["dataset"]) != set(other["dataset"]):
         return None
     right, theirs = _right(own)[k], _right(other)[k_other]
     unseen = right.index.difference(theirs.index)
     if len(unseen):
         mine, its = (part["variant"].iloc[0] for part in (own, other))
-        raise ValueError(
-            f"variant {mine!r} has {unseen.unique('sample').size} images that {its!r}, with which it is compared, has not seen: "
-            f"give it at most {other['sample'].nunique()} samples, or the other one more"
-        )
+        found = f"{unseen.unique('sample').size} images that {its!r}, with which it is compared, has not seen"
+        todo = f"give it at most {other['sample'].nunique()} samples, or the other one more"
+        raise ValueError(f"variant {mine!r} has {found}: {todo}")
     theirs = theirs.reindex(right.index).to_numpy()
     return stats.paired_difference(right.to_numpy(), theirs, own["sample"], seeds=own["seed"].to_numpy())
 
@@ -242,9 +222,8 @@ def compared(own: pd.DataFrame, other: pd.DataFrame, k: int, k_other: int) -> Nu
 def after(rows: pd.DataFrame, base: str, k: int | None = None) -> pd.DataFrame:
     """One row per variant (index part, variant) after k updates, or after its last for None: what it reaches, how it compares.
 
-    Variants trained for fewer than k updates have no row; a variant is compared with the line that it names, or base, after as many
-    updates, where that one has them (without k: after its last where it has fewer). Each difference has its `side`. Raises ValueError
-    for an unknown base, when no variant was trained for k updates, and as `compared`.
+    A variant is compared with the line that it names, or base, after as many updates, where that one has them (without k: after its last
+    where it has fewer). Raises ValueError for an unknown base, when no variant was trained for k updates, and as `compared`.
     """
     parts = {str(variant): own for variant, own in rows.groupby("variant", sort=False)}
     project.among("variant", [base], parts)
@@ -269,39 +248,9 @@ def after(rows: pd.DataFrame, base: str, k: int | None = None) -> pd.DataFrame:
     return table[[*shown, "compared with", "difference", "against that"]]
 
 
-def over_iterations(own: pd.DataFrame, counts: Sequence[int]) -> pd.DataFrame:
-    """`stopped` after k updates of one variant, for k in counts, and final minus that after the last of them, paired.
-
-    A run of K updates begins with the run of k < K. Raises ValueError for a k beyond its last update.
-    """
-    last = counts[-1]
-    steps = {k: None if k == last else compared(own, own, k, last) for k in counts}
-    lines = {f"k = {k}": {**stopped(own, k), f"final - final after {last}": step} for k, step in steps.items()}
-    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("stopped").drop(columns=["k", "teacher"])
-
-
-def settings(rows: pd.DataFrame) -> pd.DataFrame:
-    """What every variant is: data, images, seeds, K, weights, same run as, medians of first and last loss. Index part, variant."""
-    table = rows.groupby(["part", "variant"], sort=False).agg(
-        **{
-            "data": ("dataset", "first"),
-            "images": ("sample", "nunique"),
-            "seeds": ("seed", "nunique"),
-            "K": ("path", lambda paths: len(paths.dropna().iloc[0]) - 1),
-            "weights": ("parameters", "first"),
-            "loss before": ("first_loss", "median"),
-            "loss after": ("last_loss", "median"),
-            "same run as": ("same_as", "first"),
-        }
-    )
-    return table if len(set(table["data"])) > 1 else table.drop(columns="data")
-
-
 def moved(found: Mapping[str, pd.DataFrame], same: Sequence[str]) -> pd.DataFrame:
-    """How many distinct runs are below, above or not told apart from their teacher and from the line that they are compared with.
-
-    found: name of a row -> table of `after`. same: variants that are the same run as an earlier one, no findings of their own.
-    """
+    """How many distinct runs are on which side of their teacher and of the line that they are compared with, in tables of `after`; same:
+    variants that are the same run as an earlier one, no findings of their own."""
     lines = {}
     for (name, table), column in itertools.product(found.items(), AGAINST):
         runs = table[column].droplevel("part").dropna()
@@ -330,10 +279,8 @@ def published_cells(lines: Sequence[Ablation], published: pd.DataFrame) -> dict[
 
 
 def feature_and_tokens(teacher: Teacher, dataset: Dataset, *, images: int = 32) -> Number:
-    """Mean cosine of the teacher's image feature and the mean of its patch tokens, over some images of a dataset.
-
-    1: the target of L_grid, folded, is that of L_cls. Empty for a teacher without patch tokens or where no image can be read.
-    """
+    """Mean cosine of the teacher's image feature and the mean of its patch tokens, over some images; empty for a teacher without tokens
+    or where no image can be read."""
     try:
         some = dataset.readable("record", most=images)
     except ValueError:
@@ -342,7 +289,8 @@ def feature_and_tokens(teacher: Teacher, dataset: Dataset, *, images: int = 32) 
         return Number(math.nan, unit="", kind="measure")
     encoding = teacher.encode(teacher.transform(teachers.pictures(some, np.arange(len(some)))), tokens=True)
     assert encoding.tokens is not None
-    return measured(cosine_similarity(encoding.feature, encoding.tokens.mean(dim=(1, 2)), dim=-1), -1, 1, "cosine")
+    cosine = cosine_similarity(encoding.feature, encoding.tokens.mean(dim=(1, 2)), dim=-1)
+    return judge.mean(cosine, "cosine", least=1, ends=(-1, 1))
 
 
 def towards_target(teacher: Teacher, dataset: Dataset, config: TTTConfig, counts: Sequence[int]) -> pd.DataFrame:
@@ -365,8 +313,8 @@ def towards_target(teacher: Teacher, dataset: Dataset, config: TTTConfig, counts
     lines = {
         k: {
             "images": len(dataset),
-            "loss": measured(result.losses[:, k].cpu(), 0, math.inf),
-            "cosine to the target": measured(cosine[:, k], -1, 1, "cosine"),
+            "loss": judge.mean(result.losses[:, k].cpu(), least=1, ends=(0, math.inf)),
+            "cosine to the target": judge.mean(cosine[:, k], "cosine", least=1, ends=(-1, 1)),
             "as teacher": stats.accuracy(same[:, k].cpu().numpy(), minimum=1),
         }
         for k in counts

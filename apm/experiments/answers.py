@@ -67,8 +67,7 @@ class Linear(NamedTuple):
 def ridge(read: Reader, data: Material, what: str) -> Linear:
     """Ridge regression in closed form from what `read` sees of an image to all its "tokens" (of unit length) or "colours": a control.
 
-    The penalty of `PENALTIES` with the smallest error on every fifth image after a fit to the others, at up to `CHOOSING` locations; then
-    a fit to all images. Memory does not grow with their number. Raises ValueError for fewer than 10 images.
+    Every fifth image chooses the penalty of `PENALTIES`, at up to `CHOOSING` locations. Raises ValueError for fewer than 10 images.
     """
     if len(data) < 10:
         raise ValueError(f"a ridge whose penalty held-back images choose needs at least 10 images, found {len(data)}")
@@ -133,9 +132,8 @@ def measure(answers: Mapping[str, tuple[Source, Source]], data: Material) -> dic
     """Answers for every image against the teacher's grid and the patch means, in batches: only numbers per image are kept.
 
     answers: name -> (who gives the features, who gives the colours): a field, one grid (L, D) or image (L, 3) for all images, a
-    reader, or None. Per answer one row an image, with the columns that it has: cosine to the teacher's grid (mean over the
-    locations), MSE of the RGB in 0..1, PSNR (dB, at most `PSNR_LIMIT`), chroma (mean squared error of RGB without its mean over the
-    three channels), L_grid + L_rgb (the plain sum, of unit tokens). Raises ValueError for features where there are no teacher tokens.
+    reader, or None. Per answer one row an image; RGB in 0..1, chroma: mean squared error of RGB without its mean over the three
+    channels, L_grid + L_rgb: the plain sum, of unit tokens. Raises ValueError for features where there are no teacher tokens.
     """
 
     def given(source: Source, what: str, batch: Batch) -> Tensor:
@@ -164,13 +162,10 @@ def measure(answers: Mapping[str, tuple[Source, Source]], data: Material) -> dic
 
 
 def against_best(ours: Any, controls: Mapping[str, Any], *, higher: bool = True, unit: str = "") -> dict[str, Any]:
-    """The field beside the best of several controls on the same images: one row of a table.
-
-    ours, controls: one value an image (n,). higher: whether a larger value is better. The best control is chosen on these very
-    images, to the field's disadvantage. "field better": whether the whole interval of the paired difference says so.
-    """
+    """The field beside the best of several controls, one value an image (n,) each: one row of a table. The best control is chosen on these
+    very images, to the field's disadvantage; "field better": whether the whole interval of the paired difference says so."""
     best = (max if higher else min)(controls, key=lambda name: float(np.mean(controls[name])))
-    difference = judge.mean(judge.less(ours, controls[best]), unit)
+    difference = judge.mean(ours, unit, less=controls[best])
     better, worse = ("above", "below") if higher else ("below", "above")
     return {
         "field": judge.mean(ours, unit),
@@ -182,11 +177,8 @@ def against_best(ours: Any, controls: Mapping[str, Any], *, higher: bool = True,
 
 
 def colour_share(chroma: np.ndarray | pd.Series, of_mean: np.ndarray | pd.Series) -> Number:
-    """Share in percent of the colour (RGB without its mean over the three channels) that is decoded, with the interval of a ratio of means.
-
-    chroma: (N,) of the answer, of_mean: (N,) of the mean training image (`measure`), which is worth 0 %; the truth is worth 100 %. Empty
-    (NaN) for images without colour beyond their mean.
-    """
+    """Share in percent of the colour that is decoded, with the interval of a ratio of means, from the chroma (N,) of the answer and of the
+    mean training image (`measure`), which is worth 0 %. NaN for images without colour beyond their mean."""
     left = of_mean.mean()
     if left <= 1e-12:
         return Number(math.nan, n=len(chroma))

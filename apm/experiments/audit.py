@@ -1,14 +1,9 @@
 """The claims audit: what the paper says, which number tests it, by which rule, and the verdict.
 
-A claim is data (data/claims.yaml). A verdict is computed from the estimate's 95 % interval, and rules have one meaning each:
-
-    holds              the whole interval satisfies the rule
-    does not hold      the whole interval contradicts it
-    cannot be tested   the interval reaches to both sides of the limit
-    not tested here    this profile does not make the estimate
-
-A claim that follows from how the package is built is marked "by construction" and not counted with those that were tested. Where many
-claims are tested, some hold by chance: Holm's correction says which verdicts survive.
+A claim is data (data/claims.yaml). It "holds" where the whole 95 % interval of its estimate satisfies the rule, "does not hold" where the
+whole interval contradicts it, "cannot be tested" where it reaches to both sides, and is "not tested here" where this profile does not
+make the estimate. What follows from how the package is built is "by construction", not counted with what was tested. Where many claims
+are tested, some hold by chance: Holm's correction says which verdicts survive.
 """
 
 from __future__ import annotations
@@ -39,36 +34,29 @@ Place = tuple[str, str, str]  # table, row, column
 @checked
 @dataclass(frozen=True)
 class Claim:
-    """One claim as written in data/claims.yaml. Raises ValueError for what makes no sense.
-
-    limit: a number or an estimate. state: of "all_below", whose estimate has no row: the methods in this state count, such as "online";
-    leave_out: not these. only: table, row, column, word: tested only where the results say that word; unless: not refuted where they do.
-    construction: why it holds however the run ends; "" for a claim that can fail. optional: a profile may run the table without this row.
-    beside: further estimates shown, by label. published: what the paper prints (table of data/published).
-    """
+    """One claim as written in data/claims.yaml. Raises ValueError for what makes no sense."""
 
     id: str
     section: str
     claim: str
     needs: str
-    estimate: tuple[str, str | None, str]  # table, row, column
+    estimate: tuple[str, str | None, str]  # table, row (None for "all_below"), column
     rule: str
-    limit: float | Place = 0.0
-    state: str | None = None
-    leave_out: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
-    unless: tuple[str, ...] = ()
-    construction: str = ""
-    optional: bool = False
-    beside: dict[str, Any] = field(default_factory=dict)
-    published: tuple[Place, ...] = ()
+    limit: float | Place = 0.0  # a number or an estimate
+    state: str | None = None  # of "all_below": the methods in this state count, such as "online"
+    leave_out: tuple[str, ...] = ()  # of them
+    only: tuple[str, ...] = ()  # table, row, column, word: tested only where the results say that word
+    unless: tuple[str, ...] = ()  # the same: not refuted where they say it
+    construction: str = ""  # why it holds however the run ends; "" for a claim that can fail
+    optional: bool = False  # a profile may run the table without this row
+    beside: dict[str, Any] = field(default_factory=dict)  # further estimates shown, by label
+    published: tuple[Place, ...] = ()  # what the paper prints (table of data/published)
 
     def __post_init__(self) -> None:
         project.among("rule", [self.rule], RULES)
         if len({self.rule == "all_below", self.estimate[1] is None, self.state is not None}) > 1:
-            raise ValueError(
-                f"a state, and an estimate without row, belong to all_below, found {self.state}, {self.estimate}"
-            )
+            found = f"{self.state}, {self.estimate}"
+            raise ValueError(f"a state, and an estimate without row, belong to all_below, found {found}")
 
 
 def load(path: Path | str | None = None) -> list[Claim]:
@@ -177,9 +165,8 @@ def _published(claim: Claim) -> str:
         frame = published.load(table)
         cell = frame[(frame["row"] == row) & (frame["column"] == column)]
         if len(cell) != 1:
-            raise ValueError(
-                f"claim {claim.id}: expected one published {row!r} / {column!r} in {table}, found {len(cell)}"
-            )
+            wanted = f"one published {row!r} / {column!r} in {table}"
+            raise ValueError(f"claim {claim.id}: expected {wanted}, found {len(cell)}")
         words.append(str(cell.iloc[0]["text"]))
     return " against ".join(words)
 
@@ -197,11 +184,8 @@ def scoreboard(audited: pd.DataFrame) -> pd.DataFrame:
     lines[NOT_RUN] = verdict == NOT_RUN
     which = pd.DataFrame(lines)
     corrected = audited["p (Holm)"].map(float, na_action="ignore").astype(float)
-    columns = {
-        "claims": which,
-        "with an interval": which[corrected.notna()],
-        "survive Holm": which[corrected < SURVIVES],
-    }
-    table = pd.DataFrame({name: rows.sum() for name, rows in columns.items()}).astype("Int64").rename_axis("counted")
+    tested, survive = which[corrected.notna()].sum(), which[corrected < SURVIVES].sum()
+    table = pd.DataFrame({"claims": which.sum(), "with an interval": tested, "survive Holm": survive})
+    table = table.astype("Int64").rename_axis("counted")
     table.iloc[4:, 1] = table.iloc[2:, 2] = pd.NA  # columns of those that were tested, and of those that were decided
     return table

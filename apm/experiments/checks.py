@@ -30,9 +30,8 @@ def invariances(
 ) -> pd.DataFrame:
     """Does the order, the number at a time or the choice of locations change any value? (sections 3.3, 3.6)
 
-    images: (N, 3, H, W) of the student's size. A student with weights N(0, std) is evaluated on the whole grid at once, then
-    `orders` times in random order, `chunk` locations at a time, and on random halves of the grid. Columns: check, repeats,
-    difference (largest absolute one, divided by the largest absolute value), holds (at most 1e-5, float32's rounding).
+    A student with weights N(0, std) is evaluated on images (N, 3, H, W), the whole grid at once, then `orders` times in random order,
+    `chunk` locations at a time, and on random halves of the grid. difference: over the largest value; holds: at most `FLOAT32`.
     """
     rng = np.random.default_rng(seed)
     student = APM(config, torch.Generator().manual_seed(seed), std=std)

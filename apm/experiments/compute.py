@@ -1,8 +1,7 @@
 """What the student, its teachers and a whole test-time training run cost: operations, memory, time (Table 4, Figure 2).
 
-An operation is one multiplication or addition of a matrix product, convolution or attention, so that a multiply-add counts two;
-elementwise work is left out everywhere. Memory is the bytes of live tensor storages: it repeats exactly, and holds neither the scratch
-space of kernels nor what an allocator keeps. Counting needs no arithmetic: it runs on torch's meta device, at full size. Time is measured.
+A multiply-add of a matrix product, convolution or attention counts two operations; elementwise work is left out. Memory is the bytes of
+live tensor storages, which repeat exactly. Counting needs no arithmetic: it runs on torch's meta device, at full size. Time is measured.
 """
 
 from __future__ import annotations
@@ -106,8 +105,7 @@ class Student:
     def stages(self, chunk: int, most: int | None = None) -> Iterator[Any]:
         """From the patches to the folded feature (D,), `chunk` columns at a time, at most `most` times, folded as they come.
 
-        Yields None when the trigger column is there, None when all columns are done, and the feature. Factorised columns come one by one,
-        as those of `apm.model.APM.stream`, so each needs the head. Raises ValueError for a chunk below 1.
+        Yields None when the trigger column is there, None when all columns are done, and the feature. Raises ValueError for a chunk below 1.
         """
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1 column, found {chunk}")
@@ -163,10 +161,9 @@ class _PlainAttention:
 def student_cost(
     config: APMConfig, columns: int | None = None, *, formulation: str = "plain", part: str = "all"
 ) -> Cost:
-    """Parameters and operations of one forward and one backward pass of the student for one image (sections 3.2 to 3.6).
+    """Parameters and operations of one forward and one backward pass of the student, without RGB head, for one image (sections 3.2 to 3.6).
 
-    Of the plain formulation, columns: how many are evaluated, default all; part: "all", from the image to the folded feature, or
-    "columns", from given columns to their features, MLP and head only. The RGB head, which test-time training leaves out, is not counted.
+    Of the plain formulation, columns: how many are evaluated; part: "all", or "columns": from given columns, MLP and head only.
     """
     student = Student.random(config, formulation)
     config, weights, n = student.config, student.weights, columns or config.locations
@@ -205,7 +202,7 @@ def image_tower(name: str, device: torch.device | str) -> nn.Module:
 
 
 def feature_width(name: str) -> int:
-    """D, the width of an open_clip model's image feature. Raises ValueError for an unknown name."""
+    """D, the width of an open_clip model's image feature."""
     return int(clip_model(name).visual.output_dim)
 
 
@@ -334,10 +331,7 @@ class _Uncomputed(TorchDispatchMode):
 
 
 def ttt_run(config: ttt.TTTConfig) -> tuple[int, Memory]:
-    """Operations and memory of `apm.ttt.adapt` itself for one random image on the CPU, its matrix products not computed.
-
-    Two iterations reach the peak: Adam's averages exist from the first step on.
-    """
+    """Operations and memory of `apm.ttt.adapt` itself for one random image on the CPU, its matrix products not computed."""
     image, target = _random_case(config, "cpu")
     found: list[Memory] = []
     with _Uncomputed():
@@ -359,12 +353,7 @@ def _clock(device: torch.device) -> float:
 
 
 def _timed(
-    network: str,
-    chunk: str,
-    passes: Callable[[], Iterator[Any]],
-    device: torch.device,
-    repeats: int,
-    share: float = 1.0,
+    network: str, chunk: str, passes: Callable[[], Iterator[Any]], device: torch.device, repeats: int, share: float = 1
 ) -> dict[str, Any]:
     """A row of times of passes(), after one to warm up. Of three stages the second was run for a share of the columns: it is scaled."""
     if repeats < 1:
@@ -386,10 +375,8 @@ def _timed(
 def time_columns(
     config: APMConfig, chunk: int, *, formulation: str = "plain", device: Any = "cpu", repeats: int = 3, most: int = 8
 ) -> dict[str, Any]:
-    """Seconds of the whole student for one image, `chunk` columns at a time, convolution and fold included (Figure 2).
-
-    At most `most` chunks are run, and their time, not that of what is done once, is scaled to the whole grid.
-    """
+    """Seconds of the whole student for one image, `chunk` columns at a time (Figure 2); at most `most` chunks are run, and their time is
+    scaled to the whole grid."""
     device = torch.device(device)
     run = functools.partial(Student.random(config, formulation, device).stages, chunk, most)
     share = min(config.locations, chunk * most) / config.locations
@@ -416,15 +403,13 @@ def emulated(precision: str, device: torch.device | str) -> bool:
 def time_ttt(config: ttt.TTTConfig, *, device: torch.device | str = "cpu") -> dict[str, float]:
     """Seconds of `apm.ttt.adapt` on one random image; NaN, and no iteration timed, where its precision is `emulated`.
 
-    start: weights are drawn; iteration: mean of forward, backward and Adam; last look: forward pass with the final weights. The first
-    iteration warms up, on a GPU also those in which the CUDA graph that later ones replay is captured. ValueError where none is left.
+    The first iteration warms up, on a GPU also those in which the CUDA graph is captured. ValueError where none is left.
     """
     device, iterations = torch.device(device), config.iterations
     first = lockstep.WARM_UP + 1 if device.type == "cuda" else 1
     if iterations <= first:
-        raise ValueError(
-            f"the first {first} iteration(s) on {device.type} warm up: at least {first + 1} are needed, found {iterations}"
-        )
+        needed = f"at least {first + 1} are needed, found {iterations}"
+        raise ValueError(f"the first {first} iteration(s) on {device.type} warm up: {needed}")
     names = ("start (s)", "iteration (s)", "iterations timed", "last look (s)")
     if emulated(config.precision, device):
         return dict(zip(names, (math.nan, math.nan, 0, math.nan), strict=True))

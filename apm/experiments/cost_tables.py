@@ -26,15 +26,12 @@ Said = Mapping[tuple[str, str, str], str]
 def conventions(students: Mapping[str, APMConfig], towers: Sequence[str], said: Said) -> pd.DataFrame:
     """One forward pass for one image under every convention, beside the published figure of the same network.
 
-    students: name -> settings; the first is the one of the published figures. towers: open_clip models. The first rows count what
-    published figures count, the others are like for like: from the image to its feature, all columns, image tower only. "meets it
-    in" names the unit in which a count is within 3 % of the published figure, if any.
+    students: by name; the first is that of the published figures. The first rows count what those count, the others are like for like.
+    "meets it in": the unit in which a count is within 3 % of the published figure.
     """
     first, released = next(iter(students.items()))
-    published = {
-        first: float(said["Fig 2", "APM", "GFLOPs total, 224x224 image"]),
-        REFERENCE: float(said["Fig 2", "CLIP ViT-B/16", "GFLOPs, 224x224 image"]),
-    }
+    published = {first: float(said["Fig 2", "APM", "GFLOPs total, 224x224 image"])}
+    published[REFERENCE] = float(said["Fig 2", "CLIP ViT-B/16", "GFLOPs, 224x224 image"])
     half, pixels = released.locations // 2, released.image_size[0] // 2
     rows = [
         (first, "MLP + head, half the columns", student_cost(released, half, part="columns")),
@@ -52,7 +49,7 @@ def conventions(students: Mapping[str, APMConfig], towers: Sequence[str], said: 
     table["parameters (M)"] = [cost.parameters / 1e6 for cost in costs]
     table["multiply-adds (G)"] = [cost.gmac for cost in costs]
     table["operations (GFLOP)"] = 2 * table["multiply-adds (G)"]
-    table[f"/ {REFERENCE} image"] = [cost.forward / tower_cost(REFERENCE).forward for cost in costs]
+    table[f"/ {REFERENCE} image"] = table["multiply-adds (G)"] / tower_cost(REFERENCE).gmac
     table['published "GFLOPs"'] = [Number(value, unit="", kind="published") for value in printed]
     table["meets it in"] = np.where(np.isnan(printed), "", "neither")
     for unit in ("operations (GFLOP)", "multiply-adds (G)"):
@@ -66,10 +63,7 @@ def _quarter(student: APMConfig) -> int:
 
 
 def ratios(student: APMConfig, iterations: int, said: Said) -> pd.DataFrame:
-    """The student's operations over CLIP's, by what is put beside what: "one pass" (Figure 2), and all `iterations` (Table 4).
-
-    Columns: ratio, published (that of the figures which the paper prints), beside (what the student stands beside).
-    """
+    """The student's operations over CLIP's: "one pass" (Figure 2), and all `iterations` (Table 4); beside: what it stands beside."""
     image, both = tower_cost(REFERENCE), tower_cost(REFERENCE, "both")
     small, large = (replace(student, width=feature_width(name)) for name in (REFERENCE, "ViT-L-14"))
     quarter = student_cost(small, _quarter(small)).forward
@@ -93,14 +87,10 @@ def ratios(student: APMConfig, iterations: int, said: Said) -> pd.DataFrame:
             (every, f"forward and backward, {f}", trained / whole, f"{run} and backward"),
         ]
     rows.sort(key=lambda row: row[0] == every)
-    fig2 = "GFLOPs total, 224x224 image", "GFLOPs, 224x224 image"
-    published = {
-        scope: number(said[table, ours, of_ours]) / number(said[table, "CLIP ViT-B/16", of_clip])
-        for scope, table, ours, of_ours, of_clip in (
-            (one, "Fig 2", "APM", *fig2),
-            (every, "Table 4", "APM Peak Use", "GFlops_meas", "GFlops_meas"),
-        )
-    }
+    figure = number(said["Fig 2", "APM", "GFLOPs total, 224x224 image"])
+    clip = number(said["Fig 2", "CLIP ViT-B/16", "GFLOPs, 224x224 image"])
+    ours, theirs = (number(said["Table 4", row, "GFlops_meas"]) for row in ("APM Peak Use", "CLIP ViT-B/16"))
+    published = {one: figure / clip, every: ours / theirs}
     table = pd.DataFrame(rows, columns=["scope", "student", "ratio", "beside"])
     table["ratio"] = [Number(value, unit="ratio", kind="exact") for value in table["ratio"]]
     table.insert(3, "published", [Number(published[scope], unit="ratio", kind="published") for scope in table["scope"]])
@@ -112,10 +102,8 @@ def ttt_costs(
 ) -> pd.DataFrame:
     """Multiply-adds of whole runs for one image: Table 4's counting first, then everything that a run computes.
 
-    student: settings of the preset; its width follows the teacher. teachers: open_clip models; Table 4's is REFERENCE. views,
-    classes, steps: of test-time prompt tuning. Index run, counted. Columns in GMAC count 1e9 multiply-adds, the last counts 1e9
-    operations. A run of `apm.ttt` has one more forward pass than iterations, the one after the last update. Raises ValueError for
-    fewer than 1 iteration, and for unknown models.
+    student: its width follows the teacher. views, classes, steps: of test-time prompt tuning. A run of `apm.ttt` has one more forward
+    pass than iterations. Raises ValueError for fewer than 1 iteration, and for unknown models.
     """
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, found {iterations}")
@@ -147,17 +135,3 @@ def ttt_costs(
         table[f'published "GFLOPs", {what}'] = [said.get(("Table 4", row, column), "") for row in table["row"]]
     table["total (GFLOP)"] = 2 * table["total (GMAC)"]
     return table.drop(columns="row").set_index(["run", "counted"])
-
-
-def time_ratios(seconds: pd.Series) -> pd.DataFrame:
-    """How much longer the smallest chunk takes than the fastest and than all at once, by formulation, and all at once beside the towers.
-
-    seconds: by network and columns at a time, as `compute.time_columns` names them, growing; "" for a tower.
-    """
-    rows = {}
-    for f in FORMULATIONS:
-        own = seconds[f"student, {f}"]
-        rows[f, f"{own.index[0]} / the fastest number at a time"] = own.iloc[0] / own.min()
-        rows[f, f"{own.index[0]} / all at once"] = own.iloc[0] / own.iloc[-1]
-        rows |= {(f, f"all at once / {name}"): own.iloc[-1] / tower for name, tower in seconds[:, ""].items()}
-    return pd.DataFrame({"times": rows}).rename_axis(["student", "compared"])

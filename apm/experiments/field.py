@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from apm import model, project, teachers
-from apm.analysis.numbers import Number
 from apm.experiments.material import Batch, Material
 from apm.lockstep import caller_free
 from apm.model import APM, APMConfig, Percept
@@ -36,7 +35,6 @@ from apm.typed import checked
 
 PRECISIONS = ("float32", "float64")  # of a training
 LOSSES = ("L_grid", "L_rgb")
-SHORT = (4.0, 7.0)  # percent over the last fifth: below, a loss is nearly level; above, its training was cut short
 EVERY = 5  # epochs between two checkpoints
 
 
@@ -100,10 +98,9 @@ def train(
 ) -> Field:
     """Train one student over all images (dataset-scale training; App. E.1 and F of the paper).
 
-    data: what `apm.experiments.material.prepare` makes, read a batch at a time. seed: of the weights and of the order of images.
-    folder: where the checkpoint lies, under a name that carries the hash of all that determines the weights; written whole every `EVERY`
-    epochs. Training goes on from it to weights that are bit for bit those of a run without a break; a damaged one is made anew, with a
-    warning. None: no checkpoint. name: for the progress bar.
+    seed: of the weights and of the order of images. folder: where the checkpoint lies, under a name with the hash of all that determines
+    the weights, written every `EVERY` epochs. Training goes on from it to weights that are bit for bit those of a run without a break; one
+    that is damaged is made anew, with a warning. None: no checkpoint. name: for the progress bar.
 
     The biases of both outputs start at the mean over the training set: the RGB head ends in a ReLU, which has no gradient below zero, so
     that a channel which starts there would stay black. One thread on a CPU: their number changes the rounding.
@@ -230,11 +227,8 @@ def one_thread(device: torch.device) -> Iterator[None]:
 def train_all(
     jobs: Mapping[str, tuple[Material, FieldConfig]], *, seed: int = 0, folder: Path | str | None = None
 ) -> dict[str, Field]:
-    """`train` several fields, each with its own checkpoint in a folder, default `field` in the project's cache; each has the weights
-    that it would have alone.
-
-    On a CPU, with images in memory, as many at a time as there are cores; those on disk are read by processes that keep the cores busy.
-    """
+    """`train` several fields in a folder, default `field` in the project's cache; each has the weights that it would have alone. On a CPU,
+    with images in memory, as many at a time as there are cores."""
     where = project.cache_dir() / "field" if folder is None else folder
     cores = torch.get_num_threads()
     together = all(data.device.type == "cpu" and data.in_memory for data, _ in jobs.values())
@@ -253,27 +247,6 @@ def untrained(config: FieldConfig, seed: int = 0, device: str | torch.device = "
     """The same student with the weights that it starts from, outputs not centred: a control. No losses."""
     net = APM(config.student, torch.Generator().manual_seed(seed), std=None, dtype=config.dtype)
     return Field(net.requires_grad_(False).to(device), config, pd.DataFrame(columns=LOSSES, dtype=float), 0)
-
-
-def training_table(trained: Mapping[str, Field]) -> pd.DataFrame:
-    """Losses of the last epoch, and how much the whole loss fell over the last fifth of the epochs; one row per field.
-
-    The learning rate ends at zero, so a loss ends flat: a large fall says that the training was cut short (`SHORT`), a small one
-    does not prove that more epochs would bring nothing.
-    """
-    rows = {}
-    for name, one in trained.items():
-        whole = (one.losses * [one.config.loss_grid, one.config.loss_rgb]).sum(axis=1).to_numpy()
-        before = len(whole) - 1 - max(1, len(whole) // 5)
-        fell = 100.0 * float(1 - whole[-1] / whole[before]) if before >= 0 else math.nan
-        rows[name] = {
-            "epochs": len(whole),
-            "losses in units of": "the mean answer's" if one.config.balance else "1 (plain sum)",
-            **{part: Number(one.losses[part].iloc[-1], unit="", kind="loss") for part in LOSSES},
-            "fell over the last fifth": Number(fell, unit="%", kind="loss"),
-            "cut short": "yes" if fell > SHORT[1] else "nearly level" if fell < SHORT[0] else "undecided",
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("field")
 
 
 class Look(NamedTuple):

@@ -1,17 +1,19 @@
 """Looks into the student's grid while it learns: the features of every location, at chosen iterations, and what they are worth.
 
-Places whose features agree form *islands* (section 3.5, Figures 3 and 7 of the paper). A picture of them stretches whatever variation
-there is to full colour, so numbers stand beside the pictures. Grids are arrays (N, h, w, D): N images, h x w places, features of width
-D; distances between places count grid steps. Measures raise ValueError for grids with NaN or infinite values.
+Places whose features agree form *islands* (section 3.5, Figures 3 and 7). A picture stretches whatever variation there is to full colour,
+so numbers stand beside it. Grids are arrays (N, h, w, D). Measures raise ValueError for grids with NaN or infinite values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
+from skimage.filters import threshold_otsu
+from sklearn.metrics import adjusted_rand_score, silhouette_score
 from torch import Tensor
 
 from apm.analysis import figures, numbers
@@ -23,14 +25,20 @@ from apm.ttt import TTTConfig, TTTResult, adapt
 CLUSTER_COUNTS = (2, 3, 4, 5, 6)
 OTHERS = 5  # masks of that many other images are the control of an image's own mask
 MOST = 0.9  # from which R2 of P and the likeness to another image's map are those of a map of place
+CHANGED = "larger where the whole interval of the change is above 0, smaller where it is below, else not decided"
+Measures = Mapping[str, pd.DataFrame]  # rows of `measure` by source of the grids
+WHOSE = (
+    f"A map of place: R2 of P and the CKA with another image's map are at least {MOST} (yes where both whole intervals are, no where one "
+    "whole interval is below). Shows its own image: own - other masks is above 0 (yes where the whole interval is, no where it is below), and "
+    "larger than that of another image's map (the whole interval of the difference above 0)."
+)
 
 
 class Snapshots:
     """Callback for `apm.ttt.adapt` that keeps the grids of all images after chosen numbers of updates; training does not depend on it.
 
-    student: the config that is trained (`TTTConfig.trained`). images: (N, 3, H, W), those passed to `adapt`.
-    iterations: numbers of updates, 0 for the random weights. tokens: (N, h*w, D') for column="tokens".
-    `grids[k]` is an array (N, h, w, D) after `adapt` has returned (`feature_grids`).
+    student: `TTTConfig.trained`. images: (N, 3, H, W), and tokens (N, h*w, D') or None: those passed to `adapt`. `grids[k]`, (N, h, w, D)
+    of `feature_grids`, is there after `adapt` has returned.
     """
 
     def __init__(
@@ -64,10 +72,8 @@ class Snapshots:
 def feature_grids(
     parameters: Parameters, images: Tensor, student: APMConfig, tokens: Tensor | None = None
 ) -> np.ndarray:
-    """Feature grids (N, h, w, D) of N students (stacked weights) on N images (N, 3, H, W), computed in float64.
-
-    At small random weights the places differ by less than float32 resolves.
-    """
+    """Feature grids (N, h, w, D) of N students (stacked weights) on N images (N, 3, H, W), in float64: at small random weights the places
+    differ by less than float32 resolves."""
     weights = {name: value.double() for name, value in parameters.items()}
     routed = None if tokens is None else tokens.double()
     with torch.no_grad():
@@ -79,22 +85,16 @@ def watch(
     images: Tensor,
     targets: Tensor,
     config: TTTConfig,
-    iterations: Sequence[int],
-    *,
+    looks: Sequence[int],
     tokens: Tensor | None = None,
     seed: int = 0,
 ) -> tuple[TTTResult, Snapshots]:
-    """Train one student per image (`apm.ttt.adapt`) and look at the grids after the given numbers of updates.
-
-    The result holds the final weights. Raises ValueError as `adapt`, and for a look after the last update.
-    """
-    if late := [k for k in iterations if not 0 <= k <= config.iterations]:
+    """Train one student per image (`apm.ttt.adapt`), look at the grids after the given numbers of updates, and keep the final weights.
+    Raises ValueError as `adapt`, and for a look after the last update."""
+    if late := [k for k in looks if not 0 <= k <= config.iterations]:
         raise ValueError(f"expected looks after 0 to {config.iterations} iterations, found {late}: change either")
-    shots = Snapshots(config.trained, images, iterations, tokens)
+    shots = Snapshots(config.trained, images, looks, tokens)
     return adapt(images, targets, config, seed=seed, tokens=tokens, keep_parameters=True, callback=shots), shots
-
-
-# ------------------------------------------------------------------------------------------------------------ measures
 
 
 def centred(grids: np.ndarray) -> np.ndarray:
@@ -113,10 +113,9 @@ def spread(grids: np.ndarray) -> np.ndarray:
 
 
 def cosines(grids: np.ndarray, *, centre: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Mean cosine similarity, per image (N,), of neighbouring places (above, below, left, right) and of distant ones.
+    """Mean cosine similarity, per image (N,), of neighbouring places and of those at least half the grid's longer side apart.
 
-    Distant: at least half the grid's longer side apart, by row or by column. centre: of the features less the image's mean. A place
-    with a feature of length zero is left out; NaN where no pair remains.
+    centre: of the features less the image's mean. A place with a feature of length zero is left out; NaN where no pair remains.
     """
     grids, difference = np.asarray(grids, dtype=np.float64), centred(grids)
     n, h, w, d = grids.shape
@@ -145,8 +144,7 @@ def first_component(grids: np.ndarray) -> np.ndarray:
 def position_share(grids: np.ndarray) -> np.ndarray:
     """R2 (N,) of the features predicted linearly from the positional code: the share of variation that is a row's or a column's.
 
-    The code P[i, j] = (Px[j], Py[i]) is separable, so the least squares fit is the sum of row means and column means. A map that has
-    nothing to do with rows or columns has (h + w - 2) / (h w - 1) on average. NaN for a grid without variation.
+    P[i, j] = (Px[j], Py[i]) is separable, so the least squares fit is the sum of row means and column means. NaN without variation.
     """
     flat = centred(grids)
     h, w = flat.shape[1:3]
@@ -157,10 +155,8 @@ def position_share(grids: np.ndarray) -> np.ndarray:
 
 @one_thread
 def alike(grids: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """How alike two grids are as maps, pair by pair (N,): linear CKA (Kornblith et al. 2019), 0 to 1; NaN without variation.
-
-    grids: (N, h, w, D), others: (N, h, w, D'). 1: the same places differ in the same way; rotating or scaling features changes nothing.
-    """
+    """How alike grids (N, h, w, D) and others (N, h, w, D') are as maps, pair by pair (N,): linear CKA (Kornblith et al. 2019), 0 to 1;
+    NaN without variation."""
     values = np.empty(len(grids))
     for i, (x, y) in enumerate(zip(centred(grids), centred(others), strict=True)):
         x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
@@ -172,18 +168,14 @@ def alike(grids: np.ndarray, others: np.ndarray) -> np.ndarray:
 def clusters(grid: np.ndarray, counts: Sequence[int] = CLUSTER_COUNTS, *, seed: int = 0) -> np.ndarray:
     """k-means groups (h, w) of one grid's features (h, w, D), with the number of groups (>= 2) of highest mean silhouette (Rousseeuw 1987).
 
-    The silhouette cannot say that there is no division, so compare with the controls. Raises ValueError for no possible number of
-    groups, as for fewer different features than the smallest number.
+    Raises ValueError for no possible number of groups, as for fewer different features than the smallest number.
     """
-    from sklearn.metrics import silhouette_score
-
     rows = _unit_scale(grid)
     different = len(np.unique(rows.round(9), axis=0))
     possible = [k for k in counts if 2 <= k <= min(different, len(rows) - 1)]
     if not possible:
-        raise ValueError(
-            f"cannot divide {len(rows)} places with {different} different features into {list(counts)} groups: at least 2, no more than those"
-        )
+        places = f"{len(rows)} places with {different} different features"
+        raise ValueError(f"cannot divide {places} into {list(counts)} groups: at least 2, no more than those")
     first, *others = [judge.kmeans(rows, k, starts=4, seed=seed) for k in possible]
     best = max([first, *others], key=lambda labels: silhouette_score(rows, labels)) if others else first
     return best.reshape(grid.shape[:2])
@@ -199,11 +191,8 @@ def _unit_scale(grid: np.ndarray) -> np.ndarray:
 def foreground(images: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Which places (N, h, w) hold a bright object: the patch's mean brightness exceeds Otsu's threshold (1979) on the image's pixels.
 
-    images: (N, H, W, 3) RGB with sides that are multiples of the grid; brightness is the mean of the channels. Raises ValueError for
-    an image of one brightness.
+    images: (N, H, W, 3) RGB with sides that are multiples of the grid. Raises ValueError for an image of one brightness.
     """
-    from skimage.filters import threshold_otsu
-
     bright = np.asarray(images, dtype=np.float64).mean(axis=-1)
     n, height, width = bright.shape
     if (flat := np.flatnonzero(np.ptp(bright, axis=(1, 2)) == 0)).size:
@@ -214,13 +203,8 @@ def foreground(images: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def mask_agreement(labels: np.ndarray, masks: np.ndarray, others: int = OTHERS) -> tuple[np.ndarray, np.ndarray]:
-    """Adjusted Rand index (N,) of each image's groups with its own mask, and with the masks of other images (mean).
-
-    labels: (N, h, w) groups. masks: (N, h, w) bool. 1: the same division, 0: as by chance. Objects often stand in the middle; how much
-    that alone agrees, the masks of the `others` images that follow show (after the last comes the first).
-    """
-    from sklearn.metrics import adjusted_rand_score
-
+    """Adjusted Rand index (N,) of each image's groups (N, h, w) with its own mask (N, h, w), and with the masks of the `others` images that
+    follow (mean): objects often stand in the middle, and that alone agrees."""
     n = len(labels)
     found = np.empty((n, others + 1))
     for i, k in np.ndindex(found.shape):
@@ -239,8 +223,8 @@ def measure(
 ) -> pd.DataFrame:
     """Every measure of N grids (N, h, w, D), one row per image, under the headings of the tables.
 
-    masks: (N, h, w) foreground. another: (N, h, w, D) the grids that another image gives in the same weights. Columns that need what is
-    not given are left out. counts: numbers of clusters to choose from. Raises ValueError as the single measures do.
+    masks: (N, h, w) foreground. another: (N, h, w, D) the grids that another image gives in the same weights. counts: numbers of clusters
+    to choose from. Raises ValueError as the single measures do.
     """
     found = {"spread (%)": 100 * spread(grids)}
     found["neighbours, raw"], found["far, raw"] = cosines(grids)
@@ -268,17 +252,8 @@ def _each(grids: np.ndarray, counts: Sequence[int], seed: int) -> np.ndarray:
     return np.broadcast_to(divided, np.shape(grids)[:3])
 
 
-CHANGED = "larger where the whole interval of the change is above 0, smaller where it is below, else not decided"
-
-
-Measures = Mapping[str, pd.DataFrame]  # rows of `measure` by source of the grids
-
-
 def changes(before: Measures, after: Measures, names: Sequence[str]) -> pd.DataFrame:
-    """What training changed: measures of the same students on the same images before and after it, paired by image.
-
-    Index: measure, student. Columns: random weights, trained, change, verdict (CHANGED).
-    """
+    """What training changed, with a verdict (CHANGED): measures of the same students on the same images before and after it."""
     words = {"above": "larger", "below": "smaller", "undecided": "not decided"}
     pairs = {(name, student): (before[student][name], after[student][name]) for name in names for student in after}
     found = {what: [judge.mean(x), judge.mean(y), judge.mean(y - x)] for what, (x, y) in pairs.items()}
@@ -286,15 +261,8 @@ def changes(before: Measures, after: Measures, names: Sequence[str]) -> pd.DataF
     return frame.assign(**{"training made it": frame["change"].map(numbers.verdict).map(words)})
 
 
-WHOSE = (
-    f"A map of place: R2 of P and the CKA with another image's map are at least {MOST} (yes where both whole intervals are, no where one "
-    "whole interval is below). Shows its own image: own - other masks is above 0 (yes where the whole interval is, no where it is below), and "
-    "larger than that of another image's map (the whole interval of the difference above 0)."
-)
-
-
 def whose(measures: Measures) -> pd.DataFrame:
-    """Whose map the grid of each source is, by the rule WHOSE: place, the image, both or neither. A row a source, with masks and other maps."""
+    """Whose map the grid of each source is, by the rule WHOSE: place, the image, both or neither; with masks and other maps."""
     gain = "own - other masks"
     found = judge.table(measures, ["R2 of P", "CKA, another image", gain, f"{gain}, another image's map"])
     verdicts = {}
@@ -310,18 +278,12 @@ def whose(measures: Measures) -> pd.DataFrame:
     return found.join(pd.DataFrame.from_dict(verdicts, orient="index"))
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
-
-
 def picture(grid: np.ndarray, method: str = "pca", components: int = 3, *, fit: np.ndarray | None = None) -> np.ndarray:
     """One grid (h, w, D) as RGB (h, w, 3), reduced to 1 (viridis), 2 (orange, blue) or 3 components by "pca" or "tsne".
 
-    fit: the look (h, w, D) whose principal components, with their signs, are the colours: give one grid for all looks at a student,
-    or colours flip from look to look while the map stays (`apm.analysis.figures.grid_rgb`). Each picture of t-SNE has colours of its
-    own, every component stretched from its 1st to 99th percentile; without variation: grey.
+    fit: the look (h, w, D) whose principal components are the colours: one for all looks at a student, or colours flip from look to look.
+    Each picture of t-SNE has colours of its own, stretched from the 1st to the 99th percentile; without variation: grey.
     """
-    import matplotlib as mpl
-
     if method == "pca":
         found = figures.grid_rgb(grid, fit=fit, own_range=True)[..., :components]
     elif (rows := _unit_scale(grid)).any():
@@ -337,7 +299,7 @@ def picture(grid: np.ndarray, method: str = "pca", components: int = 3, *, fit: 
 
 def shares(grids: np.ndarray, fits: np.ndarray) -> pd.DataFrame:
     """What the colours of N grids (N, h, w, D) hold, a row each, in percent: spread, and the share of the variation that each channel
-    of the `picture` in the colours of fits (N, h, w, D) shows; what is missing to 100 is not shown."""
+    of the `picture` in the colours of fits (N, h, w, D) shows."""
     flat = centred(grids).reshape(len(grids), -1, grids.shape[-1])
     shown = np.stack([rows @ figures.components(fit).T for rows, fit in zip(flat, fits, strict=True)])
     held = np.square(shown).sum(axis=1) / np.square(flat).sum(axis=(1, 2))[:, None]

@@ -6,13 +6,23 @@ number of cores.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
+from scipy.special import entr
+from sklearn.cluster import KMeans
+from sklearn.linear_model import LogisticRegression
+from sklearn.manifold import TSNE
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler, normalize
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -20,26 +30,29 @@ from apm.analysis import figures, stats
 from apm.analysis.numbers import Number
 from apm.teachers import IMAGENET_MEAN, IMAGENET_STD
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 one_thread = threadpool_limits.wrap(limits=1)
 
 
-def mean(values: np.ndarray | pd.Series, unit: str = "", kind: str = "measure") -> Number:
-    """Mean over images of one value each (n,), with its 95 % interval over images (`apm.analysis.stats.mean`).
+def mean(
+    values: Any,
+    unit: str = "",
+    kind: str = "measure",
+    *,
+    less: Any = None,
+    least: int = stats.MINIMUM_SAMPLES,
+    ends: tuple[float, float] = (-math.inf, math.inf),
+) -> Number:
+    """Mean over images of one value each (n,), less another one's, with its 95 % interval over images, within `ends`; without for one.
 
-    Right or wrong (bool) and differences of two such (whole numbers) are in percent; others keep their unit. Raises as `stats.mean`.
+    Right or wrong (bool) is in percent, differences of two such in points; others keep their unit. Raises as `stats.mean`, least images.
     """
-    values = np.asarray(values)
-    found = stats.mean(values)
-    return found if found.unit else replace(found, unit=unit, kind=kind)
-
-
-def less(values: Any, others: Any) -> np.ndarray:
-    """values - others, image by image; of right and wrong: -1, 0 or 1."""
-    values, others = np.asarray(values), np.asarray(others)
-    return values.astype(np.int8) - others.astype(np.int8) if values.dtype == bool else values - others
+    values = np.asarray(values) if less is None else 1 * np.asarray(values) - 1 * np.asarray(less)  # no bool
+    if len(values) == least == 1:
+        return Number(float(values.mean()), n=1, unit=unit, kind=kind)
+    found = stats.mean(values, minimum=least)
+    if found.unit:
+        return found
+    return replace(found, low=max(ends[0], found.low), high=min(ends[1], found.high), unit=unit, kind=kind)
 
 
 def table(
@@ -47,7 +60,7 @@ def table(
     names: Sequence[str] | None = None,
     *,
     paired: Collection[str] = (),
-    options: Mapping[str, dict[str, str]] | None = None,
+    options: Mapping[str, dict[str, Any]] | None = None,
 ) -> pd.DataFrame:
     """Means over images with their intervals: a row a source, a column a measure (default: all), one value an image each.
 
@@ -58,20 +71,16 @@ def table(
     first = next(iter(measured))
     for source, values in measured.items():
         for name in names or values:
-            how = (options or {}).get(name, {"unit": "%"} if name.endswith("(%)") else {})
+            how: dict[str, Any] = (options or {}).get(name, {"unit": "%"} if name.endswith("(%)") else {})
             rows[source][name] = mean(values[name], **how)
             if name in paired:
-                difference = None if source == first else mean(less(measured[first][name], values[name]), **how)
+                difference = None if source == first else mean(measured[first][name], less=values[name], **how)
                 rows[source][f"field - this: {name.split(': ')[-1]}"] = difference
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("features")
 
 
 def probe() -> Any:
     """A linear probe, not fitted: features standardised, then logistic regression."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
 
 
@@ -79,12 +88,8 @@ def probe() -> Any:
 def classify(
     features: Mapping[str, tuple[np.ndarray, np.ndarray]], labels: tuple[np.ndarray, np.ndarray], *, k: int
 ) -> dict[str, pd.DataFrame]:
-    """Which held-out images "k-NN" (by cosine) and a "linear probe" on features get right: two columns, a row an image.
-
-    features: name -> (training (N, D), held out (M, D)). labels: (training (N,), held out (M,)).
-    """
-    from sklearn.neighbors import KNeighborsClassifier
-
+    """Which held-out images "k-NN" (by cosine) and a "linear probe" on features get right: two columns, a row an image. Both features, by
+    name, and labels are (training (N, ...), held out (M, ...))."""
     classifiers = {"k-NN": KNeighborsClassifier(k, metric="cosine", algorithm="brute"), "linear probe": probe()}
     found = {}
     for name, pair in features.items():
@@ -97,19 +102,12 @@ def classify(
 @one_thread
 def kmeans(rows: np.ndarray, k: int, *, starts: int, seed: int = 0) -> np.ndarray:
     """k-means clusters (n,) of rows as they are, the best of some starts."""
-    from sklearn.cluster import KMeans
-
     return np.asarray(KMeans(k, n_init=starts, random_state=seed).fit_predict(rows))
 
 
 @one_thread
 def tsne(rows: np.ndarray, components: int = 2, *, seed: int = 0) -> np.ndarray:
-    """t-SNE (n, components) of rows as they are, from a PCA start: repeatable.
-
-    scikit-learn's defaults are made for thousands of rows: of the 64 places of a grid they make a random scatter.
-    """
-    from sklearn.manifold import TSNE
-
+    """t-SNE (n, components) of rows as they are, from a PCA start; scikit-learn's defaults make a random scatter of few rows."""
     n = len(rows)
     chosen: dict[str, Any] = {"perplexity": max(min(30.0, n / 6), 1.0), "learning_rate": max(n / 12, 1.0)}
     found = TSNE(components, early_exaggeration=4.0, init="pca", random_state=seed, **chosen)
@@ -118,8 +116,6 @@ def tsne(rows: np.ndarray, components: int = 2, *, seed: int = 0) -> np.ndarray:
 
 def directions(rows: np.ndarray) -> np.ndarray:
     """Rows (n, ...) flat, of unit length after their mean was taken off."""
-    from sklearn.preprocessing import normalize
-
     flat = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
     return normalize(flat - flat.mean(axis=0))
 
@@ -129,12 +125,9 @@ def shared(
 ) -> np.ndarray:
     """Normalised mutual information in percent of two labellings (n,), as one value an image whose mean it is.
 
-    The information over the mean of the two entropies, or, with `least`, over the smaller one: few clusters can then reach 100,
-    however many classes there are. images: (n,) image of each row, default each its own. A value is the measure plus the jackknife's
-    share of its image (Efron and Tibshirani 1993, ch. 11): their spread gives the interval.
+    Over the mean of the two entropies, or, with `least`, over the smaller one: few clusters can then reach 100. images: (n,) image of each
+    row, default each its own. A value is the measure plus the jackknife's share of its image (Efron and Tibshirani 1993, ch. 11).
     """
-    from scipy.special import entr
-
     k, c = int(clusters.max()) + 1, int(classes.max()) + 1
     images = np.arange(len(clusters)) if images is None else images
     n = int(images.max()) + 1
@@ -161,11 +154,10 @@ def clusters(
     k: int,
     seed: int = 0,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """k-means of images, as many clusters as there are classes, and of locations, k clusters, by their features: what they agree with,
-    one value an image (purity, a bool; NMI), and the clusters (n, h, w) of the locations.
+    """k-means of images, as many clusters as classes, and of locations, k clusters: what they agree with, one value an image (purity, a bool;
+    NMI, of locations over the smaller entropy), and the clusters (n, h, w) of the locations.
 
-    whole: one vector per image (N, D) or None; labels: (N,). grid: one per location of n of them (n, h, w, D'); foreground: (n, h, w) bool;
-    where: (n,) their positions among the N. NMI of the locations is over the smaller entropy.
+    whole: (N, D) or None, labels: (N,) of images. grid: (n, h, w, D'), foreground: (n, h, w), where: (n,) of some of them.
     """
     n, h, w = foreground.shape
     measures = {}
@@ -175,11 +167,8 @@ def clusters(
         measures = {"images: purity": majority == labels, "images: NMI with class": shared(found, labels)}
     rows = kmeans(directions(np.asarray(grid).reshape(n * h * w, -1)), k, starts=2, seed=seed)
     image = np.repeat(np.arange(n), h * w)
-    truths = {
-        "foreground": foreground.ravel().astype(int),
-        "place": np.tile(np.arange(h * w), n),
-        "class": labels[where][image],
-    }
+    truths = {"foreground": foreground.ravel().astype(int), "place": np.tile(np.arange(h * w), n)}
+    truths["class"] = labels[where][image]
     for name, truth in truths.items():
         measures[f"locations: NMI with {name}"] = shared(rows, truth, images=image, least=True)
     return measures, rows.reshape(n, h, w)
@@ -193,13 +182,10 @@ def displayed(images: Tensor) -> np.ndarray:
 
 def pictures(rows: Mapping[str, Sequence[Any]], headings: Sequence[str], *, size: float = 1.15) -> Figure:
     """Pictures in rows, by label, under headings: (H, W, 3) in 0..1 or uint8, or (H, W) grey or bool. size: inches per picture."""
-    import matplotlib.pyplot as plt
-
     figures.style()
-    bare: dict[str, Any] = {"xticks": [], "yticks": []}
-    how: dict[str, Any] = {"squeeze": False, "layout": "constrained", "subplot_kw": bare}
-    figsize = (size * len(headings) + 0.8, size * len(rows) + 0.4)
-    figure, grid = plt.subplots(len(rows), len(headings), figsize=figsize, **how)
+    how: dict[str, Any] = {"squeeze": False, "layout": "constrained", "subplot_kw": {"xticks": [], "yticks": []}}
+    how["figsize"] = size * len(headings) + 0.8, size * len(rows) + 0.4
+    figure, grid = plt.subplots(len(rows), len(headings), **how)
     for row, (name, shown) in zip(grid, rows.items(), strict=True):
         for axes, image in zip(row, shown, strict=True):
             axes.imshow(image, cmap="gray", vmin=0, vmax=1)

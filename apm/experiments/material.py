@@ -1,8 +1,5 @@
 """What a field is trained on and held against: images read when a batch needs them, teacher tokens and colours in files.
 
-    data = prepare(teacher, dataset, student)     # encodes once; later calls find the files
-    data.batch([0, 3])                            # images, teacher tokens and patch colours of two images
-
 Memory does not grow with the number of images: teacher tokens and patch colours lie in memory-mapped files of the cache, and images on
 disk are decoded by worker processes. The names of what is kept carry the hash of this module's code.
 """
@@ -125,10 +122,7 @@ class Material:
         return teachers.reading(self, self.dataset, BATCH, batch_sampler=order, collate_fn=_as_it_is)
 
     def spread(self, what: str) -> Spread:
-        """Mean over the images of "tokens" of unit length, or "colours", and what it leaves, added up in float64.
-
-        Raises ValueError, which names the images, for values that are not finite.
-        """
+        """Mean over the images of "tokens" of unit length, or "colours", and what it leaves; ValueError for values that are not finite."""
         if what not in self._spreads:
             values = self.tokens if what == "tokens" else self.colours
             if values is None:
@@ -164,14 +158,11 @@ def prepare(
     on_error: str = "raise",
     folder: Path | str | None = None,
 ) -> Material:
-    """A dataset on a student's grid. At first use the teacher encodes it; the files are kept.
+    """A dataset on a student's grid. At first use the teacher encodes it; the files are kept, default in `field` of the project's cache.
 
-    tokens: False for a training without a teacher. token_dtype: in which tokens are kept, "float32" or "float16" (half the
-    disk, cosines change by about 1e-3). on_error: "raise": an image that cannot be read stops; "record": it is left out, and
-    `left_out` says so. folder: of the files, default `field` in the project's cache.
-
-    Raises ValueError for a student that is not square or not of the teacher's width, a tower without tokens, another type or
-    on_error, and where no image can be read; `apm.data.UnreadableImage`, which names the file.
+    tokens: False for a training without a teacher. token_dtype: "float32" or "float16" (half the disk, cosines change by about 1e-3).
+    on_error: at an image that cannot be read: "raise", or "record": it is left out, and `left_out` says so. Raises ValueError for a
+    student, tower, type or on_error that does not fit, and where no image can be read; `apm.data.UnreadableImage`, which names the file.
     """
     h, w = student.image_size
     if h != w:

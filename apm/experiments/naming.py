@@ -1,9 +1,8 @@
 """What a teacher's text tower can name: does zero-shot classification fail because the image is not seen, or not named?
 
-A student of test-time training is drawn to the teacher's image feature and classified with the teacher's text features. So it
-cannot name what the text tower cannot. The accuracy of a linear probe on the frozen image features, fitted with labels, says what the image
-tower tells apart; some words of the class names may never have occurred in the captions that taught the teacher. An accuracy above
-chance is no proof of naming, so the names are also dealt to the classes at random: how many such namings would have scored as well?
+A student cannot name what its teacher's text tower cannot. A linear probe on the frozen image features, fitted with labels, says what the
+image tower tells apart. An accuracy above chance is no proof of naming, so the names are also dealt to the classes at random: how many such
+namings would have scored as well?
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from apm import teachers
 from apm.analysis import compare, stats
@@ -39,27 +39,21 @@ def unread_words(teacher: Any, texts: Sequence[str], captions: Iterable[str]) ->
 
 @judge.one_thread
 def probe(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which images (n,) a linear probe (`judge.probe`) on features (n, D) gets right, each predicted by one not fitted on it.
-
-    Raises ValueError for a class with fewer images than folds.
-    """
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-
+    """Which images (n,) a linear probe on features (n, D) gets right, each predicted by one not fitted on it. Raises ValueError for a class
+    with fewer images than folds."""
     values, counts = np.unique(labels, return_counts=True)
     if len(values) < 2 or counts.min() < FOLDS:
-        raise ValueError(
-            f"a probe with {FOLDS} folds needs two classes or more with {FOLDS} images each, found {len(values)} classes, the "
-            f"smallest with {counts.min()} images: raise the number of images"
-        )
+        found = f"{len(values)} classes, the smallest with {counts.min()} images: raise the number of images"
+        needed = f"two classes or more with {FOLDS} images each"
+        raise ValueError(f"a probe with {FOLDS} folds needs {needed}, found {found}")
     split = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     return cross_val_predict(judge.probe(), np.asarray(features, dtype=np.float64), labels, cv=split) == labels
 
 
 def random_namings(labels: np.ndarray, prediction: np.ndarray, classes: int) -> float:
-    """Share in percent of all ways to deal the names to the classes that score at least what the true one scores.
+    """Share in percent of all ways to deal the names to the classes that score at least what the true one scores: small where names fit.
 
-    labels, prediction: (n,) class indices, -1 for a failed prediction. Small where names fit the images; never below 50 with
-    two classes, where there is only one other way. All ways up to seven classes, else the true one and 10,000 of them.
+    labels, prediction: (n,), -1 for a failed one. All ways up to seven classes, else the true one and 10,000 of them.
     """
     confusion = np.zeros((classes, classes), dtype=np.int64)
     named = prediction >= 0
@@ -78,8 +72,7 @@ def naming(
 ) -> pd.DataFrame:
     """One row per set: chance, zero-shot accuracy of the teacher, of the probe, and how the names fare in the text tower.
 
-    records: of one method on these sets, with the teacher's predictions. captions: those that taught the teacher; None, unknown: no column
-    of unread words. The probe leaves out images that could not be read. Raises ValueError for classes of fewer images than it needs.
+    records: of one method. captions: those that taught the teacher, None for unknown. Raises ValueError as `probe`.
     """
     captions = None if captions is None else list(captions)
     rows = {}

@@ -10,6 +10,8 @@ from apm.data import published
 ROUNDING = 0.1  # points: a mean of numbers printed with one decimal, itself printed with one
 _SHIFTS = ["ImageNet", "ImageNet-A", "ImageNet-v2", "ImageNet-R", "ImageNet-Sketch"]
 _AVERAGES = ("Average", "OOD Average", "Average (printed)")
+# table, its average, what it is over
+_MEANS = (1, "OOD Average", "{} shifted sets"), (2, "Average (printed)", "{} columns"), (3, "Average", "{} columns")
 # what open_clip publishes under which tag, the row of Table 1 that names that teacher, and that of its student
 _TEACHERS = {
     "ViT-H-14-quickgelu / dfn5b": ("OpenCLIP-VIT-H/14", "OpenCLIP ViT-H/14"),
@@ -23,8 +25,10 @@ def _wide(name: str) -> pd.DataFrame:
     return published.wide(published.load(name))
 
 
-def _sets(wide: pd.DataFrame) -> list[str]:
-    """The columns that averages are over."""
+def _sets(wide: pd.DataFrame, average: str = "Average") -> list[str]:
+    """The columns that an average is over."""
+    if _SHIFTS[0] in wide:
+        return _SHIFTS[average == "OOD Average" :]
     return [column for column in wide if column not in _AVERAGES and not column.startswith("P (")]
 
 
@@ -33,19 +37,12 @@ def _agrees(differences: pd.Series) -> np.ndarray:
 
 
 def published_means() -> pd.DataFrame:
-    """Printed averages against the mean of their printed rows (Tables 1 to 3).
-
-    Columns: table, row, mean of, computed, printed, difference, agrees (within 0.1, the rounding of one decimal).
-    """
-    one, two, three = (_wide(name) for name in ("table1", "table2", "table3"))
+    """Printed averages against the mean of their printed rows; agrees: within 0.1, the rounding of one decimal."""
     parts = []
-    for table, wide, what, sets, average in (
-        ("Table 1", one, "5 sets", _SHIFTS, "Average"),
-        ("Table 1", one, "4 shifted sets", _SHIFTS[1:], "OOD Average"),
-        ("Table 2", two, f"{len(_sets(two))} columns", _sets(two), "Average (printed)"),
-        ("Table 3", three, f"{len(_sets(three))} columns", _sets(three), "Average"),
-    ):
-        part = {"table": table, "row": wide.index.map(short), "mean of": what}
+    for number, average, what in ((1, "Average", "{} sets"), *_MEANS):
+        wide = _wide(f"table{number}")
+        sets = _sets(wide, average)
+        part = {"table": f"Table {number}", "row": wide.index.map(short), "mean of": what.format(len(sets))}
         parts.append(pd.DataFrame({**part, "computed": wide[sets].mean(axis=1), "printed": wide[average]}))
     means = pd.concat(parts, ignore_index=True)
     means["difference"] = (means["computed"] - means["printed"]).round(9)
@@ -53,10 +50,7 @@ def published_means() -> pd.DataFrame:
 
 
 def published_teachers() -> pd.DataFrame:
-    """Teacher rows of Table 1 and the APM rows above them against open_clip's own zero-shot values of the same weights.
-
-    Columns: teacher (open_clip model and tag), set, open_clip (%), printed teacher, printed APM, and their differences.
-    """
+    """Teacher rows of Table 1 and the APM rows above them against open_clip's own zero-shot values of the same weights, in %."""
     one, source = _wide("table1"), _wide("teacher_zero_shot").rename(columns={"ImageNet-V2": "ImageNet-v2"})
     parts = {}
     for tag, (teacher, student) in _TEACHERS.items():
@@ -71,30 +65,24 @@ def published_teachers() -> pd.DataFrame:
 
 
 def published_steps() -> pd.DataFrame:
-    """APM minus its teacher as printed, points, over the columns that both rows have; index benchmark, columns step, printed, over.
+    """APM minus its teacher as printed, points: "step" over the columns shown, "printed" what the printed averages give.
 
-    Table 2's printed averages are not the means of their rows, and Table 3's teacher averages over ten sets where the table shows
-    nine: "step" is over the columns shown, "printed" what the printed averages give.
+    Table 2's printed averages are not the means of their rows, and Table 3's teacher averages over ten sets where the table shows nine.
     """
     rows = {}
-    for name, table, teacher, apm, average in (
-        ("natural shifts (Table 1)", "table1", "Ensemble", "APM (Ours) [teacher CLIP ViT-B/16]", "OOD Average"),
-        ("corruptions (Table 2)", "table2", "OpenCLIP ViT-L/14", "APM", "Average (printed)"),
-        ("cross-dataset (Table 3)", "table3", "Ensemble", "APM (Ours) [teacher CLIP ViT-B/16]", "Average"),
-    ):
-        wide = _wide(table)
-        columns = _SHIFTS[1:] if average == "OOD Average" else _sets(wide)
-        (row,) = (row for row in wide.index if row.startswith(apm))
-        gap = wide.loc[row] - wide.loc[teacher]
-        rows[name] = {"step": gap[columns].mean(), "printed": gap[average], "over": f"{len(columns)} columns"}
+    for name, (number, average, _) in zip(("natural shifts", "corruptions", "cross-dataset"), _MEANS, strict=True):
+        wide = _wide(f"table{number}")
+        columns, ours = _sets(wide, average), "APM (Ours) [teacher CLIP ViT-B/16]"
+        teacher, ours = ("OpenCLIP ViT-L/14", "APM") if number == 2 else ("Ensemble", ours)
+        (apm,) = (row for row in wide.index if row.startswith(ours))
+        gap = wide.loc[apm] - wide.loc[teacher]
+        step = {"step": gap[columns].mean(), "printed": gap[average], "over": f"{len(columns)} columns"}
+        rows[f"{name} (Table {number})"] = step
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("benchmark")
 
 
 def published_arithmetic() -> pd.DataFrame:
-    """Other printed numbers against each other: Table 4's sums, Table 3's ten sets, Table 2's counts, CIFAR-10's values.
-
-    Columns: table, check, computed, printed, agrees ("" where there is nothing printed to agree with).
-    """
+    """Other printed numbers against each other; agrees: "" where there is nothing printed to agree with."""
     ideal, measured = (_column("table4", f"GFlops_{kind}") for kind in ("i (ideal)", "meas"))
     two, three, tpt = _wide("table2"), _wide("table3"), published.load("tpt")
     ten = published.wide(tpt, "TPT paper ViT-B/16 cross-dataset").drop(columns="Average (10 sets)").mean(axis=1)

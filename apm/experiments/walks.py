@@ -6,10 +6,12 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from sklearn.decomposition import PCA
 from torch import Tensor
 
 from apm import teachers
@@ -74,16 +76,13 @@ def pairs(labels: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
             found.append((partner, i))
         if len(found) == n:
             return np.array(found)
-    raise ValueError(
-        f"expected {n} pairs of images of different classes, found {len(found)} among {len(labels)} images: set labelled_train "
-        "and labelled to datasets with labels, or fewer pairs"
-    )
+    there = f"found {len(found)} among {len(labels)} images"
+    todo = "set labelled_train and labelled to datasets with labels, or fewer pairs"
+    raise ValueError(f"expected {n} pairs of images of different classes, {there}: {todo}")
 
 
 def decoders(known: Material) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """Maps of pictures (n, h * w * 3) to pictures without any field, which may also bring a blend nearer to real images: controls."""
-    from sklearn.decomposition import PCA
-
     colours = known.colours[known.rows].reshape(len(known), -1)
     middle = colours.mean(axis=0)
 
@@ -105,9 +104,8 @@ def cross(
     """Are the pictures between two images nearer to real images when T is interpolated than when pixels are?
 
     data: held-out images. which: (P, 2) positions among them (`pairs`). known: training images. linear: a control that decodes colours
-    from the interpolated column. Beside field and blend: `decoders` of the blend. One row a picture on the way: picture (its kind), pair,
-    share of the other image, distance (root mean square to the nearest training image as patch means, RGB in 0..1), contrast (standard deviation,
-    in units of the mean of its walk's two ends), and the walk's `difference`.
+    from the interpolated column; others: `decoders` of the blend. One row a picture on the way: distance is the root mean square to the
+    nearest training image as patch means, contrast the standard deviation in units of the mean of its walk's two ends.
     """
     parts: dict[str, list[np.ndarray]] = {DECODED: [], BLEND: [], "control: ridge from T": []}
     of_walk = []
@@ -129,25 +127,8 @@ def cross(
     return pd.concat(frames, names=["picture"]).reset_index("picture").reset_index(drop=True)
 
 
-def halfway(crossing: pd.DataFrame) -> pd.DataFrame:
-    """Of each picture halfway, by (kind of) picture and pair: its distance and contrast, and how much farther from real images
-    it is than those at the two ends are."""
-    shares = crossing["share"].unique()
-    rows = crossing.set_index(["picture", "pair"])
-    middle = rows[rows["share"] == shares[len(shares) // 2]]
-    ends = rows[rows["share"].isin(shares[[0, -1]])].groupby(["picture", "pair"], sort=False)["distance"].mean()
-    return pd.DataFrame({
-        "distance at the ends": ends,
-        "distance halfway": middle["distance"],
-        "halfway - ends": middle["distance"] - ends,
-        "contrast halfway": middle["contrast"],
-    })  # fmt: skip
-
-
 def animation(pictures: Mapping[str, Sequence[Any]], shares: np.ndarray, *, milliseconds: int = 150) -> bytes:
     """A walk there and back as an animated GIF: by heading, the pictures of each step. The same walk gives the same bytes."""
-    import matplotlib.pyplot as plt
-
     frames = []
     for step in [*range(len(shares)), *range(len(shares) - 2, 0, -1)]:
         row = {f"{shares[step]:.2f}": [of_kind[step] for of_kind in pictures.values()]}

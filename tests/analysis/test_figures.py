@@ -126,7 +126,8 @@ def test_a_plot_gets_a_palette_that_cannot_be_seen_and_a_photograph_keeps_its_co
 
 def test_a_figure_is_shown_as_the_file_that_was_saved(figure, tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr("IPython.display.display", shown.append)
+    for place in ("IPython.display.display", "apm.analysis.figures.show_here"):
+        monkeypatch.setattr(place, shown.append)
     path = figures.save(figure, "a", tmp_path)["png"]
     figures.display(path, "A caption")
     picture, said = shown

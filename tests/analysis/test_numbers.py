@@ -108,7 +108,7 @@ def test_publish_writes_numbers_files_and_manifest_and_shows(folder: Path, capsy
         ("02_f", "figure", "A figure", ""),
     ]
     assert all((folder / file).is_file() for entry in made["entries"] for file in entry["files"])
-    assert len(numbers.read(folder, "02_corruptions")) == 9
+    assert len(numbers.read(folder)) == 9
     assert "A caption: 2 rows" in capsys.readouterr().out
     assert "60.5 [57.0, 63.6]" in (folder / "tables" / "02_x.html").read_text()
     assert "60.5 [57.0, 63.6]" in (folder / "tables" / "02_x.csv").read_text()

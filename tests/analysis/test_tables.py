@@ -246,6 +246,7 @@ def test_shown_table_is_stable_escaped_and_scrolls(two):
     for said in ("overflow-x: auto", "A &lt; B", "n &gt; 1", "&lt;fog&gt;", ANY, "60.0"):
         assert said in html
     assert repr(show(table, "A", "B")) == f"A: {len(table)} rows"  # a notebook keeps the cells once, as HTML
+    assert repr(show(table.iloc[:0], "A", bold=lambda row: True)) == "A: 0 rows"
 
 
 def test_rows_stand_out_and_intervals_of_a_table_wider_than_a_page_break_below_their_estimates():

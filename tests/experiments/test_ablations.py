@@ -108,11 +108,10 @@ def test_lines_with_equal_settings_share_one_run_and_every_line_says_what_it_is(
     assert not set(shards["base"]) & set(shards["slow"])
     pictures = ablations.parse([line(picture="squash"), line(name="other")])
     assert [ablations.method(one, teacher, STUDENT, None).picture for one in pictures] == ["squash", "teacher"]
-    what = ablations.settings(rows).droplevel("part")
-    assert what.loc["base", "weights"] == 49 + (16 + 16) * 16 + 16 + 16 * 12 + 12
-    assert what.loc["vector", "weights"] == 12
-    assert what["same run as"].to_dict() == {"base": "", "slow": "", "again": "base", "vector": "", "few": ""}
-    assert what.loc["slow", "loss after"] == rows.loc[rows["variant"] == "slow", "last_loss"].median()
+    what = rows.groupby("variant")[["parameters", "same_as"]].first()
+    assert what.loc["base", "parameters"] == 49 + (16 + 16) * 16 + 16 + 16 * 12 + 12
+    assert what.loc["vector", "parameters"] == 12
+    assert what["same_as"].to_dict() == {"base": "", "slow": "", "again": "base", "vector": "", "few": ""}
 
 
 @pytest.mark.parametrize("k", [None, 3, 5])
@@ -149,7 +148,7 @@ def test_bad_requests(rows) -> None:
     with pytest.raises(ValueError, match="no variant was trained for 99 iterations"):
         ablations.after(rows, "base", 99)
     with pytest.raises(ValueError, match="trained for 12 iterations; found k = 13"):
-        ablations.over_iterations(rows[rows["variant"] == "base"], [13])
+        ablations.stopped(rows[rows["variant"] == "base"], 13)
     unseen = rows.assign(against=rows["against"].where(rows["variant"] != "base", "few"))
     with pytest.raises(ValueError, match="'base' has 2 images that 'few', with which it is compared, has not seen"):
         ablations.after(unseen, "base", 3)
@@ -197,16 +196,16 @@ def test_three_outcomes_none_of_which_hangs_on_one_image() -> None:  # one image
 
 def test_a_run_of_k_updates_is_the_beginning_of_a_longer_one(rows, teacher, data, tmp_path) -> None:
     own = rows[rows["variant"] == "base"]
-    table = ablations.over_iterations(own, [3, 12])
+    table = pd.DataFrame({k: ablations.stopped(own, k) for k in (3, 12)}).T
     short = ablations.parse([line(name="short", training={"iterations": 3})])
     run = ablations.run(short, teacher, data, folder=tmp_path, **COMMON)
-    assert table.loc["k = 3", "final"].value == pytest.approx(100 * (run["prediction"] == run["label"]).mean())
+    assert table.loc[3, "final"].value == pytest.approx(100 * (run["prediction"] == run["label"]).mean())
     right = stats.paths(own) == own[["label"]].to_numpy()
     seen = [100 * right[:, 1 : k + 1].any(1).mean() for k in (3, 12)]
     assert [cell.value for cell in table["any"]] == pytest.approx(seen) == sorted(seen)
-    step = table["final - final after 12"]
-    assert step["k = 3"].value == pytest.approx(100 * (right[:, 3].mean() - right[:, 12].mean()))
-    assert pd.isna(step["k = 12"])
+    step = ablations.compared(own, own, 3, 12)
+    assert step is not None
+    assert step.value == pytest.approx(100 * (right[:, 3].mean() - right[:, 12].mean()))
 
 
 def test_how_close_students_come_is_read_from_their_features(teacher, data) -> None:
@@ -241,7 +240,7 @@ def test_a_line_can_have_a_dataset_of_its_own_and_no_step_to_the_base(teacher, d
     lines = [line(), line(name="elsewhere", dataset="other"), line(name="places", dataset="toy")]
     part = data.subset(np.arange(2, 12))
     found = ablations.run(ablations.parse(lines), teacher, part, folder=tmp_path, **COMMON)
-    assert ablations.settings(found)["data"].tolist() == [data.name, "other", data.name]
+    assert found.groupby("variant", sort=False)["dataset"].first().tolist() == [data.name, "other", data.name]
     # images of equal number but other places are another run
     seen = found.groupby("variant")["sample"].unique().map(sorted).to_dict()
     assert (seen["base"], seen["places"]) == (list(range(2, 12)), list(range(10)))

@@ -5,7 +5,6 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import plain
 import pytest
 import torch
@@ -254,17 +253,3 @@ def test_whole_runs_add_up(said: dict) -> None:
     assert total[[2, 5, 6]] == pytest.approx([20 * both, 64 * image, 64 * image + prompt])
     with pytest.raises(ValueError, match="iterations must be at least 1, found 0"):
         cost_tables.ttt_costs(RELEASED, [], 0, said, views=64, classes=10, steps=1)
-
-
-def test_times_stand_beside_the_fastest_and_the_towers() -> None:
-    seconds = {
-        ("student, plain", "7 at a time"): 1.5,
-        ("student, plain", "16 at a time"): 0.3,
-        ("student, plain", "64 at a time"): 0.5,
-        ("student, factorised", "64 at a time"): 0.2,
-        ("ViT-B-16 image tower", ""): 0.4,
-    }
-    times = cost_tables.time_ratios(pd.Series(seconds))["times"]
-    assert times["plain", "7 at a time / the fastest number at a time"] == pytest.approx(5.0)
-    assert times["plain", "7 at a time / all at once"] == 3.0
-    assert times["plain", "all at once / ViT-B-16 image tower"] == 1.25

@@ -84,13 +84,8 @@ def test_a_checkpoint_is_plain_tensors_under_the_name_of_all_that_determines_it(
     assert len(list(tmp_path.iterdir())) == 6
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("how", ["cut", "flipped"])
 def test_a_damaged_checkpoint_is_said_and_made_again(tmp_path: Path, how: str) -> None:
-=======
-@pytest.mark.parametrize("kept", [0, 0.5])
-def test_a_damaged_checkpoint_is_said_and_made_again(tmp_path: Path, kept: float, capsys) -> None:
->>>>>>> main
     straight = field.train(problem(), CONFIG, folder=tmp_path)
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
@@ -140,22 +135,6 @@ def test_what_cannot_be_trained_is_a_clear_error() -> None:
         field.train(made(data.dataset.images, bad), CONFIG)
     with pytest.raises(RuntimeError, match=r"loss is (nan|inf) in epoch .* lower the learning rate"):
         field.train(data, replace(CONFIG, learning_rate=1e30, balance=False))
-
-
-def test_a_training_says_how_much_its_loss_still_fell() -> None:
-    def trained(losses: list[list[float]], **changes: float) -> field.Field:
-        return replace(field.untrained(replace(CONFIG, **changes)), losses=pd.DataFrame(losses, columns=field.LOSSES))
-
-    slow = [[1.0 - 0.01 * i, 0.5] for i in range(10)]  # the last fifth of ten: from the eighth epoch to the tenth
-    table = field.training_table({
-        "teacher + RGB": trained(slow), "no grid": trained([[np.nan, 1.0], [np.nan, 0.9]], loss_grid=0.0),
-        "one": trained([[1.0, 1.0]]), "between": trained([[1.0, 1.0], [0.95, 0.95]], balance=False),
-    })  # fmt: skip
-    fell = [cell.value for cell in table["fell over the last fifth"]]
-    assert fell == pytest.approx([100 * (1 - 1.41 / 1.43), 10.0, np.nan, 5.0], nan_ok=True)
-    assert [cell.value for cell in table["L_grid"]] == pytest.approx([0.91, np.nan, 1.0, 0.95], nan_ok=True)
-    # after one epoch nothing is known
-    assert table["cut short"].tolist() == ["nearly level", "yes", "undecided", "undecided"]
 
 
 def test_a_look_is_one_pass_in_any_batches_and_in_any_mode_of_the_caller() -> None:

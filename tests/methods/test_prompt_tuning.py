@@ -1,5 +1,6 @@
 """TPT and CoOp on a small CLIP: prompts as functions of vectors, one step and one schedule by hand, and no tested image trained on."""
 
+import copy
 import math
 import pickle
 
