@@ -132,20 +132,19 @@ def atomic_path(path: Path | str, *, sealed: bool = False) -> Iterator[Path]:
     path = Path(path)
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        digest = sha256_file(temporary).encode() if sealed else b""
-        with temporary.open("ab") as file:
-            file.write(digest)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut can leave a file of the right length, full of zeros
-        temporary.chmod(0o666 & ~_UMASK)
-        temporary.replace(path)
-    except OSError as error:
-        raise _explained(error, path) from error
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+            os.close(handle)
+            temporary = Path(name)
+            yield temporary
+            digest = sha256_file(temporary).encode() if sealed else b""
+            with temporary.open("ab") as file:
+                file.write(digest)
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut can leave a file of the right length, full of zeros
+            temporary.chmod(0o666 & ~_UMASK)
+            temporary.replace(path)
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -193,18 +192,14 @@ _ADVICE = {
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """An OSError of what cannot be written names the folder of `path` and what to do."""
+    """An OSError of what cannot be written names the folder of `path` and what to do; another is raised as it is."""
     try:
         yield
     except OSError as error:
-        raise _explained(error, path) from error
-
-
-def _explained(error: OSError, path: Path) -> OSError:
-    advice = _ADVICE.get(error.errno or 0)
-    if advice is None:
-        return error
-    return type(error)(error.errno, f"cannot write {path.name} in {path.parent}: {advice}")
+        advice = _ADVICE.get(error.errno or 0)
+        if advice is None:
+            raise
+        raise type(error)(error.errno, f"cannot write {path.name} in {path.parent}: {advice}") from error
 
 
 def kept(path: Path) -> dict[str, Any]:
