@@ -21,21 +21,3 @@ from apm.project.paths import (
     sha256_of,
     unknown,
 )
-
-__all__ = [
-    "among",
-    "atomic_path",
-    "atomic_write",
-    "cache_dir",
-    "data_dir",
-    "facts",
-    "located",
-    "locked",
-    "plain",
-    "portable",
-    "results_dir",
-    "root",
-    "sha256_file",
-    "sha256_of",
-    "unknown",
-]

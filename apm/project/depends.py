@@ -1,13 +1,9 @@
 """What a notebook's result depends on, and which results are stale.
 
-A result depends on the notebook, its profile's YAML files, the local weights and the trees of images that these name, exactly the apm
-modules that it imports, the published numbers and the cards of shipped teachers where one of those reads them, the locked versions,
-and where data and results are. All of that is hashed into a stamp when a run has ended well, with the files that it left. A result is
-stale when one of these is another now. Contents count (of weights and images: sizes and times): a touched file makes nothing stale.
+All of that (`state`) is hashed into a stamp when a run has ended well, with the files that it left (`left`). A result is stale when one
+of these is another now. Contents count (of weights and images: sizes and times): a touched file makes nothing stale.
 
-Light imports only, the standard library and PyYAML, so that make can ask at every start:
-
-    python -m apm.project.depends mini      # make rules: which stamps are stale
+    python -m apm.project.depends mini      # make rules: which stamps are stale; make asks at every start
 """
 
 from __future__ import annotations
@@ -15,16 +11,14 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from apm.project import data_dir, facts, located, manifest, profiles, results_dir, root, sha256_file, sha256_of
-from apm.project.paths import say
+from apm.project.paths import kept, say
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ALWAYS = ("project.run", "project.kernel")  # what runs a notebook
@@ -76,12 +70,7 @@ def closure(names: frozenset[str] | set[str], folder: Path = PACKAGE) -> list[Pa
 
 def cells(notebook: Path) -> list[str]:
     """The code cells of a notebook; those for another language and lines that only IPython understands are left out."""
-    try:
-        book = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        sources = ["".join(c["source"]) for c in book if c["cell_type"] == "code"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SystemExit(f"{notebook}: not a notebook ({error}): restore it from the repository") from error
-    lines = [source.splitlines() for source in sources if not source.startswith("%%")]
+    lines = [source.splitlines() for source in profiles.code_of(notebook) if not source.startswith("%%")]
     return ["\n".join(line for line in cell if not line.lstrip().startswith(("%", "!"))) for cell in lines]
 
 
@@ -103,26 +92,14 @@ def inputs(profile: str, notebook: str) -> list[Path]:
 def settings_files(profile: str, notebook: str) -> list[Path]:
     """The YAML files of a profile that a notebook reads."""
     folder = root() / "profiles" / profile
-    files = [folder / "common.yaml", folder / f"{notebook}.yaml", *sorted(folder.glob(f"{notebook}.*.yaml"))]
-    return [file for file in files if file.is_file()]
-
-
-def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(key, text) of every text in what a YAML file holds."""
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, list | dict):
-        for name, item in value.items() if isinstance(value, dict) else ((key, item) for item in value):
-            yield from _texts(item, name)
+    return [folder / "common.yaml", folder / f"{notebook}.yaml", *sorted(folder.glob(f"{notebook}.*.yaml"))]
 
 
 def _settings(profile: str, notebook: str) -> set[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
     for file in settings_files(profile, notebook):
-        try:
-            found |= set(_texts(profiles.parsed(file)))
-        except (ValueError, OSError):
-            continue  # said before the notebook runs
+        with suppress(ValueError, OSError):  # said before the notebook runs
+            found |= set(profiles.texts(profiles.parsed(file)))
     return found
 
 
@@ -214,14 +191,8 @@ def state(profile: str, notebook: str) -> str:
 
 
 def stamped(stamp: Path) -> list[str]:
-    """The lines of a stamp, a state and what its run left (`left`): none where there is none or, which is said, it cannot be read."""
-    try:
-        return stamp.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        say(f"{stamp} cannot be read ({error}): it is made anew")
-        return []
+    """The lines of a stamp, a state and what its run left (`left`); none where there is none, or none that can be read."""
+    return kept(stamp, str.splitlines, [])
 
 
 def rules(profile: str) -> str:
@@ -229,7 +200,7 @@ def rules(profile: str) -> str:
     stamps of the notebooks before them."""
     chosen, results = profiles.runs(profile), results_dir(profile)
     if wrong := [name for name in chosen if not re.fullmatch(r"[\w.+-]+", name)]:
-        raise SystemExit(f"notebooks/{wrong[0]}.ipynb: make runs names of letters, digits and _ . + - only: rename it")
+        raise ValueError(f"notebooks/{wrong[0]}.ipynb: make runs names of letters, digits and _ . + - only: rename it")
     for path in profiles.folder_of(profile).glob("[0-9][0-9]_*.yaml"):
         if path.name.split(".")[0] not in chosen:
             say(f"{path}: there is no notebook of that name: it is left out. Known: {', '.join(profiles.notebooks())}")
@@ -245,4 +216,7 @@ def rules(profile: str) -> str:
 
 
 if __name__ == "__main__":
-    print(rules(sys.argv[1] if len(sys.argv) > 1 else "mini"), end="")
+    try:
+        print(rules(*sys.argv[1:]), end="")
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
