@@ -1,7 +1,6 @@
 """Delete the records of a profile and the cache: `python -m apm.project.clean PROFILE`, or `make clean-records PROFILE=...`.
 
-Only files whose names this package gives are deleted, and only right inside its own folders: whatever else lies there, or behind a link,
-is somebody's own. What will go, and how much, is said first.
+Only files whose names this package gives, right inside its own folders: whatever else lies there, or behind a link, is somebody's own.
 """
 
 import re

@@ -62,10 +62,10 @@ def closure(names: frozenset[str] | set[str], folder: Path = PACKAGE) -> list[Pa
         files.add(path)
         more = imported(path.read_text(encoding="utf-8"), folder.name)
         todo |= {file for name in more for file in files_of(name, folder)} - files
-    configs = folder / "teachers" / "model_configs"
-    if folder / "teachers" / "__init__.py" in files and configs.is_dir():
-        files |= set(configs.glob("*.json"))
-    return sorted(files | {facts for room in {path.parent for path in files} for facts in room.glob("*.yaml")})
+    tables = {
+        table for file in files for kind in ("*.yaml", "model_configs/*.json") for table in file.parent.glob(kind)
+    }
+    return sorted(files | tables)
 
 
 def cells(notebook: Path) -> list[str]:
@@ -132,13 +132,12 @@ def _places() -> dict[str, list[str]]:
 @functools.cache
 def listing(tree: Path) -> str:
     """Hash of the names, sizes and times of all files below a folder, through links too."""
-    total, seen = hashlib.sha256(), set[tuple[int, int]]()
+    total, seen = hashlib.sha256(), set[str]()
     for folder, inner, names in os.walk(tree, followlinks=True):
-        at = Path(folder).stat()
-        if (at.st_dev, at.st_ino) in seen:  # a link to a folder above
+        if (real := os.path.realpath(folder)) in seen:  # a link to a folder above
             inner.clear()
             continue
-        seen.add((at.st_dev, at.st_ino))
+        seen.add(real)
         inner.sort()
         for name in sorted(names):
             total.update(f"{folder}/{name} {_seen(Path(folder, name))}\0".encode("utf-8", "surrogateescape"))
@@ -146,10 +145,9 @@ def listing(tree: Path) -> str:
 
 
 def _seen(path: Path) -> tuple[int, int] | None:
-    try:
+    with suppress(OSError):
         return path.stat().st_size, path.stat().st_mtime_ns
-    except OSError:
-        return None
+    return None
 
 
 def reads_results(notebook: str) -> bool:
@@ -196,8 +194,7 @@ def stamped(stamp: Path) -> list[str]:
 
 
 def rules(profile: str) -> str:
-    """Make rules for the notebooks of a profile: FORCE before the stamps that are stale, and for those that read results the
-    stamps of the notebooks before them."""
+    """Make rules: FORCE before the stamps that are stale, and for notebooks that read results the stamps of those before them."""
     chosen, results = profiles.runs(profile), results_dir(profile)
     if wrong := [name for name in chosen if not re.fullmatch(r"[\w.+-]+", name)]:
         raise ValueError(f"notebooks/{wrong[0]}.ipynb: make runs names of letters, digits and _ . + - only: rename it")

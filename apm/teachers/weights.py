@@ -29,7 +29,6 @@ def save(weights: dict[str, Tensor], path: str | Path, metadata: dict[str, Any])
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"checkpoints are written as .safetensors, found {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {**metadata, "weights_sha256": weights_sha256(weights)}
     with atomic_path(path) as temporary:
         save_file(weights, str(temporary), metadata={"apm": json.dumps(metadata)})  # several keys have no fixed order
@@ -93,11 +92,10 @@ def check_file(file: Path) -> None:
             "`make teacher` trains another"
         )
     expected = None if beside or file.suffix != ".safetensors" else said.get("weights_sha256")
-    if expected and (found := weights_sha256(load_file(str(file)))) != expected:
+    if expected and (found := weights_sha256(load_file(file))) != expected:
         warnings.warn(
-            f"{file}: these are not the weights that the committed results were made with: {card} describes weights of "
-            f"sha256 {expected[:16]}, found {found[:16]}. Another machine trains others from the same seed, and numbers "
-            "differ with them",
+            f"{file}: these are not the weights that the committed results were made with: {card} describes weights of sha256 "
+            f"{expected[:16]}, found {found[:16]}. Another machine trains others from the same seed, and numbers differ with them",
             stacklevel=2,
         )
 
