@@ -7,6 +7,7 @@ parameters that a notebook knows are the names in its cell tagged `parameters`.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib
 import json
@@ -89,10 +90,9 @@ def _known(where: object, kind: str, given: Iterable[str], known: Iterable[str])
 
 
 def _names(notebook: str) -> list[str]:
-    try:
+    with contextlib.suppress(ValueError):  # somebody's scratch notebook, or one that its own run refuses
         return list(notebook_parameters(notebook_path(notebook)))
-    except ValueError:
-        return []  # somebody's scratch notebook, or one that its own run refuses
+    return []
 
 
 def _check(name: str, value: Any, default: Any, where: str, classes: Mapping[str, str]) -> None:
@@ -151,10 +151,8 @@ def _fields(values: Any, cls: str, where: str) -> None:
 
 
 def load_lines(profile: str, file: str) -> list[Any]:
-    """A list that a profile keeps in a file of its own, such as the ablations: one `- {...}` line per entry.
-
-    Raises as `parsed`, and FileNotFoundError, with the lists that are there, for a file that does not exist.
-    """
+    """A list that a profile keeps in a file of its own, such as the ablations: one `- {...}` line per entry. Raises as `parsed`, and
+    FileNotFoundError, with the lists that are there."""
     path = folder_of(profile) / file
     if not path.is_file():
         there = ", ".join(p.name for p in sorted(path.parent.glob("*.*.yaml"))) or "none"
@@ -166,21 +164,17 @@ def load_lines(profile: str, file: str) -> list[Any]:
 
 
 def load_teacher(profile: str) -> tuple[dict[str, Any], str]:
-    """How a profile's teacher is trained: (values of its teacher.yaml, the checkpoint that it uses: what `pretrained` names,
-    or, where that is null, the one of the teacher's name in data/teachers).
-
-    Raises ValueError for a profile that trains no teacher, and one whose `pretrained` is no .safetensors file.
-    """
+    """How a profile's teacher is trained: (values of its teacher.yaml, the checkpoint that it uses: what `pretrained` names, else the one
+    of the teacher's name in data/teachers). Raises ValueError for a profile that trains none, and another file than .safetensors."""
     folder = folder_of(profile)
     own = [path.parent.name for path in sorted(folder.parent.glob("*/teacher.yaml"))]
     if profile not in own:
-        have = f"Profiles that have one: {', '.join(own) or 'none'}"
-        raise ValueError(f"profile {profile} trains no teacher of its own: it has no teacher.yaml. {have}")
+        what = f"profile {profile} trains no teacher of its own: it has no teacher.yaml"
+        raise ValueError(f"{what}. Profiles that have one: {', '.join(own) or 'none'}")
     common = _read(folder / "common.yaml")
     target = str(common.get("pretrained") or f"data/teachers/{common.get('teacher')}.safetensors")
     if not target.endswith(".safetensors"):
-        wanted = "pretrained must name the .safetensors file to train"
-        raise ValueError(f"{folder / 'common.yaml'}: {wanted}, found {target}")
+        raise ValueError(f"{folder}/common.yaml: pretrained must name the .safetensors file to train, found {target}")
     return _read(folder / "teacher.yaml"), target
 
 
@@ -207,16 +201,18 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", SCIENTIFIC, list("-+0123456789"))
 
 
 def parsed(path: Path) -> Any:
     """What a YAML file holds. Raises ValueError, with its path, for text that is no YAML and a key that stands twice or is no text;
     OSError for a file that cannot be read."""
     try:
-        return _loaded(path.read_text(encoding="utf-8"))
+        values = _loaded(path.read_text(encoding="utf-8"))
+        for _ in texts(values):  # it has an end
+            pass
+        return values
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
     except RecursionError:

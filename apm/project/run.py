@@ -118,10 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name}: {error}", file=sys.stderr)
             return 2
         except Exception as error:
-            if type(error).__name__ != "PapermillExecutionError" and not isinstance(
-                error, RuntimeError
-            ):  # of the kernel
-                raise
+            if not (isinstance(error, RuntimeError) or type(error).__name__ == "PapermillExecutionError"):
+                raise  # neither of a cell nor of the kernel
             partial = results_dir(options.profile) / "notebooks" / f"{name}.partial.ipynb"
             text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).rstrip()  # the end of a cell's traceback, without colours
             print(*text.splitlines()[-25:], sep="\n", file=sys.stderr)
