@@ -47,9 +47,13 @@ def test_a_profile_that_is_not_one_known_name_deletes_nothing(clone: Path, make,
     assert contents(clone) == before
 
 
-def test_make_removes_nothing_by_a_variable() -> None:
+def test_the_makefile_removes_nothing_by_a_variable_and_calls_no_script_by_its_path() -> None:
     text = (ROOT / "Makefile").read_text()
     assert not re.search(r"rm -r[^\n]*\$", text)
+    # the first line of an environment's script names the Python of the place where it was made
+    assert not re.search(r"\$\(BIN\)/(?!python$)", text, flags=re.M)
+    # JupyterLab keeps what its user has
+    assert "ifneq ($(MAKECMDGOALS),lab)\nunexport PYTHONPATH" in text
 
 
 KEY = "0123456789abcdef" * 4
@@ -76,11 +80,34 @@ def test_cleaning_takes_what_the_package_made_and_says_so_first(
     assert clean.main("../..") == 2
 
 
-def test_a_manifest_that_names_files_elsewhere_is_none(tmp_path: Path) -> None:
-    for file in ("../mine.csv", "/etc/passwd", "tables/../../mine.csv"):
-        entry = {"name": "t", "kind": "table", "caption": "", "notes": "", "files": [file]}
-        manifest.note(tmp_path, "01_a", [entry], complete=True)
-        assert manifest.files(tmp_path, "01_a") == []
+def note(folder: Path, notebook: str, *files: str, complete: bool = True) -> None:
+    entry = {"name": "t", "kind": "table", "caption": "", "notes": "", "files": [*files]}
+    manifest.note(folder, notebook, [entry], complete=complete)
+
+
+@pytest.mark.parametrize("file", ["../mine.csv", "/etc/passwd", "tables/../../mine.csv"])
+def test_a_manifest_that_names_files_elsewhere_is_none(tmp_path: Path, file: str) -> None:
+    note(tmp_path, "01_a", file)
+    assert manifest.files(tmp_path, "01_a") == []
+
+
+def test_the_manifest_knows_files_of_an_earlier_run_until_this_one_has_ended(tmp_path: Path) -> None:
+    for notebook in ("02_b", "01_a"):
+        note(tmp_path, notebook, "x", "y")
+    assert list(manifest.read(tmp_path)["notebooks"]) == ["01_a", "02_b"]
+    note(tmp_path, "01_a", "x", complete=False)
+    assert set(manifest.files(tmp_path, "01_a")) == {"x", "y"}
+    note(tmp_path, "01_a", "x")
+    assert manifest.files(tmp_path, "01_a") == ["x"]
+    assert manifest.files(tmp_path, "03_c") == []
+
+
+@pytest.mark.parametrize(("version", "message"), [(None, "does not exist.*make reproduce"), (0, "of version 0")])
+def test_a_manifest_that_is_none_is_said(tmp_path: Path, version: int | None, message: str) -> None:
+    if version is not None:
+        (tmp_path / manifest.NAME).write_text(json.dumps({"version": version, "notebooks": {}}))
+    with pytest.raises(FileNotFoundError if version is None else ValueError, match=message):
+        manifest.read(tmp_path)
 
 
 def test_what_the_settings_no_longer_make_is_removed_and_nothing_else(project: Path, notebook) -> None:
@@ -128,45 +155,6 @@ def test_a_notebook_run_by_hand_writes_beside_what_make_made(
     assert report.write("mini") == page.with_name("report.by-hand.html")
     assert {name: text for name, text in contents(results).items() if "by-hand" not in name} == before
     assert (results / "by-hand" / "tables" / "04_x.csv").is_file()
-
-
-def edit_caption(results: Path) -> None:
-    path = results / manifest.NAME
-    path.write_text(path.read_text().replace('"caption": ""', '"caption": "2.3e+12-fold"', 1))
-
-
-CHANGES = {
-    "another table": lambda results: (results / "tables" / "01_table.csv").write_text("by hand"),
-    "another notebook": lambda results: (results / "notebooks" / "01_a.ipynb").write_text("by hand"),
-    "another caption": edit_caption,
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_make_looks_at_what_the_files_contain(clone: Path, stale_of, finish, change: str) -> None:
-    finish()
-    CHANGES[change](clone / "results" / "mini")
-    assert stale_of() == {"01_a", "99_report"}
-
-
-@pytest.mark.parametrize(("named", "place"), [("folder:sets/own", "own"), ("cifar10-grey", "cifar10/test")])
-def test_images_of_every_tree_that_a_profile_names_are_looked_at(
-    clone: Path, stale_of, finish, monkeypatch: pytest.MonkeyPatch, named: str, place: str
-) -> None:
-    monkeypatch.setenv("DATA", "" if named.startswith("folder:") else "sets")
-    (clone / "profiles" / "mini" / "02_b.yaml").write_text(f"datasets: [{named}]\n")
-    tree = clone / "sets" / place
-    written(tree, "cat/1.png", "dog/1.png", "dog/2.png")
-    (tree / "cat" / "above").symlink_to(tree)
-    for change in (
-        lambda: (tree / "dog" / "2.png").unlink(),
-        lambda: written(tree, "cow/1.png"),
-        lambda: os.utime(tree / "cat" / "1.png", (1, 1)),
-    ):
-        finish(data=os.environ["DATA"])
-        assert stale_of() == set()
-        change()
-        assert stale_of() == {"02_b", "99_report"}
 
 
 # ------------------------------------------------------------------------------------------------- the surroundings
@@ -243,6 +231,8 @@ def test_damaged_state_is_said_made_anew_and_fails_no_finished_work(
     finish()
     files.paths.say.cache_clear()
     (results / manifest.NAME).write_bytes(DAMAGES[damage])
+    with pytest.raises(ValueError, match="cannot be read"):
+        manifest.read(results)
     assert stale_of() == every
     assert f"{results / manifest.NAME} " in capsys.readouterr().err
     manifest.note(results, "01_a", [], complete=True)
@@ -268,13 +258,6 @@ def test_state_that_cannot_be_written_fails_no_finished_work(
     (stamp / "a folder").mkdir(parents=True)
     assert run.main(["01_a", "--stamp", str(stamp)]) == 0
     assert str(stamp) in capsys.readouterr().err
-
-
-def test_rules_that_are_garbage_are_made_again(clone: Path, finish, would_run) -> None:
-    finish()
-    written(clone, ".make/mini/rules.mk")
-    (clone / ".make" / "mini" / "rules.mk").write_bytes(b"\xff garbage\n\tno rule")
-    assert would_run() == set()
 
 
 # ----------------------------------------------------------------------------- partial profiles, notebooks of others
@@ -391,11 +374,3 @@ def test_an_environment_that_is_gone_or_of_another_place_is_made_again(clone: Pa
     asked.write_text("")
     assert make("env", f"PYTHON3={stub}").returncode == 2
     assert "venv" not in asked.read_text()  # a link leads to what may be somebody's
-
-
-def test_no_script_of_the_environment_is_called_by_its_path() -> None:
-    text = (ROOT / "Makefile").read_text()  # its first line names the Python of the place where it was made
-    assert not re.search(r"\$\(BIN\)/(?!python$)", text, flags=re.M)
-    assert re.search(
-        r"ifneq \(\$\(MAKECMDGOALS\),lab\)\nunexport PYTHONPATH", text
-    )  # JupyterLab keeps what its user has

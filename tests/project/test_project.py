@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import damaged
 
 from apm import project
+from apm.project.paths import SEAL, atomic_path, check_seal
 
 
 @pytest.mark.parametrize(
@@ -130,3 +132,38 @@ def test_portable_text_names_no_folder_of_this_machine(
     root = project.root()
     monkeypatch.setenv("DATA", folder.format(root=root))
     assert project.portable(text.format(root=root)) == expected
+
+
+# ------------------------------------------------------------------------------------------------------ sealed files
+
+
+def sealed(path: Path) -> Path:
+    with atomic_path(path, sealed=True) as temporary:
+        temporary.write_bytes(b"all that was written")
+    return path
+
+
+DAMAGES = ["zeros", "cut", "flipped", "nothing", "longer", *range(0, 84, 5)]  # the last are places of a flipped bit
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_other_bytes_of_a_sealed_file_are_noticed(how: str | int, tmp_path: Path) -> None:
+    path = sealed(tmp_path / "a")
+    whole = path.read_bytes()
+    check_seal(path)  # that it was whole before says nothing
+    assert whole[:-SEAL] == b"all that was written"
+    if isinstance(how, int):
+        path.write_bytes(whole[:how] + bytes([whole[how] ^ 4]) + whole[how + 1 :])
+    else:
+        path.write_bytes(whole + b"x" if how == "longer" else damaged(whole, how))
+    with pytest.raises(ValueError, match="not those that were written"):
+        check_seal(path)
+
+
+def test_the_bytes_reach_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    for name, owner in (("fsync", os), ("replace", Path)):
+        own = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, own=own, name=name: (done.append(name), own(*given))[1])
+    sealed(tmp_path / "a")
+    assert done == ["fsync", "replace"]
