@@ -23,10 +23,10 @@ from apm.runs import shards
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def written(folder: Path, *names: str) -> None:
+def written(folder: Path, *names: str, text: str = "x") -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(name)
+        (folder / name).write_text(text)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -175,14 +175,12 @@ def test_the_surroundings_do_not_reach_the_kernel(
     before = executed.read_bytes()
     assert [output.output_type for output in nbformat.read(executed, 4).cells[-1].outputs] == ["stream", "display_data"]
     spec = {"argv": ["/bin/false"], "display_name": "x", "language": "python"}
-    written(tmp_path, "jupyter/kernels/python3/kernel.json", "ipython/profile_default/startup/a.py", "path/numpy.py")
-    (tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
-    (tmp_path / "ipython" / "profile_default" / "startup" / "a.py").write_text("foreign = 1\nimport nothing_there")
-    for name in ("path/numpy.py", "path/sitecustomize.py", "random.py", "matplotlib.py"):  # the last two in the project
-        (tmp_path / name).write_text("raise ImportError('foreign')")
-    for folder in ("", "config/matplotlib/"):
-        written(tmp_path, f"{folder}matplotlibrc")
-        (tmp_path / folder / "matplotlibrc").write_text("text.usetex: True\nfigure.facecolor: red\n")
+    written(tmp_path, "jupyter/kernels/python3/kernel.json", text=json.dumps(spec))
+    written(tmp_path, "ipython/profile_default/startup/a.py", text="foreign = 1\nimport nothing_there")
+    modules = ("path/numpy.py", "path/sitecustomize.py", "random.py", "matplotlib.py")  # the last two in the project
+    written(tmp_path, *modules, text="raise ImportError('foreign')")
+    settings = ("matplotlibrc", "config/matplotlib/matplotlibrc")
+    written(tmp_path, *settings, text="text.usetex: True\nfigure.facecolor: red\n")
     for name, value in {
         "MPLBACKEND": "agg",
         "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"),

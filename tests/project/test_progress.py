@@ -40,23 +40,17 @@ def test_lines_are_rare_in_a_log(log: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert log.read_text() == "before\n"
 
 
-def test_nothing_is_shown_under_pytest(capfd: pytest.CaptureFixture[str]) -> None:
-    for _ in progress(range(3), desc="silent"):
-        pass
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_terminal_that_has_gone_away_does_not_stop_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
-    for gone in (tmp_path / "no" / "such" / "terminal", Path("/dev/full")):
-        monkeypatch.setenv("APM_PROGRESS", str(gone))
-        monkeypatch.setattr(module, "LOG_EVERY", 0.0)
-        assert list(progress([1, 2])) == [1, 2]
-
-
-def test_a_notebook_run_by_hand_stays_clean(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
+@pytest.mark.parametrize("where", ["pytest", "a notebook run by hand", "/no/such/terminal", "/dev/full"])
+def test_work_goes_on_where_nothing_can_or_shall_be_shown(
+    where: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "LOG_EVERY", 0.0)
     monkeypatch.delenv("APM_PROGRESS", raising=False)
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
-    assert list(progress([1, 2])) == [1, 2]
+    if where != "pytest":
+        monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    if where.startswith("a notebook"):
+        monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    elif where.startswith("/"):
+        monkeypatch.setenv("APM_PROGRESS", where)  # a terminal that has gone away
+    assert list(progress([1, 2], desc="silent")) == [1, 2]
     assert capfd.readouterr() == ("", "")

@@ -27,37 +27,25 @@ def test_modules_that_need_no_network_weights_do_not_load_torch(module: str) -> 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_root_is_found_from_a_folder_inside_the_project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("APM_ROOT", raising=False)
-    for name in ("notebooks/deep", "profiles"):
-        (tmp_path / name).mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "notebooks" / "deep")
-    assert project.root() == tmp_path.resolve()
-
-
-def test_no_project_folder_is_an_error_that_says_what_is_looked_for(
+def test_root_is_found_from_a_folder_inside_the_project_or_said_to_be_nowhere(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("APM_ROOT", raising=False)
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(project.paths, "__file__", str(tmp_path / "apm" / "project" / "paths.py"))
+    (tmp_path / "notebooks" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "notebooks" / "deep")
     with pytest.raises(FileNotFoundError, match=r"notebooks/ and profiles/.*APM_ROOT"):
         project.root()
+    (tmp_path / "profiles").mkdir()
+    assert project.root() == tmp_path.resolve()
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
-    target = tmp_path / "table.csv"
-    project.atomic_write(target, "old")
-
-    def half_way() -> None:
-        with project.atomic_path(target) as temporary:
-            temporary.write_text("half")
-            raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        half_way()
-    assert target.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+    target = project.atomic_write(tmp_path / "table.csv", "old")
+    with pytest.raises(RuntimeError, match="stop"), project.atomic_path(target) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise RuntimeError("stop")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_written_files_are_readable_by_others_as_the_umask_says(tmp_path: Path) -> None:
@@ -67,29 +55,31 @@ def test_written_files_are_readable_by_others_as_the_umask_says(tmp_path: Path) 
         assert (tmp_path / "a").stat().st_mode & 0o777 == mode
 
 
-def test_a_file_in_place_of_a_folder_is_explained(tmp_path: Path) -> None:
-    (tmp_path / "results").write_text("")
-    with pytest.raises(OSError, match=r"cannot write a\.csv in .*results: a file stands where a folder is needed"):
-        project.atomic_write(tmp_path / "results" / "a.csv", "x")
-
-
 @pytest.mark.parametrize(
     ("code", "advice"),
-    [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "not writable")],
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "the disk quota is used up"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "not writable"),
+        (errno.EPERM, "not writable"),
+        (errno.EEXIST, "a file stands where a folder is needed"),
+    ],
 )
-def test_full_and_read_only_folders_are_explained_and_leave_the_old_file(
+def test_what_cannot_be_written_is_explained_and_leaves_the_old_file(
     code: int, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = tmp_path / "a.csv"
-    project.atomic_write(target, "old")
+    target = project.atomic_write(tmp_path / "a.csv", "old")
 
-    def refuse(self: Path, data: bytes) -> int:
-        raise OSError(code, os.strerror(code), str(self))
+    def refuse(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
     with pytest.raises(OSError, match=f"cannot write a.csv in .*{advice}"):
         project.atomic_write(target, "new")
-    assert target.read_text() == "old"
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+    with pytest.raises(OSError, match=r"cannot write b in .*a\.csv: a file stands where a folder is needed"):
+        project.atomic_write(target / "b", "x")
 
 
 def test_equal_data_have_equal_hashes_whatever_their_container_types() -> None:
