@@ -170,22 +170,15 @@ def left(results: Path, notebook: str) -> list[str]:
 
 def state(profile: str, notebook: str) -> str:
     """The hash of all that a notebook's result depends on, as it is now."""
-    total, results = hashlib.sha256(), results_dir(profile)
-    for value in (str(data_dir()), os.environ.get("PARTIAL", ""), str(results)):
-        total.update(value.encode() + b"\0")
-    for path in weights(profile, notebook):
-        # by size and time, as weights are large; what is computed with them is stored under the hash of their contents
-        total.update(f"{path} {_seen(path)}".encode() + b"\0")
-    for tree in trees(profile, notebook):
-        total.update(f"{tree} {listing(tree)}".encode() + b"\0")
-    paths = inputs(profile, notebook)
+    results, paths = results_dir(profile), inputs(profile, notebook)
+    told = [str(data_dir()), os.environ.get("PARTIAL", ""), str(results)]
+    # large files by size and time: what is computed with them is stored under the hash of their contents
+    told += [f"{path} {_seen(path)}" for path in weights(profile, notebook)]
+    told += [f"{tree} {listing(tree)}" for tree in trees(profile, notebook)]
     if reads_results(notebook):
-        before = [other for other in profiles.runs(profile) if other[:2] < notebook[:2]]
-        total.update(" ".join(before).encode() + b"\0")
+        told += (before := [other for other in profiles.runs(profile) if other[:2] < notebook[:2]])
         paths += [path for other in before for path in outputs(results, other) if path.is_file()]
-    for path in paths:
-        total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return total.hexdigest()
+    return sha256_of([told, [[path.name, sha256_file(path)] for path in paths]])
 
 
 def stamped(stamp: Path) -> list[str]:

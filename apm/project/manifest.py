@@ -1,9 +1,8 @@
-"""The manifest of a results folder: every table and figure that its notebooks published, in order. Standard library only.
+"""The manifest of a results folder: every table and figure that its notebooks published, in order.
 
     results/<profile>/manifest.json   {"version", "notebooks": {name: {"complete", "entries", "earlier"}}}
 
-An entry is {name, kind, caption, notes, files}, a table's also has its number of rows. earlier: files of a run before this one, until
-this one has ended.
+An entry is {name, kind, caption, notes, files}, a table's also has its rows. earlier: files of a run before, until this one has ended.
 """
 
 from __future__ import annotations

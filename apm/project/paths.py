@@ -27,8 +27,8 @@ CACHE = f"data{os.sep}cache{os.sep}"  # of a path in a profile: `cache_dir`, whe
 
 
 def root() -> Path:
-    """The project's folder: $APM_ROOT, else the nearest folder above the working directory or this package that has both
-    `notebooks/` and `profiles/`. Raises FileNotFoundError when there is none."""
+    """The project's folder: $APM_ROOT, else the nearest above the working directory or this package with `notebooks/` and `profiles/`.
+    Raises FileNotFoundError when there is none."""
     if chosen := os.environ.get("APM_ROOT"):
         return Path(chosen).resolve()
     here = Path.cwd().resolve()
@@ -195,7 +195,7 @@ def kept(path: Path, read: Callable[[str], Kept], nothing: Kept) -> Kept:
 
 
 def plain(value: Any) -> Any:
-    """Plain JSON data for dicts, sequences, dataclasses, paths and numpy scalars. Raises TypeError for anything else."""
+    """Plain JSON data of dicts, sequences, dataclasses, paths and numpy scalars; TypeError for anything else."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):

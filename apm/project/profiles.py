@@ -1,7 +1,7 @@
 """Profiles: the numbers of a run, in small YAML files that papermill passes to the notebooks.
 
-`profiles/<profile>/common.yaml` holds what all notebooks share, `<notebook>.yaml` what one notebook changes or adds. The
-parameters that a notebook knows are the names in its cell tagged `parameters`.
+`profiles/<profile>/common.yaml` holds what all notebooks share, `<notebook>.yaml` what one changes or adds, of the names in its cell
+tagged `parameters`.
 """
 
 from __future__ import annotations
@@ -231,20 +231,10 @@ def notebook_parameters(path: Path) -> dict[str, Any]:
     if len(tagged) != 1:
         raise ValueError(f"{path}: expected one cell tagged `parameters`, found {len(tagged)}")
     try:
-        statements = ast.parse(tagged[0]).body
-    except SyntaxError as error:
-        raise ValueError(f"{path}: the parameters cell is no Python ({error})") from error
-    values: dict[str, Any] = {}
-    for statement in statements:
-        match statement:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                try:
-                    values[name] = ast.literal_eval(value)
-                except ValueError as error:
-                    raise ValueError(f"{path}: the default of parameter {name} must be a plain value") from error
-            case _:
-                raise ValueError(f"{path}: the parameters cell may hold only lines `name = value`")
-    return values
+        lines: Any = ast.parse(tagged[0]).body
+        return {target.id: ast.literal_eval(line.value) for line in lines for target in line.targets}
+    except (SyntaxError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: the parameters cell may hold only lines `name = plain value` ({error})") from error
 
 
 def code_of(notebook: Path, tag: str = "") -> list[str]:

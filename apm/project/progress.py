@@ -1,7 +1,7 @@
-"""Progress of long work, with rate and time left, on the terminal that runs it: never in an executed notebook.
+"""Progress of long work, with rate and time left, on the terminal that runs it: never in an executed notebook, nor under pytest.
 
-A notebook run by `apm.project.run` reports to the terminal of make through $APM_PROGRESS, a path that is opened for writing. Where
-that is no terminal (a log), a plain line appears every 15 seconds. Under pytest nothing is shown.
+A notebook run by `apm.project.run` reports through $APM_PROGRESS, a path that is opened for writing. Where that is no terminal (a log), a
+plain line appears every 15 seconds.
 """
 
 from __future__ import annotations

@@ -46,9 +46,7 @@ def run(notebook: str, profile: str) -> Path:
             language="python",
             kernel_manager_class=kernel.Manager,
             progress_bar=False,
-            log_output=False,
             autosave_cell_every=10,
-            execution_timeout=None,
             extra_arguments=["--IPKernelApp.log_level=40"],
         )
     atomic_write(final, clean(partial))
