@@ -56,7 +56,7 @@ def main() -> None:
     from ipykernel.kernelapp import IPKernelApp
 
     # no settings and startup files: not the user's, nor the machine's
-    IPKernelApp.load_config_file = IPKernelApp._run_startup_files = lambda *_, **__: None  # type: ignore[method-assign]
+    IPKernelApp.load_config_file = IPKernelApp._run_startup_files = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     with tempfile.TemporaryDirectory(prefix="apm-kernel-") as folder:
         os.environ["IPYTHONDIR"] = folder
         with contextlib.chdir(

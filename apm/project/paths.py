@@ -119,13 +119,15 @@ def atomic_path(path: Path | str, *, sealed: bool = False) -> Iterator[Path]:
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.touch()  # as the umask says
+            temporary.touch()
+            allowed = temporary.stat().st_mode  # as the umask says, whatever a library makes of it
             yield temporary
             digest = sha256_file(temporary).encode() if sealed else b""
             with temporary.open("ab") as file:
                 file.write(digest)
                 file.flush()
                 os.fsync(file.fileno())  # else a power cut can leave a file of the right length, full of zeros
+            temporary.chmod(allowed)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -49,7 +49,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> No
 
 
 def test_written_files_are_readable_by_others_as_the_umask_says(tmp_path: Path) -> None:
-    code = f"from apm.project import atomic_write; atomic_write({str(tmp_path / 'a')!r}, b'x')"
+    code = "from apm.project import atomic_path\n"
+    code += f"with atomic_path({str(tmp_path / 'a')!r}) as path:\n    path.chmod(0o600)"  # as safetensors leaves it
     for mask, mode in ((0o022, 0o644), (0o077, 0o600)):
         subprocess.run([sys.executable, "-c", code], check=True, umask=mask)
         assert (tmp_path / "a").stat().st_mode & 0o777 == mode
