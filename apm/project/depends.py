@@ -26,19 +26,16 @@ WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 
 
 @functools.cache
-def imported(source: str, package: str = "apm") -> frozenset[str]:
-    """Dotted names below the package that a piece of code imports anywhere in it: of modules, rooms, or what these define."""
+def imported(source: str) -> frozenset[str]:
+    """Dotted names below apm that a piece of code imports anywhere in it: of modules, rooms, or what these define."""
     found: set[str] = set()
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return frozenset()  # the run says so
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {a.name for a in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found |= {f"{node.module}.{a.name}" for a in node.names}
-    return frozenset(name.removeprefix(f"{package}.") for name in found if name.startswith(f"{package}."))
+    with suppress(SyntaxError):  # the run says so
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                found |= {a.name for a in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found |= {f"{node.module}.{a.name}" for a in node.names}
+    return frozenset(name.removeprefix("apm.") for name in found if name.startswith("apm."))
 
 
 def files_of(name: str, folder: Path = PACKAGE) -> list[Path]:
@@ -60,7 +57,7 @@ def closure(names: frozenset[str] | set[str], folder: Path = PACKAGE) -> list[Pa
     while todo:
         path = todo.pop()
         files.add(path)
-        more = imported(path.read_text(encoding="utf-8"), folder.name)
+        more = imported(path.read_text(encoding="utf-8"))
         todo |= {file for name in more for file in files_of(name, folder)} - files
     tables = {
         table for file in files for kind in ("*.yaml", "model_configs/*.json") for table in file.parent.glob(kind)
@@ -181,11 +178,6 @@ def state(profile: str, notebook: str) -> str:
     return sha256_of([told, [[path.name, sha256_file(path)] for path in paths]])
 
 
-def stamped(stamp: Path) -> list[str]:
-    """The lines of a stamp, a state and what its run left (`left`); none where there is none, or none that can be read."""
-    return kept(stamp, str.splitlines, [])
-
-
 def rules(profile: str) -> str:
     """Make rules: FORCE before the stamps that are stale, and for notebooks that read results the stamps of those before them."""
     chosen, results = profiles.runs(profile), results_dir(profile)
@@ -197,7 +189,7 @@ def rules(profile: str) -> str:
     stamps = {name: f".make/{profile}/{name}.done" for name in chosen}
     lines = [f"NOTEBOOKS := {' '.join(chosen)}"]
     for name, stamp in stamps.items():
-        if stamped(root() / stamp) != [state(profile, name), *left(results, name)]:
+        if kept(root() / stamp, str.splitlines, []) != [state(profile, name), *left(results, name)]:
             lines.append(f"{stamp}: FORCE")
         if reads_results(name):
             earlier = [stamps[other] for other in chosen if other[:2] < name[:2]]

@@ -59,8 +59,6 @@ def main() -> None:
     IPKernelApp.load_config_file = IPKernelApp._run_startup_files = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     with tempfile.TemporaryDirectory(prefix="apm-kernel-") as folder:
         os.environ["IPYTHONDIR"] = folder
-        with contextlib.chdir(
-            folder
-        ):  # matplotlib reads its settings at its import, those in the working directory first
+        with contextlib.chdir(folder):  # at its import matplotlib reads settings, those in the working directory first
             import matplotlib  # noqa: F401
         IPKernelApp.launch_instance()

@@ -36,19 +36,10 @@ def run(notebook: str, profile: str) -> Path:
     folder = results_dir(profile) / "notebooks"
     partial, final = folder / f"{notebook}.partial.ipynb", folder / f"{notebook}.ipynb"
     atomic_write(partial, source.read_bytes())  # a folder that cannot be written is said now, not after the run
+    how = {"parameters": parameters, "cwd": str(root()), "progress_bar": False, "autosave_cell_every": 10}
+    what = {"kernel_name": "python3", "language": "python", "extra_arguments": ["--IPKernelApp.log_level=40"]}
     with explained(partial):
-        pm.execute_notebook(
-            str(source),
-            str(partial),
-            parameters=parameters,
-            cwd=str(root()),
-            kernel_name="python3",
-            language="python",
-            kernel_manager_class=kernel.Manager,
-            progress_bar=False,
-            autosave_cell_every=10,
-            extra_arguments=["--IPKernelApp.log_level=40"],
-        )
+        pm.execute_notebook(str(source), str(partial), kernel_manager_class=kernel.Manager, **what, **how)
     atomic_write(final, clean(partial))
     partial.unlink()
     return final
@@ -134,7 +125,7 @@ def _work(name: str, profile: str, stamp: Path | None) -> None:
     waiting = functools.partial(print, f"{name}: another run of it is at work; waiting for it to end", flush=True)
     with locked(results / "notebooks" / f".{name}.lock.tmp", waiting):  # a run may outlive its make
         wanted = depends.state(profile, name)
-        stamped = depends.stamped(stamp) if stamp else []
+        stamped = kept(stamp, str.splitlines, []) if stamp else []
         if stamp and stamped == [wanted, *depends.left(results, name)]:
             print(f"{name}: nothing changed")
             return stamp.touch()

@@ -59,9 +59,7 @@ def test_the_makefile_removes_nothing_by_a_variable_and_calls_no_script_by_its_p
 KEY = "0123456789abcdef" * 4
 
 
-def test_cleaning_takes_what_the_package_made_and_says_so_first(
-    project: Path, notebook, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cleaning_takes_what_the_package_made_and_says_so_first(project: Path, notebook, monkeypatch, capsys) -> None:
     monkeypatch.setenv("APM_RESULTS", str(project / "out"))
     monkeypatch.setenv("APM_CACHE", str(project / "cache"))
     (project / "profiles" / "mini" / "common.yaml").write_text("pretrained: data/cache/teachers/t.safetensors\n")
@@ -142,9 +140,7 @@ def test_what_the_settings_no_longer_make_is_removed_and_nothing_else(project: P
 # --------------------------------------------------------------------------------------- stale and called up to date
 
 
-def test_a_notebook_run_by_hand_writes_beside_what_make_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_notebook_run_by_hand_writes_beside_what_make_made(tmp_path: Path, monkeypatch, capsys) -> None:
     table = pd.DataFrame({"n": [1]}, index=["a"])
     Publisher("mini", "04_compute")(table, "04_x", "1-fold")
     page = report.write("mini")
@@ -166,9 +162,7 @@ plt.plot([1, 2])
 plt.show()"""
 
 
-def test_the_surroundings_do_not_reach_the_kernel(
-    project: Path, notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_surroundings_do_not_reach_the_kernel(project: Path, notebook, tmp_path: Path, monkeypatch) -> None:
     notebook("01_a", SHOWS.replace("PYTHON", repr(sys.executable)))
     executed = project / "results" / "mini" / "notebooks" / "01_a.ipynb"
     assert run.main(["01_a"]) == 0
@@ -199,7 +193,7 @@ def test_the_surroundings_do_not_reach_the_kernel(
     assert executed.read_bytes() == before
 
 
-def test_a_kernel_keeps_what_says_where_things_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_keeps_what_says_where_things_are(monkeypatch) -> None:
     kept = {"TORCH_HOME": "/w", "DATA": "/d", "OMP_NUM_THREADS": "3", "APM_CACHE": "/c", "HF_HOME": "/h"}
     for name, value in {**kept, "TORCH_LOGS": "+all", "SCIPY_ARRAY_API": "1", "PYTHONHOME": "/x"}.items():
         monkeypatch.setenv(name, value)
@@ -223,7 +217,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_state_is_said_made_anew_and_fails_no_finished_work(
-    clone: Path, stale_of, finish, capsys: pytest.CaptureFixture[str], damage: str
+    clone: Path, stale_of, finish, capsys, damage: str
 ) -> None:
     results, every = clone / "results" / "mini", {"01_a", "02_b", "99_report"}
     finish()
@@ -247,9 +241,7 @@ def test_damaged_state_is_said_made_anew_and_fails_no_finished_work(
     assert json.loads(times.read_text()) == {"02_b": {"last": 1.0, "longest": 1.0}}
 
 
-def test_state_that_cannot_be_written_fails_no_finished_work(
-    project: Path, notebook, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_state_that_cannot_be_written_fails_no_finished_work(project: Path, notebook, monkeypatch, capsys) -> None:
     notebook("01_a")
     monkeypatch.setattr(run, "run", lambda *_: files.results_dir("mini") / "notebooks" / "01_a.ipynb")
     stamp = project / ".make" / "mini" / "01_a.done"
@@ -261,9 +253,7 @@ def test_state_that_cannot_be_written_fails_no_finished_work(
 # ----------------------------------------------------------------------------- partial profiles, notebooks of others
 
 
-def test_a_notebook_that_no_profile_names_is_left_alone(
-    clone: Path, stale_of, finish, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_notebook_that_no_profile_names_is_left_alone(clone: Path, stale_of, finish, capsys) -> None:
     finish()
     written(clone, "notebooks/10_scratch.ipynb", "notebooks/99_mine.ipynb")
     (clone / "notebooks" / "11_empty.ipynb").touch()
@@ -291,7 +281,7 @@ def test_the_report_shows_what_there_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variable", ["DATA", "APM_RESULTS", "APM_CACHE"])
 def test_a_relative_folder_lies_in_the_project_wherever_the_work_starts(
-    clone: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+    clone: Path, monkeypatch, variable: str
 ) -> None:
     monkeypatch.setenv(variable, "my/sets")
     monkeypatch.chdir(clone / "notebooks")
@@ -300,9 +290,7 @@ def test_a_relative_folder_lies_in_the_project_wherever_the_work_starts(
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_without_locks_it_is_said_once_and_the_work_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
-) -> None:
+def test_without_locks_it_is_said_once_and_the_work_goes_on(tmp_path: Path, monkeypatch, capsys, code: int) -> None:
     def refuse(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -312,9 +300,7 @@ def test_without_locks_it_is_said_once_and_the_work_goes_on(
     assert capsys.readouterr().err.count(f"{tmp_path} is on a file system without locks") == 1
 
 
-def test_a_disk_that_fills_while_a_notebook_runs_is_explained(
-    project: Path, notebook, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_disk_that_fills_while_a_notebook_runs_is_explained(project: Path, notebook, monkeypatch, capsys) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -329,9 +315,7 @@ def git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", "-C", folder, *who, *arguments], check=True, capture_output=True)
 
 
-def test_the_commit_of_a_repository_around_the_code_is_not_taken_for_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commit_of_a_repository_around_the_code_is_not_taken_for_its_own(tmp_path: Path, monkeypatch) -> None:
     written(tmp_path, "own/apm/runs/shards.py", "a.txt")
     monkeypatch.setattr(shards, "__file__", str(tmp_path / "own" / "apm" / "runs" / "shards.py"))
     for home in (tmp_path / "own", tmp_path):

@@ -37,7 +37,7 @@ def test_code_version_ignores_comments_docstrings_and_layout(tmp_path):
 
 
 @pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def mine(tmp_path: Path, monkeypatch):
     """Imports a method from a file outside the package: (its modules, the version of their code)."""
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -74,7 +74,7 @@ def test_a_method_made_from_another_depends_on_that_one_too(base: type, mine) ->
     assert base.__module__.removeprefix("apm.") in modules
 
 
-def test_a_method_written_in_a_notebook_is_told_to_move_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_written_in_a_notebook_is_told_to_move_into_a_file(monkeypatch) -> None:
     made = type("Mine", (methods.ZeroShot,), {"__module__": "__main__"})
     monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)  # a kernel's has none
     code_version.cache_clear()

@@ -23,7 +23,7 @@ def small(project: Path, notebook) -> Path:
 
 
 @pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def mine(tmp_path: Path, monkeypatch) -> Path:
     """The folder of a copy of profile mini, with our notebooks."""
     (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
     monkeypatch.setenv("APM_ROOT", str(tmp_path))

@@ -10,7 +10,7 @@ from apm.project.progress import progress
 
 
 @pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def log(tmp_path: Path, monkeypatch) -> Path:
     path = tmp_path / "terminal"
     path.write_text("before\n")
     monkeypatch.setenv("APM_PROGRESS", str(path))
@@ -18,9 +18,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_a_log_gets_plain_lines_with_count_and_rate_after_what_it_held(
-    log: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_gets_plain_lines_with_count_and_rate_after_what_it_held(log: Path, monkeypatch) -> None:
     monkeypatch.delenv("PYTEST_CURRENT_TEST")
     with progress(total=4, desc="APM: digits", unit="image") as bar:
         bar.update(2)
@@ -33,7 +31,7 @@ def test_a_log_gets_plain_lines_with_count_and_rate_after_what_it_held(
     assert "\r" not in log.read_text()
 
 
-def test_lines_are_rare_in_a_log(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_rare_in_a_log(log: Path, monkeypatch) -> None:
     monkeypatch.delenv("PYTEST_CURRENT_TEST")
     monkeypatch.setattr(module, "LOG_EVERY", 3600.0)
     assert list(progress([1, 2, 3], desc="x")) == [1, 2, 3]
@@ -41,9 +39,7 @@ def test_lines_are_rare_in_a_log(log: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("where", ["pytest", "a notebook run by hand", "/no/such/terminal", "/dev/full"])
-def test_work_goes_on_where_nothing_can_or_shall_be_shown(
-    where: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_work_goes_on_where_nothing_can_or_shall_be_shown(where: str, monkeypatch, capfd) -> None:
     monkeypatch.setattr(module, "LOG_EVERY", 0.0)
     monkeypatch.delenv("APM_PROGRESS", raising=False)
     if where != "pytest":

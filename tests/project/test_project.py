@@ -27,9 +27,7 @@ def test_modules_that_need_no_network_weights_do_not_load_torch(module: str) -> 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_root_is_found_from_a_folder_inside_the_project_or_said_to_be_nowhere(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_root_is_found_from_a_folder_inside_the_project_or_said_to_be_nowhere(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.delenv("APM_ROOT", raising=False)
     monkeypatch.setattr(project.paths, "__file__", str(tmp_path / "apm" / "project" / "paths.py"))
     (tmp_path / "notebooks" / "deep").mkdir(parents=True)
@@ -68,7 +66,7 @@ def test_written_files_are_readable_by_others_as_the_umask_says(tmp_path: Path) 
     ],
 )
 def test_what_cannot_be_written_is_explained_and_leaves_the_old_file(
-    code: int, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    code: int, advice: str, tmp_path: Path, monkeypatch
 ) -> None:
     target = project.atomic_write(tmp_path / "a.csv", "old")
 
@@ -117,9 +115,7 @@ def test_unknown_names_list_the_known_and_the_near_one() -> None:
         ("/data", "in /data/a, '/data/b' DATA=/data/c\n/data/d", "in DATA/a, 'DATA/b' DATA=DATA/c\nDATA/d"),
     ],
 )
-def test_portable_text_names_no_folder_of_this_machine(
-    monkeypatch: pytest.MonkeyPatch, folder: str, text: str, expected: str
-) -> None:
+def test_portable_text_names_no_folder_of_this_machine(monkeypatch, folder: str, text: str, expected: str) -> None:
     root = project.root()
     monkeypatch.setenv("DATA", folder.format(root=root))
     assert project.portable(text.format(root=root)) == expected
@@ -151,7 +147,7 @@ def test_other_bytes_of_a_sealed_file_are_noticed(how: str | int, tmp_path: Path
         check_seal(path)
 
 
-def test_the_bytes_reach_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bytes_reach_the_disk_before_the_name(tmp_path: Path, monkeypatch) -> None:
     done: list[str] = []
     for name, owner in (("fsync", os), ("replace", Path)):
         own = getattr(owner, name)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_run_leaves_the_executed_notebook_with_the_profile_values_and_nothing_volatile(
-    project: Path, notebook, monkeypatch: pytest.MonkeyPatch
+    project: Path, notebook, monkeypatch
 ) -> None:
     monkeypatch.setenv("DATA", "/d")
     show = "from IPython.display import display\ndisplay({'image/png': '/d/AA', 'text/plain': 'from /d/a'}, raw=True)"
@@ -39,7 +39,7 @@ def test_a_run_leaves_the_executed_notebook_with_the_profile_values_and_nothing_
 
 
 def test_a_failing_cell_gives_exit_status_1_the_error_and_the_half_executed_notebook(
-    project: Path, notebook, capfd: pytest.CaptureFixture[str]
+    project: Path, notebook, capfd
 ) -> None:
     notebook("01_a", "print('reached')", "raise ValueError('the reason')", "print('never')")
     final = project / "results" / "mini" / "notebooks" / "01_a.ipynb"
@@ -65,7 +65,7 @@ def test_a_failing_cell_gives_exit_status_1_the_error_and_the_half_executed_note
     ],
 )
 def test_what_cannot_run_ends_with_status_2_and_a_sentence_before_anything_runs(
-    project: Path, notebook, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str
+    project: Path, notebook, capfd, arguments: list[str], message: str
 ) -> None:
     notebook("01_a", "open('ran', 'w')")
     (project / "results").write_text("a file, not a folder")
@@ -74,7 +74,7 @@ def test_what_cannot_run_ends_with_status_2_and_a_sentence_before_anything_runs(
     assert not (project / "ran").exists()
 
 
-def test_only_what_changed_or_is_gone_is_run_again(project: Path, notebook, capfd: pytest.CaptureFixture[str]) -> None:
+def test_only_what_changed_or_is_gone_is_run_again(project: Path, notebook, capfd) -> None:
     notebook("01_a", "print(1)")
     final = project / "results" / "mini" / "notebooks" / "01_a.ipynb"
     again = ["01_a", "--stamp", str(project / ".make" / "mini" / "01_a.done")]
@@ -115,7 +115,7 @@ def test_two_runs_of_one_notebook_take_turns(project: Path, notebook) -> None:
     assert "alone: True" in (project / "results" / "mini" / "notebooks" / "01_a.ipynb").read_text()
 
 
-def test_times_of_notebooks_that_end_together_are_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_of_notebooks_that_end_together_are_all_kept(tmp_path: Path, monkeypatch) -> None:
     slow = Path.read_text
 
     def read(self: Path, *args: str, **options: str) -> str:
@@ -162,7 +162,7 @@ def test_islands_and_audit_depend_on_the_published_numbers() -> None:
         assert "settings.csv" in files(notebook)
 
 
-def test_checkpoints_are_found_wherever_a_profile_names_them(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_found_wherever_a_profile_names_them(package: Path, monkeypatch) -> None:
     folder = package / "profiles" / "mini"
     (folder / "common.yaml").write_text("teacher: a\npretrained: cache/a.safetensors   # comment\n")
     (folder / "01_a.yaml").write_text(
@@ -235,7 +235,7 @@ TREE = "-dog/2.png cow/1.png @cat/1.png"  # removed, new, of another time
     ],
 )
 def test_images_and_weights_that_a_profile_names_are_looked_at(
-    clone: Path, stale_of, finish, monkeypatch: pytest.MonkeyPatch, data: str, named: str, place: str, changes: str
+    clone: Path, stale_of, finish, monkeypatch, data: str, named: str, place: str, changes: str
 ) -> None:
     monkeypatch.setenv("DATA", data)
     (clone / "profiles" / "mini" / "02_b.yaml").write_text(named)
