@@ -59,10 +59,8 @@ def closure(names: frozenset[str] | set[str], folder: Path = PACKAGE) -> list[Pa
         files.add(path)
         more = imported(path.read_text(encoding="utf-8"))
         todo |= {file for name in more for file in files_of(name, folder)} - files
-    tables = {
-        table for file in files for kind in ("*.yaml", "model_configs/*.json") for table in file.parent.glob(kind)
-    }
-    return sorted(files | tables)
+    rooms, kinds = {file.parent for file in files}, ("*.yaml", "model_configs/*.json")
+    return sorted(files.union(*(room.glob(kind) for room in rooms for kind in kinds)))
 
 
 def cells(notebook: Path) -> list[str]:
@@ -178,6 +176,11 @@ def state(profile: str, notebook: str) -> str:
     return sha256_of([told, [[path.name, sha256_file(path)] for path in paths]])
 
 
+def stamped(stamp: Path) -> list[str]:
+    """The lines of a stamp, a state and what its run left (`left`); none where there is none, or none that can be read."""
+    return kept(stamp, str.splitlines, [])
+
+
 def rules(profile: str) -> str:
     """Make rules: FORCE before the stamps that are stale, and for notebooks that read results the stamps of those before them."""
     chosen, results = profiles.runs(profile), results_dir(profile)
@@ -189,7 +192,7 @@ def rules(profile: str) -> str:
     stamps = {name: f".make/{profile}/{name}.done" for name in chosen}
     lines = [f"NOTEBOOKS := {' '.join(chosen)}"]
     for name, stamp in stamps.items():
-        if kept(root() / stamp, str.splitlines, []) != [state(profile, name), *left(results, name)]:
+        if stamped(root() / stamp) != [state(profile, name), *left(results, name)]:
             lines.append(f"{stamp}: FORCE")
         if reads_results(name):
             earlier = [stamps[other] for other in chosen if other[:2] < name[:2]]

@@ -125,7 +125,7 @@ def _work(name: str, profile: str, stamp: Path | None) -> None:
     waiting = functools.partial(print, f"{name}: another run of it is at work; waiting for it to end", flush=True)
     with locked(results / "notebooks" / f".{name}.lock.tmp", waiting):  # a run may outlive its make
         wanted = depends.state(profile, name)
-        stamped = kept(stamp, str.splitlines, []) if stamp else []
+        stamped = depends.stamped(stamp) if stamp else []
         if stamp and stamped == [wanted, *depends.left(results, name)]:
             print(f"{name}: nothing changed")
             return stamp.touch()
