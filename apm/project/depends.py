@@ -65,7 +65,7 @@ def closure(names: frozenset[str] | set[str], folder: Path = PACKAGE) -> list[Pa
 
 def cells(notebook: Path) -> list[str]:
     """The code cells of a notebook; those for another language and lines that only IPython understands are left out."""
-    lines = [source.splitlines() for source in profiles.code_of(notebook) if not source.startswith("%%")]
+    lines = [source.splitlines() for source in profiles.code_cells(notebook) if not source.startswith("%%")]
     return ["\n".join(line for line in cell if not line.lstrip().startswith(("%", "!"))) for cell in lines]
 
 

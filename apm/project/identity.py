@@ -63,9 +63,8 @@ def code_version(modules: tuple[str, ...], package: Path | None = None) -> str:
 
 def code_of(*objects: Any) -> str:
     """The same hash, of functions and classes."""
-    return paths.sha256_of(
-        sorted({text for x in objects for text in _definitions(textwrap.dedent(inspect.getsource(x)))})
-    )
+    sources = [textwrap.dedent(inspect.getsource(x)) for x in objects]
+    return paths.sha256_of(sorted({text for source in sources for text in _definitions(source)}))
 
 
 def _definitions(source: str) -> set[str]:

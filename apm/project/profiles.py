@@ -227,7 +227,7 @@ def _loaded(text: str) -> Any:
 def notebook_parameters(path: Path) -> dict[str, Any]:
     """Names and default values in the cell tagged `parameters`, in order. Raises ValueError for a notebook without exactly one such
     cell, or with defaults that are no plain values."""
-    tagged = code_of(path, "parameters")
+    tagged = code_cells(path, "parameters")
     if len(tagged) != 1:
         raise ValueError(f"{path}: expected one cell tagged `parameters`, found {len(tagged)}")
     try:
@@ -237,7 +237,7 @@ def notebook_parameters(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: the parameters cell may hold only lines `name = plain value` ({error})") from error
 
 
-def code_of(notebook: Path, tag: str = "") -> list[str]:
+def code_cells(notebook: Path, tag: str = "") -> list[str]:
     """The code cells of a notebook: all, or those with a tag. Raises ValueError for a file that is none."""
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
