@@ -1,7 +1,7 @@
-"""Progress of long work, with rate and time left, on the terminal that runs it: never in an executed notebook.
+"""Progress of long work, with rate and time left, on the terminal that runs it: never in an executed notebook, nor under pytest.
 
-A notebook run by `apm.project.run` reports to the terminal of make through $APM_PROGRESS, a path that is opened for writing. Where
-that is no terminal (a log), a plain line appears every 15 seconds. Under pytest nothing is shown.
+A notebook run by `apm.project.run` reports through $APM_PROGRESS, a path that is opened for writing. Where that is no terminal (a log), a
+plain line appears every 15 seconds.
 """
 
 from __future__ import annotations
@@ -38,23 +38,19 @@ def progress(
     """A progress bar: `for x in progress(xs, desc=...)`, or `with progress(total=n, desc=...) as bar: bar.update(k)`."""
     stream = _stream()
     terminal = stream is not None and stream.isatty()
-    return tqdm(
-        iterable,
-        total=total,
-        desc=desc,
-        unit=unit,
-        disable=stream is None,
-        file=stream if terminal or stream is None else _Lines(stream),
-        leave=False,
-        position=None if terminal else 0,  # a log has no line above the last
-        dynamic_ncols=terminal,
-        ncols=None if terminal else 100,
-        mininterval=0.1 if terminal else LOG_EVERY,
-        maxinterval=LOG_EVERY,
-        miniters=0 if terminal else 1,
-        delay=0 if terminal else LOG_EVERY,
-        smoothing=0.1 if terminal else 0,
-    )
+    pace: dict[str, Any] = {"miniters": 0, "smoothing": 0.1, "dynamic_ncols": True}
+    if not terminal:  # a log has no line above the last
+        pace = {
+            "miniters": 1,
+            "smoothing": 0,
+            "ncols": 100,
+            "position": 0,
+            "mininterval": LOG_EVERY,
+            "delay": LOG_EVERY,
+        }
+    file = stream if terminal or stream is None else _Lines(stream)
+    about: dict[str, Any] = {"total": total, "desc": desc, "unit": unit, "leave": False, "maxinterval": LOG_EVERY}
+    return tqdm(iterable, disable=stream is None, file=file, **about, **pace)
 
 
 def _stream() -> IO[str] | None:
