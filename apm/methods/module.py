@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from apm.data import Dataset, prompts
@@ -13,7 +12,10 @@ from apm.methods.apm import adapt_dataset, training_config
 from apm.teachers import Teacher
 from apm.ttt import TTTConfig
 
-SMALL = {"iterations": 50, "learning_rate": 2e-3}  # of the small profiles: the published rate is that of a larger student
+SMALL = {
+    "iterations": 50,
+    "learning_rate": 2e-3,
+}  # of the small profiles: the published rate is that of a larger student
 
 
 class TestTimeTrained(nn.Module):
@@ -43,7 +45,9 @@ class TestTimeTrained(nn.Module):
         self.config = config or training_config(teacher, training=SMALL)
         self.templates = tuple(templates or prompts.SINGLE)
         if self.config.carried:
-            raise ValueError(f"protocol {self.config.protocol} carries state from image to image: scores would depend on batches")
+            raise ValueError(
+                f"protocol {self.config.protocol} carries state from image to image: scores would depend on batches"
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():

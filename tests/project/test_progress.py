@@ -60,3 +60,18 @@ def test_a_notebook_run_by_hand_stays_clean(monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
     assert list(progress([1, 2])) == [1, 2]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_cell_that_somebody_waits_for_shows_its_bar_and_leaves_no_trace(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
+    monkeypatch.delenv("APM_PROGRESS", raising=False)
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    with module.live(), progress(total=2, desc="kernels = 5") as bar:
+        bar.update()
+    assert list(progress([1, 2])) == [1, 2]  # not one of a cell that nobody waits for
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "kernels = 5:   0%|" in err
+    assert err.rpartition("\r")[0].rpartition("\r")[2].strip() == ""
