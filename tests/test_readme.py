@@ -157,6 +157,7 @@ def test_the_example_of_a_session_runs_as_written(tmp_path, monkeypatch):
     for folder in ("notebooks", "data"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.setenv("APM_ROOT", str(tmp_path))
+    monkeypatch.setenv("APM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(session, "Session", functools.partial(session.Session, samples=10))
     names: dict = {}
     exec(EXAMPLES[2], names)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.stats import chi2
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from apm import methods, project, teachers, ttt
@@ -29,6 +30,7 @@ from apm.experiments import judge
 from apm.experiments.other_students import OneSampleStudent
 from apm.model import APMConfig, count_parameters
 from apm.project import profiles
+from apm.project.identity import code_of, code_version
 from apm.runs import records
 from apm.teachers import Teacher
 from apm.ttt import TTTConfig
@@ -300,23 +302,34 @@ def towards_target(teacher: Teacher, dataset: Dataset, config: TTTConfig, counts
     """
     if max(counts) > config.iterations:
         raise ValueError(f"the student is trained for {config.iterations} iterations; found k = {max(counts)}")
-    places = np.arange(len(dataset))
-    pictures = teachers.pictures(dataset, places)
-    images = methods.student_pictures(teacher, pictures, config.student.image_size[0]).to(teacher.device)
-    targets = teachers.features_at(teacher, dataset, places).to(images)
-    text = teacher.text_features(dataset.classnames, dataset.templates).to(images)
-    result = ttt.adapt(images, targets, config)
-    assert result.features is not None
-    features = result.features.float()
-    cosine = cosine_similarity(features, targets[:, None], dim=-1).cpu()  # (n, K + 1)
+    targets = teachers.features_at(teacher, dataset, np.arange(len(dataset)))
+    text = teacher.text_features(dataset.classnames, dataset.templates).to(targets)
+    losses, features = _students(teacher, dataset, config, targets)
+    cosine = cosine_similarity(features, targets[:, None], dim=-1)  # (n, K + 1)
     same = ttt.cosine_scores(features, text).argmax(-1) == ttt.cosine_scores(targets, text).argmax(-1)[:, None]
     lines = {
         k: {
             "images": len(dataset),
-            "loss": judge.mean(result.losses[:, k].cpu(), least=1, ends=(0, math.inf)),
+            "loss": judge.mean(losses[:, k], least=1, ends=(0, math.inf)),
             "cosine to the target": judge.mean(cosine[:, k], "cosine", least=1, ends=(-1, 1)),
-            "as teacher": stats.accuracy(same[:, k].cpu().numpy(), minimum=1),
+            "as teacher": stats.accuracy(same[:, k].numpy(), minimum=1),
         }
         for k in counts
     }
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("updates")
+
+
+def _students(teacher: Teacher, dataset: Dataset, config: TTTConfig, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses (n, K + 1) and features (n, K + 1, D) of students, seed 0; in the cache, as one of the published size takes seconds."""
+    made = methods.APM(teacher, config)
+    code = [code_version(made.modules), code_of(_students)]
+    key = project.sha256_of([made.settings(), teachers.identity(teacher, dataset), code])
+    path = project.cache_dir() / "records" / f"students-{key[:24]}.safetensors"
+    if (found := teachers.kept(path)) is None:
+        pictures = teachers.pictures(dataset, np.arange(len(dataset)))
+        images = methods.student_pictures(teacher, pictures, config.student.image_size[0]).to(teacher.device)
+        result = ttt.adapt(images, targets.to(images), config)
+        assert result.features is not None
+        found = {"losses": result.losses.cpu(), "features": result.features.float().cpu()}
+        teachers.save(found, path, {"dataset": dataset.name, "teacher": teacher.name})
+    return found["losses"], found["features"]

@@ -24,44 +24,35 @@ from matplotlib.figure import Figure
 from apm import data as datasets
 from apm import project, teachers
 from apm.analysis import figures, numbers, tables
-from apm.analysis.numbers import Number
 from apm.experiments import ablations
-from apm.experiments.ablations import Ablation
 from apm.model import APMConfig
 from apm.project import profiles, progress
 from apm.ttt import TTTConfig
+from apm.typed import hints
 
-NOTEBOOK = "05_ablations"
-PART = "by hand"
+NOTEBOOK, PART = "05_ablations", "by hand"
 NOTE = "Brackets: 95 % intervals over images and seeds. loss: median after the last update; sums of different losses are not comparable."
-MADE = {"student": APMConfig, "training": TTTConfig}
-APM = ("network", "apm")  # the default
 COSTS = {"last_loss": "loss", "parameters": "weights", "milliseconds": "ms per image"}
 
 
 class Session:
-    """Variants of a profile's student, on the teacher, images, seeds and base of its ablations; samples: another number of images.
-
-    Raises ValueError for an unknown profile, and as `ablations.load`, `ablations.run` and `teachers.load`.
-    """
+    """Variants of a profile's student, on the teacher, images, seeds and base of its ablations; samples: another number of images."""
 
     def __init__(self, profile: str = "mini", *, samples: int | None = None) -> None:
         given = profiles.notebook_parameters(profiles.notebook_path(NOTEBOOK)) | profiles.load(profile, NOTEBOOK)
         self.profile, self.file, self.base, self.samples = profile, given["lines"], given["base"], samples
         self.known = {line.name: line for line in ablations.load(profile, self.file)}
         project.among("base", [self.base], self.known)
-        how = ("pretrained", "device", "precision", "feature_dtype")
-        self.teacher = teachers.load(given["teacher"], **{name: given[name] for name in how})
+        how = {name: given[name] for name in ("pretrained", "device", "precision", "feature_dtype")}
+        self.teacher = teachers.load(given["teacher"], **how)
         data, count = datasets.load(given["dataset"]), samples or given["samples"]
         self.data = data if count == "all" or count >= len(data) else data.subset(count, seed=0)
         self.options = {name: given[name] for name in ("student", "training", "seeds", "on_error")}
-        self.lines: dict[str, Ablation] = {}  # what was asked for, by name
+        self.lines: dict[str, ablations.Ablation] = {}  # what was asked for, by name
         self.rows: dict[str, pd.DataFrame] = {}  # and its records
         self._run([self.known[self.base]])
 
-    def compare(
-        self, student: Any = None, training: Any = None, name: str | None = None, **options: Any
-    ) -> tables.Shown:
+    def compare(self, student: Any = None, training: Any = None, name: Any = None, **options: Any) -> tables.Shown:
         """Train one variant, beside base and teacher. student, training: fields of `APMConfig` and `TTTConfig` that it changes; options:
         other fields of `ablations.Ablation`, such as network or samples. name: default what is changed.
 
@@ -71,10 +62,8 @@ class Session:
 
     def sweep(self, **values: Sequence[Any]) -> tables.Shown:
         """Every combination of values of fields of `APMConfig` and `TTTConfig`; all are checked before the first is trained."""
-        kinds = {kind: [f.name for f in dataclasses.fields(made)] for kind, made in MADE.items()}
-        kinds["student"].append("preset")
-        kinds["training"].remove("student")
-        project.among("field of student or training", values, itertools.chain(*kinds.values()))
+        kinds = {"student": {"preset": str, **hints(APMConfig)}, "training": hints(TTTConfig)}
+        project.among("field of student or training", values, [*kinds["student"], *kinds["training"]])
         for name, each in values.items():
             if not isinstance(each, list | tuple) or not each:
                 raise ValueError(f"sweep: {name}: expected a list of values, found {each!r}")
@@ -82,7 +71,7 @@ class Session:
         split = [{kind: {k: v for k, v in one.items() if k in own} for kind, own in kinds.items()} for one in grid]
         return self._run([self._line(None, **one) for one in split])
 
-    def _line(self, name: str | None, **options: Any) -> Ablation:
+    def _line(self, name: str | None, **options: Any) -> ablations.Ablation:
         (line,) = ablations.parse([{"part": PART, "name": name or "variant", **options}])
         line = line if name else replace(line, name=words(line) or self.base)
         other = self.lines.get(line.name) or self.known.get(line.name, line)
@@ -90,12 +79,12 @@ class Session:
             raise ValueError(f"the name {line.name!r} is that of {words(other) or 'the base'}: choose another")
         return line
 
-    def _key(self, line: Ablation) -> list[Any]:
+    def _key(self, line: ablations.Ablation) -> list[Any]:
         """What determines a line's run."""
         made = ablations.method(line, self.teacher, self.options["student"], self.options["training"])
         return [made.settings(), line.dataset or self.data.name, line.samples or len(self.data)]
 
-    def _run(self, lines: Sequence[Ablation]) -> tables.Shown:
+    def _run(self, lines: Sequence[ablations.Ablation]) -> tables.Shown:
         for line in lines:
             same = [known for known in self.known.values() if self._key(known) == self._key(line)]
             run = same[0] if same else replace(line, name=words(line))  # a name stands in the keys of records
@@ -116,19 +105,16 @@ class Session:
         frame = pd.concat([teacher.astype(object), found[shown].astype(object)])[shown].rename_axis("variant")
         caption = f"{self.data.name}, {len(self.options['seeds'])} seeds, base {self.base}"
         page = tables.show(frame, caption, NOTE, bold=lambda row: row["variant"] == self.base)
-        cells = {
-            name: [numbers.text(cell, small=numbers.is_small(each)) for cell in each] for name, each in frame.items()
-        }
+        cells = {k: [numbers.text(one, small=numbers.is_small(v)) for one in v] for k, v in frame.items()}
         return replace(page, text=f"{caption}\n{pd.DataFrame(cells, frame.index).to_string()}\n{NOTE}")
 
     def figure(self) -> Figure:
         """`table` as marks with their intervals: accuracies, and differences from the base in points."""
-        frame = self.table().frame.map(lambda cell: cell if isinstance(cell, Number) else None)
+        frame = self.table().frame.map(lambda cell: cell if isinstance(cell, numbers.Number) else None)
         return figures.dots({"top-1 accuracy, %": frame[["accuracy"]], "points": frame[["difference"]]})
 
     def save(self, name: str, part: str = PART) -> str:
-        """Append a variant to the profile's lines, where comments stay; returns the line. Raises ValueError for a name that is not there,
-        or that a line of the file has."""
+        """Append a variant to the profile's lines, where comments stay; returns the line. ValueError for a name that the file has."""
         project.among("variant to save", [name], self.lines)
         line = project.plain({**said(self.lines[name]), "part": part})
         text = f"- {yaml.safe_dump(line, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)}"
@@ -141,13 +127,13 @@ class Session:
         return text
 
 
-def said(line: Ablation) -> dict[str, Any]:
+def said(line: ablations.Ablation) -> dict[str, Any]:
     """What a line says beyond its defaults, part and name first."""
     every = {f.name: getattr(line, f.name) for f in dataclasses.fields(line)}
-    return {name: value for name, value in every.items() if value not in (None, {}) and (name, value) != APM}
+    return {k: v for k, v in every.items() if v not in (None, {}) and (k, v) != ("network", "apm")}
 
 
-def words(line: Ablation) -> str:
+def words(line: ablations.Ablation) -> str:
     """What a line changes."""
     own = {name: value for name, value in said(line).items() if name not in ("part", "name", "against", "published")}
     every = {**own.pop("student", {}), **own.pop("training", {}), **own}
