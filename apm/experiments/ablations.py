@@ -178,11 +178,6 @@ def spread(right: np.ndarray, seeds: Any) -> Number:
     return Number(deviation, *ends, n, "points", "measure", brief=True)
 
 
-def _right(own: pd.DataFrame) -> pd.DataFrame:
-    """Whether each prediction of a variant's records (index `KEY`) is right after k = 0..K updates."""
-    return pd.DataFrame(stats.paths(own) == own[["label"]].to_numpy(), pd.MultiIndex.from_frame(own[KEY]))
-
-
 def stopped(own: pd.DataFrame, k: int) -> dict[str, Any]:
     """What a variant, given by its records, reaches had it been stopped after k updates: a run of K updates begins with the run of k < K.
 
@@ -210,15 +205,18 @@ def compared(own: pd.DataFrame, other: pd.DataFrame, k: int, k_other: int) -> Nu
     two datasets. Raises ValueError for images that the other one has not seen."""
     if set(own["dataset"]) != set(other["dataset"]):
         return None
-    right, theirs = _right(own)[k], _right(other)[k_other]
-    unseen = right.index.difference(theirs.index)
-    if len(unseen):
-        mine, its = (part["variant"].iloc[0] for part in (own, other))
-        found = f"{unseen.unique('sample').size} images that {its!r}, with which it is compared, has not seen"
-        todo = f"give it at most {other['sample'].nunique()} samples, or the other one more"
-        raise ValueError(f"variant {mine!r} has {found}: {todo}")
-    theirs = theirs.reindex(right.index).to_numpy()
-    return stats.paired_difference(right.to_numpy(), theirs, own["sample"], seeds=own["seed"].to_numpy())
+    right, theirs = (stats.paths(part)[:, at] == part["label"].to_numpy() for part, at in ((own, k), (other, k_other)))
+    if not np.array_equal(own[KEY].to_numpy(), other[KEY].to_numpy()):
+        mine, its = (pd.MultiIndex.from_frame(part[KEY]) for part in (own, other))
+        place = its.get_indexer(mine)
+        if (place < 0).any():
+            named, against = (part["variant"].iloc[0] for part in (own, other))
+            unseen = mine[place < 0].unique("sample").size
+            found = f"{unseen} images that {against!r}, with which it is compared, has not seen"
+            todo = f"give it at most {other['sample'].nunique()} samples, or the other one more"
+            raise ValueError(f"variant {named!r} has {found}: {todo}")
+        theirs = theirs[place]
+    return stats.paired_difference(right, theirs, own["sample"], seeds=own["seed"].to_numpy())
 
 
 def after(rows: pd.DataFrame, base: str, k: int | None = None) -> pd.DataFrame:

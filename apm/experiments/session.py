@@ -111,7 +111,8 @@ class Session:
     def figure(self) -> Figure:
         """`table` as marks with their intervals: accuracies, and differences from the base in points."""
         frame = self.table().frame.map(lambda cell: cell if isinstance(cell, numbers.Number) else None)
-        return figures.dots({"top-1 accuracy, %": frame[["accuracy"]], "points": frame[["difference"]]})
+        panels = {"top-1 accuracy, %": "accuracy", "minus base, points": "difference"}
+        return figures.dots({of: frame[[name]].set_axis(["with 95 % interval"], axis=1) for of, name in panels.items()})
 
     def save(self, name: str, part: str = PART) -> str:
         """Append a variant to the profile's lines, where comments stay; returns the line. ValueError for a name that the file has."""

@@ -1,6 +1,8 @@
 """Ablations by hand: a session's rows are those of `ablations`, what was trained once is read, a saved line is one of the profile."""
 
+import copy
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,20 +18,30 @@ ROOT = Path(__file__).resolve().parents[2]
 FAST = {"training": {"iterations": 3}}
 
 
-@pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module", autouse=True)
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project whose profiles may be changed."""
-    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
-    for folder in ("notebooks", "data"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
-    monkeypatch.setenv("APM_ROOT", str(tmp_path))
-    monkeypatch.setenv("APM_CACHE", str(tmp_path / "cache"))
-    return tmp_path
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "profiles", folder / "profiles")
+    for name in ("notebooks", "data"):
+        (folder / name).symlink_to(ROOT / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("APM_ROOT", str(folder))
+        patch.setenv("APM_CACHE", str(folder / "cache"))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def first(project: Path) -> Session:
+    return Session("mini", samples=12)
 
 
 @pytest.fixture
-def session() -> Session:
-    return Session("mini", samples=12)
+def session(first: Session) -> Session:
+    """As it is before anything was asked for."""
+    new = copy.copy(first)
+    new.lines, new.rows = dict(first.lines), dict(first.rows)
+    return new
 
 
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
