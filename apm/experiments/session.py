@@ -11,7 +11,6 @@ What was trained once is read from records, whatever its name: of a line of the 
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
@@ -111,8 +110,8 @@ class Session:
     def figure(self) -> Figure:
         """`table` as marks with their intervals: accuracies, and differences from the base in points."""
         frame = self.table().frame.map(lambda cell: cell if isinstance(cell, numbers.Number) else None)
-        panels = {"top-1 accuracy, %": "accuracy", "minus base, points": "difference"}
-        return figures.dots({of: frame[[name]].set_axis(["with 95 % interval"], axis=1) for of, name in panels.items()})
+        parts = {"top-1 accuracy, %": "accuracy", "minus base, points": "difference"}
+        return figures.dots({x: frame[[name]].set_axis(["with 95 % interval"], axis=1) for x, name in parts.items()})
 
     def save(self, name: str, part: str = PART) -> str:
         """Append a variant to the profile's lines, where comments stay; returns the line. ValueError for a name that the file has."""
@@ -130,8 +129,7 @@ class Session:
 
 def said(line: ablations.Ablation) -> dict[str, Any]:
     """What a line says beyond its defaults, part and name first."""
-    every = {f.name: getattr(line, f.name) for f in dataclasses.fields(line)}
-    return {k: v for k, v in every.items() if v not in (None, {}) and (k, v) != ("network", "apm")}
+    return {k: v for k, v in vars(line).items() if v not in (None, {}) and (k, v) != ("network", "apm")}
 
 
 def words(line: ablations.Ablation) -> str:

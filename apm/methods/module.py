@@ -12,33 +12,25 @@ from apm.methods.apm import adapt_dataset, training_config
 from apm.teachers import Teacher
 from apm.ttt import TTTConfig
 
-SMALL = {
-    "iterations": 50,
-    "learning_rate": 2e-3,
-}  # of the small profiles: the published rate is that of a larger student
+Names = Sequence[str]
+Config = TTTConfig | None
+# of the small profiles: the published rate is that of a larger student
+SMALL = {"iterations": 50, "learning_rate": 2e-3}
 
 
 class TestTimeTrained(nn.Module):
     """images (N, 3, H, W), floats in [0, 1] -> scores (N, C), the teacher's logits of what a new student says of each image.
 
     templates: prompts with one "{}" each, default "a photo of a {}.". config: default the preset mini at the rate and K of the small
-    profiles. It has no weights of its own, trains in any grad mode on the teacher's device, and answers on that of the images, which no
-    gradient reaches. Pixels are rounded to 8 bits. An image's scores do not depend on the rest of its batch, but for rounding.
-
-    Raises ValueError for images of another type, shape or range, for a student that does not fit its teacher, for a protocol that
-    carries state from image to image, and for an image on which training failed: no score can say so.
+    profiles. Trains in any grad mode on the teacher's device, answers on that of the images, whose pixels are rounded to 8 bits.
+    Raises ValueError for images of another type, shape or range, a student that does not fit its teacher, a protocol that carries state
+    from image to image, and an image on which training failed: no score can say so.
     """
 
     __test__ = False  # of no use to pytest, whatever its name
 
     def __init__(
-        self,
-        teacher: Teacher,
-        class_names: Sequence[str],
-        config: TTTConfig | None = None,
-        templates: Sequence[str] | None = None,
-        *,
-        seed: int = 0,
+        self, teacher: Teacher, class_names: Names, config: Config = None, templates: Names | None = None, seed: int = 0
     ) -> None:
         super().__init__()
         self.teacher, self.class_names, self.seed = teacher, tuple(class_names), seed
