@@ -1,9 +1,10 @@
 """apm: the Asynchronous Perception Machine (Modi & Rawat, NeurIPS 2024), experiment by experiment.
 
     from apm import TTTConfig, adapt, preset        # test-time training of one student per image
+    from apm import TestTimeTrained                 # the same as a module: images in, scores out
     from apm import data, methods, teachers         # any room, as always
 
-What training needs comes from `apm.ttt` and `apm.model` at the first use: `import apm` alone loads no torch.
+What these names stand for is imported at their first use: `import apm` alone loads no torch.
 """
 
 import importlib
@@ -13,6 +14,7 @@ __version__ = "0.1.0"
 _HOME = {
     **dict.fromkeys(("TTTConfig", "TTTResult", "adapt", "cosine_scores", "initial_parameters"), "apm.ttt"),
     **dict.fromkeys(("APM", "APMConfig", "PRESETS", "preset"), "apm.model"),
+    "TestTimeTrained": "apm.methods.module",
 }
 __all__ = [*sorted(_HOME), "__version__"]
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.stats import chi2
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from apm import methods, project, teachers, ttt
@@ -29,6 +30,7 @@ from apm.experiments import judge
 from apm.experiments.other_students import OneSampleStudent
 from apm.model import APMConfig, count_parameters
 from apm.project import profiles
+from apm.project.identity import code_of, code_version
 from apm.runs import records
 from apm.teachers import Teacher
 from apm.ttt import TTTConfig
@@ -176,11 +178,6 @@ def spread(right: np.ndarray, seeds: Any) -> Number:
     return Number(deviation, *ends, n, "points", "measure", brief=True)
 
 
-def _right(own: pd.DataFrame) -> pd.DataFrame:
-    """Whether each prediction of a variant's records (index `KEY`) is right after k = 0..K updates."""
-    return pd.DataFrame(stats.paths(own) == own[["label"]].to_numpy(), pd.MultiIndex.from_frame(own[KEY]))
-
-
 def stopped(own: pd.DataFrame, k: int) -> dict[str, Any]:
     """What a variant, given by its records, reaches had it been stopped after k updates: a run of K updates begins with the run of k < K.
 
@@ -208,15 +205,18 @@ def compared(own: pd.DataFrame, other: pd.DataFrame, k: int, k_other: int) -> Nu
     two datasets. Raises ValueError for images that the other one has not seen."""
     if set(own["dataset"]) != set(other["dataset"]):
         return None
-    right, theirs = _right(own)[k], _right(other)[k_other]
-    unseen = right.index.difference(theirs.index)
-    if len(unseen):
-        mine, its = (part["variant"].iloc[0] for part in (own, other))
-        found = f"{unseen.unique('sample').size} images that {its!r}, with which it is compared, has not seen"
-        todo = f"give it at most {other['sample'].nunique()} samples, or the other one more"
-        raise ValueError(f"variant {mine!r} has {found}: {todo}")
-    theirs = theirs.reindex(right.index).to_numpy()
-    return stats.paired_difference(right.to_numpy(), theirs, own["sample"], seeds=own["seed"].to_numpy())
+    right, theirs = (stats.paths(part)[:, at] == part["label"].to_numpy() for part, at in ((own, k), (other, k_other)))
+    if not np.array_equal(own[KEY].to_numpy(), other[KEY].to_numpy()):
+        mine, its = (pd.MultiIndex.from_frame(part[KEY]) for part in (own, other))
+        place = its.get_indexer(mine)
+        if (place < 0).any():
+            named, against = (part["variant"].iloc[0] for part in (own, other))
+            unseen = mine[place < 0].unique("sample").size
+            found = f"{unseen} images that {against!r}, with which it is compared, has not seen"
+            todo = f"give it at most {other['sample'].nunique()} samples, or the other one more"
+            raise ValueError(f"variant {named!r} has {found}: {todo}")
+        theirs = theirs[place]
+    return stats.paired_difference(right, theirs, own["sample"], seeds=own["seed"].to_numpy())
 
 
 def after(rows: pd.DataFrame, base: str, k: int | None = None) -> pd.DataFrame:
@@ -300,23 +300,34 @@ def towards_target(teacher: Teacher, dataset: Dataset, config: TTTConfig, counts
     """
     if max(counts) > config.iterations:
         raise ValueError(f"the student is trained for {config.iterations} iterations; found k = {max(counts)}")
-    places = np.arange(len(dataset))
-    pictures = teachers.pictures(dataset, places)
-    images = methods.student_pictures(teacher, pictures, config.student.image_size[0]).to(teacher.device)
-    targets = teachers.features_at(teacher, dataset, places).to(images)
-    text = teacher.text_features(dataset.classnames, dataset.templates).to(images)
-    result = ttt.adapt(images, targets, config)
-    assert result.features is not None
-    features = result.features.float()
-    cosine = cosine_similarity(features, targets[:, None], dim=-1).cpu()  # (n, K + 1)
+    targets = teachers.features_at(teacher, dataset, np.arange(len(dataset)))
+    text = teacher.text_features(dataset.classnames, dataset.templates).to(targets)
+    losses, features = _students(teacher, dataset, config, targets)
+    cosine = cosine_similarity(features, targets[:, None], dim=-1)  # (n, K + 1)
     same = ttt.cosine_scores(features, text).argmax(-1) == ttt.cosine_scores(targets, text).argmax(-1)[:, None]
     lines = {
         k: {
             "images": len(dataset),
-            "loss": judge.mean(result.losses[:, k].cpu(), least=1, ends=(0, math.inf)),
+            "loss": judge.mean(losses[:, k], least=1, ends=(0, math.inf)),
             "cosine to the target": judge.mean(cosine[:, k], "cosine", least=1, ends=(-1, 1)),
-            "as teacher": stats.accuracy(same[:, k].cpu().numpy(), minimum=1),
+            "as teacher": stats.accuracy(same[:, k].numpy(), minimum=1),
         }
         for k in counts
     }
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("updates")
+
+
+def _students(teacher: Teacher, dataset: Dataset, config: TTTConfig, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses (n, K + 1) and features (n, K + 1, D) of students, seed 0; in the cache, as one of the published size takes seconds."""
+    made = methods.APM(teacher, config)
+    code = [code_version(made.modules), code_of(_students)]
+    key = project.sha256_of([made.settings(), teachers.identity(teacher, dataset), code])
+    path = project.cache_dir() / "records" / f"students-{key[:24]}.safetensors"
+    if (found := teachers.kept(path)) is None:
+        pictures = teachers.pictures(dataset, np.arange(len(dataset)))
+        images = methods.student_pictures(teacher, pictures, config.student.image_size[0]).to(teacher.device)
+        result = ttt.adapt(images, targets.to(images), config)
+        assert result.features is not None
+        found = {"losses": result.losses.cpu(), "features": result.features.float().cpu()}
+        teachers.save(found, path, {"dataset": dataset.name, "teacher": teacher.name})
+    return found["losses"], found["features"]

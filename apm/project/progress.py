@@ -1,4 +1,5 @@
-"""Progress of long work, with rate and time left, on the terminal that runs it: never in an executed notebook, nor under pytest.
+"""Progress of long work, with rate and time left, on the terminal that runs it: never in an executed notebook, and in one that is run
+by hand only where somebody waits for a cell (`live`).
 
 A notebook run by `apm.project.run` reports through $APM_PROGRESS, a path that is opened for writing. Where that is no terminal (a log), a
 plain line appears every 15 seconds.
@@ -9,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from typing import IO, Any
 
 from tqdm import tqdm
 
 LOG_EVERY = 15.0  # seconds between lines where the stream is no terminal
+_LIVE = ContextVar("_LIVE", default=False)
 
 
 class _Lines:
@@ -32,25 +35,40 @@ class _Lines:
         """Every line is flushed as it is written."""
 
 
+@contextlib.contextmanager
+def live() -> Iterator[None]:
+    """Within it bars show in a notebook that is run by hand, too, and are gone when their work is done."""
+    before = _LIVE.set(True)
+    try:
+        yield
+    finally:
+        _LIVE.reset(before)
+
+
 def progress(
     iterable: Iterable[Any] | None = None, *, total: int | None = None, desc: str = "", unit: str = "image"
 ) -> tqdm:
     """A progress bar: `for x in progress(xs, desc=...)`, or `with progress(total=n, desc=...) as bar: bar.update(k)`."""
     stream = _stream()
-    terminal = stream is not None and stream.isatty()
-    pace: dict[str, Any] = {"miniters": 0, "smoothing": 0.1, "dynamic_ncols": True}
-    if not terminal:  # a log has no line above the last
-        pace = {
-            "miniters": 1,
-            "smoothing": 0,
-            "ncols": 100,
-            "position": 0,
-            "mininterval": LOG_EVERY,
-            "delay": LOG_EVERY,
-        }
-    file = stream if terminal or stream is None else _Lines(stream)
-    about: dict[str, Any] = {"total": total, "desc": desc, "unit": unit, "leave": False, "maxinterval": LOG_EVERY}
-    return tqdm(iterable, disable=stream is None, file=file, **about, **pace)
+    wide = stream is not None and stream.isatty()
+    terminal = wide or (stream is sys.stderr and _in_notebook())
+    return tqdm(
+        iterable,
+        total=total,
+        desc=desc,
+        unit=unit,
+        disable=stream is None,
+        file=stream if terminal or stream is None else _Lines(stream),
+        leave=False,
+        position=None if terminal else 0,  # a log has no line above the last
+        dynamic_ncols=wide,
+        ncols=None if wide else 100,
+        mininterval=0.1 if terminal else LOG_EVERY,
+        maxinterval=LOG_EVERY,
+        miniters=0 if terminal else 1,
+        delay=0 if terminal else LOG_EVERY,
+        smoothing=0.1 if terminal else 0,
+    )
 
 
 def _stream() -> IO[str] | None:
@@ -62,6 +80,9 @@ def _stream() -> IO[str] | None:
             return open(path, "a", encoding="utf-8")  # noqa: PTH123 - closed with the bar
         except OSError:
             return None
-    if "ipykernel" in sys.modules and not sys.stderr.isatty():
-        return None  # a notebook run by hand: its cells say what they did
-    return sys.stderr
+    return None if _in_notebook() and not _LIVE.get() else sys.stderr  # its cells say what they did
+
+
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook that is run by hand."""
+    return "ipykernel" in sys.modules and not sys.stderr.isatty()

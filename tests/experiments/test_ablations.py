@@ -208,7 +208,8 @@ def test_a_run_of_k_updates_is_the_beginning_of_a_longer_one(rows, teacher, data
     assert step.value == pytest.approx(100 * (right[:, 3].mean() - right[:, 12].mean()))
 
 
-def test_how_close_students_come_is_read_from_their_features(teacher, data) -> None:
+def test_how_close_students_come_is_read_from_their_features(teacher, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("APM_CACHE", str(tmp_path))
     few = data.subset(np.arange(4))
     config = methods.training_config(teacher, STUDENT, {"iterations": 40, "learning_rate": 2e-2})
     table = ablations.towards_target(teacher, few, config, [0, 40])
@@ -221,6 +222,10 @@ def test_how_close_students_come_is_read_from_their_features(teacher, data) -> N
     assert all(0 <= loss.low <= loss.high for loss in table["loss"])
     with pytest.raises(ValueError, match="trained for 40 iterations; found k = 41"):
         ablations.towards_target(teacher, few, config, [41])
+    monkeypatch.setattr(ttt, "adapt", lambda *_: pytest.fail("these students were trained before"))
+    pd.testing.assert_frame_equal(ablations.towards_target(teacher, few, config, [0, 40]), table)
+    with pytest.raises(pytest.fail.Exception):
+        ablations.towards_target(teacher, few, replace(config, learning_rate=1e-2), [0, 40])
 
 
 def test_published_cells_come_from_the_file_and_unknown_ones_are_errors() -> None:

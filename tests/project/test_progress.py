@@ -50,3 +50,18 @@ def test_work_goes_on_where_nothing_can_or_shall_be_shown(where: str, monkeypatc
         monkeypatch.setenv("APM_PROGRESS", where)  # a terminal that has gone away
     assert list(progress([1, 2], desc="silent")) == [1, 2]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_cell_that_somebody_waits_for_shows_its_bar_and_leaves_no_trace(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
+    monkeypatch.delenv("APM_PROGRESS", raising=False)
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    with module.live(), progress(total=2, desc="kernels = 5") as bar:
+        bar.update()
+    assert list(progress([1, 2])) == [1, 2]  # not one of a cell that nobody waits for
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "kernels = 5:   0%|" in err
+    assert err.rpartition("\r")[0].rpartition("\r")[2].strip() == ""
