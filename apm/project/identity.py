@@ -3,7 +3,7 @@
 Code is hashed, rather than counted by a version that its author raises: a researcher who edits a method and runs again must never
 be shown the predictions of the code before. Hashed is what can change a prediction: the definitions of a few modules named
 one by one, each by its name and wherever it stands. Comments, docstrings, layout, imports, type annotations, messages of errors and
-warnings, and the file or the order in which definitions stand, change nothing.
+warnings, and the file or the order in which definitions stand, change nothing; nor does `__repr__`.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ class _Essence(ast.NodeTransformer):
         error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
         return ast.Raise(error, None)
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST | None:
+        if node.name == "__repr__":  # what a thing says of itself
+            return None
         node.returns = None
         return self.generic_visit(node)
 
