@@ -1,9 +1,15 @@
 """apm: the Asynchronous Perception Machine (Modi & Rawat, NeurIPS 2024), experiment by experiment.
 
-    from apm import TTTConfig, adapt, preset        # test-time training of one student per image
-    from apm import data, methods, teachers         # any room, as always
+    adapt(images, targets, TTTConfig(preset("mini")))     test-time training of one student per image: losses, features or scores
+    APM, APMConfig, preset(NAME), PRESETS                 the network and its sizes
+    data.load(NAME)         images, labels, class names: "digits-test", "folder:PATH", published sets; data.names()
+    teachers.load(NAME)     a frozen CLIP: transform, encode, text_features
+    methods.REGISTRY        the APM's rivals; methods.training_config(teacher, student, training)
+    runs.records.run        a method over a dataset, every prediction kept
+    analysis, experiments   tables and figures; what single notebooks need
 
-What training needs comes from `apm.ttt` and `apm.model` at the first use: `import apm` alone loads no torch.
+README.md begins with one image by hand. What training needs comes from `apm.ttt` and `apm.model` at the first use: `import apm` alone
+loads no torch.
 """
 
 import importlib
