@@ -7,10 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from apm.teachers import images as arrays
+
+
+def _array(image: Image.Image) -> np.ndarray:
+    """uint8 RGB (H, W, 3), turned by its EXIF tag as files are."""
+    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def _bring(change: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -20,7 +25,7 @@ def _bring(change: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def of_any(images: Any, *args: Any, **options: Any) -> Tensor:
         several = [images] if isinstance(images, Image.Image) else images
         if not isinstance(several, np.ndarray):
-            several = [np.asarray(one.convert("RGB")) if isinstance(one, Image.Image) else one for one in several]
+            several = [_array(one) if isinstance(one, Image.Image) else one for one in several]
         return change(several, *args, **options)
 
     return of_any
