@@ -100,7 +100,7 @@ lock: $(ENVIRONMENT) ## remake requirements.lock from pyproject.toml
 
 # --------------------------------------------------------------------------------------------------------- notebooks
 
-WANTS_NOTEBOOKS := $(filter reproduce report,$(MAKECMDGOALS))
+WANTS_NOTEBOOKS := $(if $(APM_LINES),,$(filter reproduce report,$(MAKECMDGOALS)))
 RULES := .make/$(PROFILE)/rules.mk
 ifneq ($(WANTS_NOTEBOOKS),)
 $(if $(MAKE_RESTARTS),,$(shell rm -f $(RULES)))

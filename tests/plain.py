@@ -42,7 +42,7 @@ class PlainStudent(torch.nn.Module):
         h, w = c.grid
         if c.column == "conv":
             kernel = p["column_weight"].T.reshape(c.kernels, 3, c.patch, c.patch)
-            t = F.conv2d(image[None], kernel, p["column_bias"], stride=c.patch).reshape(-1)  # T, the trigger column: 3.2
+            t = F.conv2d(image[None], kernel, p["column_bias"], stride=c.patch).flatten()  # T, the column: 3.2
         if c.column == "conv":
             tokens = t.expand(h * w, -1)  # T is the same at every place: unfolding, 3.4
         parts = [tokens, self.code.reshape(h * w, -1)]  # with P[i, j], the code of the place: 3.4

@@ -81,7 +81,10 @@ def test_the_ablations_of_a_profile_with_base_and_one_line_skip_what_is_not_ther
         ]
     )
     monkeypatch.setattr(ablations, "load", lambda *_: lines)
-    small = {"samples": 10, "published_size": {"samples": 2, "counts": [0, 2], "student": {}, "training": {"iterations": 2}}}
+    small = {
+        "samples": 10,
+        "published_size": {"samples": 2, "counts": [0, 2], "student": {}, "training": {"iterations": 2}},
+    }
     names: dict = {}
     for cell in nbformat.read(ROOT / "notebooks" / "05_ablations.ipynb", 4).cells:
         if cell.cell_type == "code":

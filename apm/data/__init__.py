@@ -57,7 +57,9 @@ def load(name: str, *, root: str | Path | None = None, seed: int = 0, partial: b
     if name.split("/")[0] in published_sets.SETS:
         return layouts.load(name, base, partial=partial)
     if name.startswith("folder:"):
-        return _named(files.class_folders(name, base), Path(base or "", Path(name.removeprefix("folder:")).expanduser()))
+        return _named(
+            files.class_folders(name, base), Path(base or "", Path(name.removeprefix("folder:")).expanduser())
+        )
     if name.startswith(("/", ".", "~")) or Path(base or "", name).is_dir():
         raise ValueError(f"unknown dataset {name!r}: a folder is no name. Did you mean 'folder:{name}'?")
     raise unknown("dataset", name, [*names(), "folder:PATH"])
@@ -75,7 +77,9 @@ def _named(dataset: Dataset, tree: Path) -> Dataset:
         raise ValueError(f"{file} names no class for the folder {nameless[0]!r}: expected a line `{nameless[0]} NAME`")
     chosen = tuple(given[name] for name in dataset.classnames)
     if twice := [name for name in chosen if [other.casefold() for other in chosen].count(name.casefold()) > 1]:
-        raise ValueError(f"{file} names two folders {twice[0]!r}, so that one could never be predicted: give each its own")
+        raise ValueError(
+            f"{file} names two folders {twice[0]!r}, so that one could never be predicted: give each its own"
+        )
     return replace(
         dataset,
         classnames=chosen,

@@ -154,7 +154,9 @@ def run(
         made, data = method(line, teacher, student, training), own.get(line.dataset or "", dataset)
         n, least = line.samples or min(len(dataset), len(data)), stats.MINIMUM_SAMPLES
         if min(n, len(data)) < least:
-            raise ValueError(f"ablation {line.name!r}: samples must be at least {least} (for an interval), found {min(n, len(data))}")
+            raise ValueError(
+                f"ablation {line.name!r}: samples must be at least {least} (for an interval), found {min(n, len(data))}"
+            )
         chosen.append((line, made, data.take(n)))
     options: dict[str, Any] = {"folder": folder, "teacher_method": methods.ZeroShot(teacher), "on_error": on_error}
     keys = [project.sha256_of([made.settings(), data.fingerprint, data.indices.tolist()]) for _, made, data in chosen]

@@ -235,7 +235,9 @@ def _wanted(name: str, tag: str | None, file: str | None) -> dict[str, Any]:
                 stacklevel=2,
             )
             return {}
-        images = {} if not ways or differs else images  # one way, or a configuration of one's own: trained with OpenAI's here
+        images = (
+            {} if not ways or differs else images
+        )  # one way, or a configuration of one's own: trained with OpenAI's here
         if ways:
             mean, std = images.get("mean", OPENAI_DATASET_MEAN), images.get("std", OPENAI_DATASET_STD)
             say(f"teacher {name}: {file} has no tag: its images get mean {mean} and std {std}; TAG=FILE says otherwise")

@@ -124,7 +124,9 @@ def test_a_selection_keeps_the_base_and_what_its_lines_are_compared_with(monkeyp
         ablations.selected(lines, "mien")
 
 
-def test_the_last_line_runs_first_and_more_samples_than_there_are_take_all(teacher, data, tmp_path, monkeypatch) -> None:
+def test_the_last_line_runs_first_and_more_samples_than_there_are_take_all(
+    teacher, data, tmp_path, monkeypatch
+) -> None:
     ran = []
     run = ablations.records.run
     monkeypatch.setattr(ablations.records, "run", lambda m, d, **o: (ran.append((m.name, len(d))), run(m, d, **o))[1])
