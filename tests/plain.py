@@ -98,7 +98,7 @@ def adapt_one(image, target, config, weights, tokens=None, colours=None):
     student = PlainStudent(config.student, weights)
     if config.normalise_target:
         target = target / target.norm()
-    # Adam, new for every image: 4; rate 1e-4 and its schedule: released code
+    # Adam and its schedule: released code (Table 7 is a picture), but new for every image, as the weights are: 4, App. E.1
     optimiser = torch.optim.Adam(student.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, config.decay_every, config.decay)
     losses, features = [], []
