@@ -79,7 +79,7 @@ class Dataset:
 
     def __repr__(self) -> str:
         condition = f", {self.corruption} {self.severity}" if self.severity else ""
-        sizes = f"{len(self)} images, {len(self.classnames)} classes, {len(self.templates)} prompts"
+        sizes = f"{len(self)} images, {len(self.classnames)} classes, {len(self.templates)} prompt{'s' * (len(self.templates) > 1)}"
         return f"Dataset {self.name}{condition}: {sizes}. {self.notes}".strip()
 
     def subset(self, which: int | Sequence[int] | np.ndarray, seed: int | None = None) -> Dataset:

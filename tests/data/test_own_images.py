@@ -30,10 +30,10 @@ def test_a_tree_may_say_the_names_of_its_classes(tmp_path: Path) -> None:
     assert found.classnames == ("tench", "great white shark", "third")
     assert found.fingerprint != plain.fingerprint
     assert "Class names: its classnames.txt." in repr(found)
-    assert repr(plain).startswith(f"Dataset {name}: 3 images, 3 classes, 1 prompts. Image tree")
+    assert repr(plain).startswith(f"Dataset {name}: 3 images, 3 classes, 1 prompt. Image tree")
     for text, message in (
         ("n01 tench", "no class for the folder 'n02'"),
-        ("n01 a\nn02 A\nno\tb", "for the folder 'n0"),
+        ("n01\ta\nn02\tb\nno\tc", "no class for the folder 'no 3'"),
     ):
         (tmp_path / "classnames.txt").write_text(text)
         with pytest.raises(ValueError, match=f"classnames.txt names {message}"):
