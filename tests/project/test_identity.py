@@ -83,7 +83,7 @@ def test_a_method_made_from_another_depends_on_that_one_too(base: type, mine) ->
 
 def test_a_method_written_in_a_notebook_is_told_to_move_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     made = type("Mine", (methods.ZeroShot,), {"__module__": "__main__"})
-    monkeypatch.delattr(sys.modules["__main__"], "__file__")  # a kernel's has none
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)  # a kernel's has none
     code_version.cache_clear()
     with pytest.raises(FileNotFoundError, match=r"of __main__.*not into a notebook, and import it"):
         code_version(made.modules)
