@@ -24,7 +24,11 @@ def check_samples(samples: Any) -> None:
 
 
 def load_sets(
-    names: Sequence[str], samples: int | str = "all", *, ensemble: str | Sequence[str] | None = None, **options: Any
+    names: Sequence[str],
+    samples: int | str = "all",
+    *,
+    ensemble: str | list[str] | tuple[str, ...] | None = None,
+    **options: Any,
 ) -> list[Dataset]:
     """The datasets of these names, of each a choice of images (`Dataset.take`).
 

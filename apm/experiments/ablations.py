@@ -101,7 +101,7 @@ def selected(lines: Sequence[Ablation], wanted: str, base: str | None = None) ->
     chosen = {line.name for line in lines if wanted in ("", line.part, line.name)}
     if not chosen:
         raise project.unknown("part or line", wanted, dict.fromkeys(said for x in lines for said in (x.part, x.name)))
-    more = {base} - {None}
+    more = {base} if base else set()
     while not more <= chosen:  # a line may be compared with one that is compared with a third
         chosen |= more
         more = {line.against for line in lines if line.name in chosen and line.against}
