@@ -5,11 +5,9 @@
     data.load(NAME)         images, labels, class names: "digits-test", "folder:PATH", published sets; data.names()
     teachers.load(NAME)     a frozen CLIP: transform, encode, text_features
     methods.REGISTRY        the APM's rivals; methods.training_config(teacher, student, training)
-    runs.records.run        a method over a dataset, every prediction kept
-    analysis, experiments   tables and figures; what single notebooks need
+    runs.records.run        a method over a dataset, every prediction kept; analysis makes tables and figures of them
 
-README.md begins with one image by hand. What training needs comes from `apm.ttt` and `apm.model` at the first use: `import apm` alone
-loads no torch.
+README.md begins with one image by hand. Names come from their modules at the first use: `import apm` alone loads no torch.
 """
 
 import importlib
