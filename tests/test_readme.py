@@ -68,6 +68,18 @@ def test_the_excerpt_of_the_bench_is_the_committed_measurement():
     ]
 
 
+def test_the_first_example_prints_what_stands_below_it(capsys):
+    ((example, output),) = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, flags=re.S)
+    number = re.compile(r"\d(?:\.\d)?e[+-]\d+")
+    names: dict = {}
+    exec(example, names)
+    said = capsys.readouterr().out
+    assert number.sub("#", said) == number.sub("#", output)
+    losses = [[float(n) for n in number.findall(text)] for text in (said, output)]
+    np.testing.assert_allclose(np.log10(losses[0]), np.log10(losses[1]), atol=0.5)  # another machine rounds otherwise
+    assert names["result"].losses.shape == (1, 51)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_file_it_links_and_every_make_target_it_names_exists(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", PAGES[page]):

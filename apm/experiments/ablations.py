@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -31,6 +32,7 @@ from apm.experiments.other_students import OneSampleStudent
 from apm.model import APMConfig, count_parameters
 from apm.project import profiles
 from apm.project.identity import code_of, code_version
+from apm.project.progress import progress
 from apm.runs import records
 from apm.teachers import Teacher
 from apm.ttt import TTTConfig
@@ -65,11 +67,12 @@ class Ablation:
         check_fields(self.training, TTTConfig, "training")
 
 
-def load(profile: str, file: str) -> list[Ablation]:
-    """The lines of profiles/<profile>/<file>. Raises as `apm.project.profiles.load_lines` and `parse`, naming the file."""
+def load(profile: str, file: str, base: str | None = None) -> list[Ablation]:
+    """The lines of profiles/<profile>/<file>; with APM_LINES (make: LINES=...) only those of this part or name, the base, and what
+    they are compared with. Raises as `apm.project.profiles.load_lines`, `parse` and `selected`, naming the file."""
     lines = profiles.load_lines(profile, file)
     try:
-        return parse(lines)
+        return selected(parse(lines), os.environ.get("APM_LINES", ""), base)
     except ValueError as error:
         raise ValueError(f"profiles/{profile}/{file}: {error}") from error
 
@@ -93,6 +96,18 @@ def parse(lines: Sequence[Mapping[str, Any]]) -> list[Ablation]:
         except ValueError as error:
             raise ValueError(f"ablation {number} ({line.get('name', 'without name')}): {error}") from None
     return parsed
+
+
+def selected(lines: Sequence[Ablation], wanted: str, base: str | None = None) -> list[Ablation]:
+    """The lines of a part or name, the base, and those that they are compared with; all for "". Raises ValueError for an unknown one."""
+    chosen = {line.name for line in lines if wanted in ("", line.part, line.name)}
+    if not chosen:
+        raise project.unknown("part or line", wanted, dict.fromkeys(said for x in lines for said in (x.part, x.name)))
+    more = {base} if base else set()
+    while not more <= chosen:  # a line may be compared with one that is compared with a third
+        chosen |= more
+        more = {line.against for line in lines if line.name in chosen and line.against}
+    return [line for line in lines if line.name in chosen]
 
 
 def method(
@@ -126,7 +141,8 @@ def run(
     training: Mapping[str, Any] | None = None,
     on_error: str = "raise",
 ) -> pd.DataFrame:
-    """Records of all lines over all seeds; lines with equal settings and images run once. on_error: as of `apm.runs.records.run`.
+    """Records of all lines over all seeds; lines with equal settings and images run once, the last of the list, where new ones are
+    added, first. on_error: as of `apm.runs.records.run`.
 
     Further columns: part, variant, parameters, against (the line that it names), same_as (an earlier line that is the same run), "" for
     none. Raises ValueError for fewer than 3 seeds, `samples` out of range and as `method`, before it runs.
@@ -139,19 +155,20 @@ def run(
     for line in lines:
         made, data = method(line, teacher, student, training), own.get(line.dataset or "", dataset)
         n, least = line.samples or min(len(dataset), len(data)), stats.MINIMUM_SAMPLES
-        if not least <= n <= len(data):
-            allowed = f"{least} (for an interval) to {len(data)}"
-            raise ValueError(f"ablation {line.name!r}: samples must be {allowed}, found {n}")
-        chosen.append((line, made, data if n == len(data) else data.subset(n, seed=0)))
+        if min(n, len(data)) < least:
+            raise ValueError(
+                f"ablation {line.name!r}: samples must be at least {least} (for an interval), found {min(n, len(data))}"
+            )
+        chosen.append((line, made, data.take(n)))
     options: dict[str, Any] = {"folder": folder, "teacher_method": methods.ZeroShot(teacher), "on_error": on_error}
-    done: dict[str, tuple[str, pd.DataFrame]] = {}
-    frames = []
-    for line, made, data in chosen:
-        key = project.sha256_of([made.settings(), data.fingerprint, data.indices.tolist()])
+    keys = [project.sha256_of([made.settings(), data.fingerprint, data.indices.tolist()]) for _, made, data in chosen]
+    done: dict[str, pd.DataFrame] = {}
+    for key, (_, made, data) in progress([*zip(keys, chosen, strict=True)][::-1], desc="ablations", unit="line"):
         if key not in done:
-            runs = [records.run(made, data, seed=seed, **options) for seed in seeds]
-            done[key] = line.name, pd.concat(runs, ignore_index=True)
-        first, found = done[key]
+            done[key] = pd.concat([records.run(made, data, seed=seed, **options) for seed in seeds], ignore_index=True)
+    frames = []
+    for key, (line, made, _) in zip(keys, chosen, strict=True):
+        first, found = chosen[keys.index(key)][0].name, done[key]
         parameters = made.parameters() if isinstance(made, OneSampleStudent) else count_parameters(made.config.trained)
         said = {"part": line.part, "variant": line.name, "against": line.against or ""}
         frames.append(found.assign(parameters=parameters, same_as="" if first == line.name else first, **said))

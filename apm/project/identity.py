@@ -2,7 +2,7 @@
 
 Code is hashed, so that a researcher who edits a method and runs again is never shown the predictions of the code before: the definitions
 of a few modules, each by its name and wherever it stands. Comments, docstrings, layout, imports, annotations, messages of errors and
-warnings, and the file or the order in which definitions stand, change nothing.
+warnings, and the file or the order in which definitions stand, change nothing; nor does `__repr__`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ class _Essence(ast.NodeTransformer):
         error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
         return ast.Raise(error, None)
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST | None:
+        if node.name == "__repr__":  # what a thing says of itself
+            return None
         node.returns = None
         return self.generic_visit(node)
 

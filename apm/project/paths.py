@@ -23,6 +23,7 @@ import yaml
 
 Kept = TypeVar("Kept")
 SEAL = 64  # bytes of a digest, the last of a sealed file
+LISTED = 40  # names that an error lists whole
 CACHE = f"data{os.sep}cache{os.sep}"  # of a path in a profile: `cache_dir`, wherever that is
 
 
@@ -226,11 +227,14 @@ def sha256_file(path: Path | str) -> str:
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
-    """A ValueError to raise: what is unknown, what is known, and what was probably meant."""
+    """A ValueError to raise: what is unknown, what is known (of many names those like it), and what was probably meant."""
     names = list(known)
-    near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"unknown {kind} {name!r}. Known: {', '.join(names) or 'none'}.{hint}")
+    folded = {each.casefold(): each for each in reversed(names)}
+    near = [folded[each] for each in difflib.get_close_matches(str(name).casefold(), folded, n=10, cutoff=0.4)]
+    close = difflib.get_close_matches(str(name).casefold(), folded, n=1)
+    hint = f" Did you mean {folded[close[0]]!r}?" if close else ""
+    listed = names if len(names) <= LISTED or not near else [*near, f"... ({len(names)} in all)"]
+    return ValueError(f"unknown {kind} {name!r}. Known: {', '.join(listed) or 'none'}.{hint}")
 
 
 def among(kind: str, names: Iterable[object], known: Iterable[object]) -> None:

@@ -62,7 +62,7 @@ def package(project: Path, notebook) -> Path:
 @pytest.fixture
 def clone(package: Path, monkeypatch) -> Path:
     """The project with our Makefile and apm, notebooks of one cell, and an environment that is this one."""
-    outside = "APM_ROOT APM_RESULTS APM_RUN APM_CACHE DATA PARTIAL MAKEFLAGS MFLAGS MAKELEVEL PROFILE ONLY ENV"
+    outside = "APM_ROOT APM_RESULTS APM_RUN APM_CACHE DATA PARTIAL MAKEFLAGS MFLAGS MAKELEVEL PROFILE ONLY LINES APM_LINES ENV"
     for name in outside.split():
         monkeypatch.delenv(name, raising=False)
     for name in ("Makefile", "requirements.lock", "environment.yml", "pyproject.toml"):

@@ -31,6 +31,8 @@ def test_code_version_ignores_comments_docstrings_and_layout(tmp_path):
     plain = version('"""A."""\n\n\ndef f(x):\n    """B."""\n    return x + 1\n')
     assert version('"""Another."""\ndef f( x ):\n    # why\n\n    return (x + 1)\n') == plain
     assert version("def f(x):\n    return x + 2\n") != plain
+    told = [version(f"class A:\n    n = 1\n\n    def __repr__(self):\n        return {text!r}\n") for text in "ab"]
+    assert told == [version("class A:\n    n = 1\n")] * 2
     assert version("def f(x):\n    y = 'text'\n    return x + 1\n") != plain
     with pytest.raises(FileNotFoundError, match=r"no file .*gone\.py of gone"):
         code_version(("gone",), tmp_path)

@@ -48,7 +48,7 @@ def test_a_copied_profile_without_a_key_is_refused_not_run_with_the_values_of_mi
         profiles.load("mine", "00_quickstart")
 
 
-@pytest.mark.parametrize("profile", ["mini", "cifar10", "paper"])
+@pytest.mark.parametrize("profile", ["mini", "cifar10", "paper", "template"])
 def test_the_profiles_give_every_parameter(profile: str) -> None:
     for notebook in profiles.runs(profile):
         known = set(profiles.notebook_parameters(profiles.notebook_path(notebook)))

@@ -100,6 +100,10 @@ def test_what_cannot_be_hashed_stably_is_refused() -> None:
 def test_unknown_names_list_the_known_and_the_near_one() -> None:
     error = project.unknown("corruption", "fogg", ["fog", "snow"])
     assert str(error) == "unknown corruption 'fogg'. Known: fog, snow. Did you mean 'fog'?"
+    many = [f"ViT-{size}-{patch}" for size in "BLHSTG" for patch in range(8, 40)]
+    error = project.unknown("model", "vit-b-32", ["mini", *many])
+    assert str(error).endswith("... (193 in all). Did you mean 'ViT-B-32'?")
+    assert len(str(error)) < 200
 
 
 @pytest.mark.parametrize(

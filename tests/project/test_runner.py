@@ -287,7 +287,26 @@ def test_make_refuses_unknown_names_with_the_known_ones(clone: Path, make) -> No
     assert (shown.returncode, shown.stdout) == (0, "profile mini needs no downloaded set\n")
 
 
+def test_a_look_goes_beside_the_results_and_lab_passes_its_options(tmp_path: Path) -> None:
+    def asked(*arguments: str, **more: str) -> str:
+        own = {"PATH": os.environ["PATH"], **more}
+        command = ["make", "-n", "-o", ".make/venv", "ENV=venv", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=own).stdout
+
+    assert "APM_RESULTS=results/by-hand" in asked("quickstart")
+    assert re.search(
+        r"APM_RESULTS=results/by-hand .*run --profile mini 05_ablations$", asked("reproduce", "LINES=mine"), re.M
+    )
+    assert "by-hand" not in asked("verify", LINES="24")  # a terminal's
+    lab = asked("lab", "LAB=--port 8890 --no-browser")
+    assert lab.rstrip().endswith("--LabApp.default_url=/lab/tree/notebooks --port 8890 --no-browser")
+    if os.geteuid() == 0:
+        assert "root in a container" in asked("lab", container="docker")
+
+
 def test_make_help_names_every_documented_target() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in ("env", "reproduce", "test", "bench", "lab", "report", "lint", "types", "lock"):
         assert re.search(rf"^  {target} ", done.stdout, flags=re.M)
+    settings = "PROFILE ONLY LINES DATA WORKERS SCHEDULER APM_RESULTS APM_CACHE ENV LAB"
+    assert re.findall(r"^  ([A-Z_]+)=\S+ +\S", done.stdout, flags=re.M) == settings.split()
