@@ -30,7 +30,7 @@ from apm.data import Dataset, prompts
 from apm.lockstep import caller_free
 from apm.methods.method import Method, Predictions, WithViews, create, outcome, register
 from apm.methods.views import confident, encoded, kept
-from apm.project import cache_dir, data_dir, sha256_of
+from apm.project import cache_dir, data_dir, locked, sha256_of
 from apm.project.identity import code_version
 from apm.project.progress import progress
 from apm.teachers import Teacher, features_at, save
@@ -224,24 +224,30 @@ class CoOp(Method):
 
     def _learn(self, split: Dataset) -> Tensor:
         """The vectors on the CPU: from the file in the cache, which is made where there is none."""
-        teacher = self.teacher
         key = sha256_of({**self.settings(), "data": split.fingerprint, "code": code_version(self.modules)})
         file = cache_dir() / "prompts" / f"coop-{key[:24]}.safetensors"
-        if (known := kept_file(file)) is None:
-            chosen = few_shots(split.labels, self.shots, self.draw)
-            own = Prompts(teacher, split.classnames, self.context)
-            start = own.start
-            if isinstance(self.context, int):
-                drawn = torch.randn(start.shape, generator=torch.Generator().manual_seed(self.draw))
-                start = CONTEXT_STD * drawn.to(start.device)
-            seen = encoded(teacher, split, chosen, self.epochs + 1, seed=self.draw, flip=self.flip, bicubic=True)
-            units = F.normalize(seen.features[:, 1:], dim=-1).transpose(0, 1)  # (epochs, n, D)
-            labels = torch.as_tensor(split.labels[chosen]).to(teacher.device)
-            options = {"epochs": self.epochs, "rate": self.rate, "seed": self.draw}
-            learned = learn(own, start, units, labels, teacher.logit_scale, **options)  # type: ignore[arg-type]
-            known = {"context": learned.cpu().contiguous()}
-            save(known, file, {})
+        # 01, 02 and 03 ask for the same vectors, perhaps at once
+        with locked(file.with_name(f".{file.stem}.lock.tmp")):
+            if (known := kept_file(file)) is None:
+                known = {"context": self._train(split)}
+                save(known, file, {})
         return known["context"]
+
+    def _train(self, split: Dataset) -> Tensor:
+        """The vectors, learned from `shots` images of every class."""
+        teacher = self.teacher
+        chosen = few_shots(split.labels, self.shots, self.draw)
+        own = Prompts(teacher, split.classnames, self.context)
+        start = own.start
+        if isinstance(self.context, int):
+            drawn = torch.randn(start.shape, generator=torch.Generator().manual_seed(self.draw))
+            start = CONTEXT_STD * drawn.to(start.device)
+        seen = encoded(teacher, split, chosen, self.epochs + 1, seed=self.draw, flip=self.flip, bicubic=True)
+        units = F.normalize(seen.features[:, 1:], dim=-1).transpose(0, 1)  # (epochs, n, D)
+        labels = torch.as_tensor(split.labels[chosen]).to(teacher.device)
+        options = {"epochs": self.epochs, "rate": self.rate, "seed": self.draw}
+        learned = learn(own, start, units, labels, teacher.logit_scale, **options)  # type: ignore[arg-type]
+        return learned.cpu().contiguous()
 
     @caller_free()
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
