@@ -2,6 +2,7 @@
 
     load("digits-test")            handwritten digits, the held-out half (scikit-learn, real scans)
     load("printed-digits")         digits in matplotlib's bundled fonts: the natural shift of profile `mini`
+    load("imagenet-sample")        20 labelled photographs that a package carries (`samples`)
     load("cifar10-grey")           another rendition of CIFAR-10's test images (`derived`)
     load("imagenet-a", root=DATA)  a published benchmark, read from disk (`published_sets`, `layouts`)
     load("folder:/data/imagenet")  any tree with one folder of images per class
@@ -16,7 +17,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from apm.data import derived, digits, files, layouts, published_sets
+from apm.data import derived, digits, files, layouts, published_sets, samples
 from apm.data.dataset import Dataset, Lazy, UnreadableImage, fingerprint
 from apm.data.files import photograph, read_image
 from apm.project import data_dir, unknown
@@ -38,7 +39,7 @@ def register(name: str) -> Callable[[Callable[..., Dataset]], Callable[..., Data
 
 def names() -> list[str]:
     """Names that `load` knows, besides "folder:PATH"."""
-    return sorted([*OWN, *digits.SETS, *derived.names(), *published_sets.names()])
+    return sorted([*OWN, *digits.SETS, *samples.SETS, *derived.names(), *published_sets.names()])
 
 
 def load(name: str, *, root: str | Path | None = None, seed: int = 0, partial: bool = False) -> Dataset:
@@ -56,6 +57,8 @@ def load(name: str, *, root: str | Path | None = None, seed: int = 0, partial: b
         return OWN[name](root=base, seed=seed)
     if name in digits.SETS:
         return digits.SETS[name](seed)
+    if name in samples.SETS:
+        return samples.load(name)
     if name in derived.names():
         return derived.load(name, base, seed=seed, partial=partial)
     if name.split("/")[0] in published_sets.SETS:
