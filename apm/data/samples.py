@@ -36,7 +36,8 @@ def load(name: str) -> Dataset:
     spec = find_spec("foolbox")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
-            f"dataset {name}: its images come with the package foolbox, which is not installed: pip install foolbox", name="foolbox"
+            f"dataset {name}: its images come with the package foolbox, which is not installed: pip install foolbox",
+            name="foolbox",
         )
     files = sorted((Path(spec.origin).parent / "data").glob(f"{start}_*"))
     images = [read_image(file) for file in files]

@@ -66,7 +66,11 @@ class Prompts:
         tower = getattr(teacher.model, "text", teacher.model)
         embedding, tokenizer = getattr(tower, "token_embedding", None), teacher.tokenizer
         if not isinstance(embedding, nn.Embedding) or not isinstance(tokenizer, open_clip.tokenizer.SimpleTokenizer):
-            found = f"{type(tower).__name__} with {type(tokenizer).__name__}" if tokenizer else "a network that reads no texts"
+            found = (
+                f"{type(tower).__name__} with {type(tokenizer).__name__}"
+                if tokenizer
+                else "a network that reads no texts"
+            )
             raise ValueError(
                 f"teacher {teacher.name} has no words that could be tuned: expected CLIP's own text transformer and tokenizer, found "
                 f"{found}; leave tpt and coop out of `baselines` for this teacher"

@@ -33,9 +33,16 @@ class _Lines:
 
 
 def progress(
-    iterable: Iterable[Any] | None = None, *, total: int | None = None, desc: str = "", unit: str = "image"
+    iterable: Iterable[Any] | None = None,
+    *,
+    total: int | None = None,
+    desc: str = "",
+    unit: str = "image",
+    **options: Any,
 ) -> tqdm:
-    """A progress bar: `for x in progress(xs, desc=...)`, or `with progress(total=n, desc=...) as bar: bar.update(k)`."""
+    """A progress bar: `for x in progress(xs, desc=...)`, or `with progress(total=n, desc=...) as bar: bar.update(k)`.
+
+    options: others of tqdm."""
     stream = _stream()
     terminal = stream is not None and stream.isatty()
     return tqdm(
@@ -54,6 +61,7 @@ def progress(
         miniters=0 if terminal else 1,
         delay=0 if terminal else LOG_EVERY,
         smoothing=0.1 if terminal else 0,
+        **options,
     )
 
 

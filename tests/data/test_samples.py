@@ -9,7 +9,10 @@ from apm import data
 from apm.data import corruptions, samples
 
 
-@pytest.mark.parametrize(("name", "side", "classes"), [("imagenet-sample", 224, 1000), ("cifar10-sample", 32, 10), ("cifar100-sample", 32, 100)])
+@pytest.mark.parametrize(
+    ("name", "side", "classes"),
+    [("imagenet-sample", 224, 1000), ("cifar10-sample", 32, 10), ("cifar100-sample", 32, 100)],
+)
 def test_a_sample_has_twenty_labelled_images_a_licence_and_a_fingerprint(name, side, classes):
     found = data.load(name)
     assert np.asarray(found.images).shape == (20, side, side, 3)
