@@ -10,13 +10,20 @@ ONLY ?=
 DATA ?=
 APM_RESULTS ?=
 export DATA APM_RESULTS
-RESULTS := $(or $(APM_RESULTS),results)
 # conda, mamba or micromamba makes the environment where there is one; ENV=venv asks for a virtual environment instead.
 CONDA := $(if $(filter venv,$(ENV)),,$(firstword $(foreach c,micromamba mamba conda,$(shell command -v $(c) 2>/dev/null))))
 BIN := $(if $(CONDA),.conda/bin,.venv/bin)
 PYTHON := $(BIN)/python
+APM := $(PYTHON) -P -m apm# no file that lies here is taken for a library
 ENVIRONMENT := .make/$(if $(CONDA),conda,venv)
-PYTHON3 ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python,$(shell $(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && command -v $(p))))
+# what is run and installed here follows this file, whatever the shell and pip are set to; `make lab` keeps what its user has
+ifneq ($(MAKECMDGOALS),lab)
+unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONOPTIMIZE PYTHONWARNINGS BASH_ENV
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_CONSTRAINT PIP_REQUIRE_HASHES PIP_REQUIRE_VIRTUALENV UV_CONSTRAINT UV_OVERRIDE
+export PYTHONNOUSERSITE := 1
+export PIP_USER := 0
+endif
+PYTHON3 ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python,$(shell $(p) -E -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && command -v $(p))))
 UV := $(shell sed -n 's/^\(uv==[0-9.]*\).*/\1/p' requirements.lock)
 # executed notebooks that `make test` runs again, comparing the outputs of their checked cells and all of their numbers; 01, 02
 # and 05 take longest without records: tests recompute a slice of 02 and the numbers of 05
@@ -27,9 +34,11 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-PROFILES := $(patsubst profiles/%/common.yaml,%,$(wildcard profiles/*/common.yaml))
-ifeq ($(filter $(PROFILE),$(PROFILES)),)
-$(error unknown profile '$(PROFILE)'. Known: $(PROFILES))
+PROFILES := $(patsubst profiles/%/common.yaml,%,$(filter profiles/%/common.yaml,$(wildcard profiles/*/common.yaml)))
+override PROFILE := $(strip $(PROFILE))
+# equal as text: one word, and no pattern
+ifeq ($(strip $(foreach p,$(PROFILES),$(and $(findstring =$(p)=,=$(PROFILE)=),$(findstring =$(PROFILE)=,=$(p)=)))),)
+$(error unknown profile '$(PROFILE)'. Known, one at a time: $(PROFILES))
 endif
 
 .PHONY: help
@@ -42,7 +51,9 @@ help: ## this list
 .PHONY: env
 env: $(ENVIRONMENT) ## the environment: conda where present, else .venv with the lock file
 
-$(ENVIRONMENT): requirements.lock environment.yml pyproject.toml
+# an environment that is gone, or was made for a clone elsewhere, is made again
+HERE := import os, sys, apm; sys.exit(not os.path.samefile(os.path.dirname(apm.__path__[0]), os.getcwd()))
+$(ENVIRONMENT): requirements.lock environment.yml pyproject.toml $(shell env -u PYTHONPATH -u PYTHONHOME $(PYTHON) -P -c '$(HERE)' 2>/dev/null || echo FORCE)
 	@mkdir -p .make
 ifneq ($(CONDA),)
 	@if [ -x $(PYTHON) ]; then $(CONDA) env update --prefix $(CURDIR)/.conda --file environment.yml; \
@@ -52,10 +63,11 @@ ifneq ($(CONDA),)
 else
 	@if [ -z "$(PYTHON3)" ]; then echo "no Python 3.11, 3.12 or 3.13 found on PATH: install one, or name it: make env PYTHON3=/path/to/python3" >&2; exit 2; fi
 	@echo "environment: .venv from requirements.lock ($$($(PYTHON3) --version))"
-	@$(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON3) -m venv --clear .venv || { echo "python3 -m venv failed: install your system's package for it, such as python3-venv" >&2; exit 2; }
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m ensurepip >/dev/null 2>&1 || { [ ! -L .venv ] && $(PYTHON3) -m venv --clear .venv; } || \
+	{ echo "no .venv: install your system's package for python3 -m venv, such as python3-venv; a link of that name must lead to an environment" >&2; exit 2; }
 	@$(PYTHON) -m pip install --quiet $(UV) 2>&1 | { grep -v 'is ignored' || true; }
-	@$(BIN)/uv pip install --quiet --python $(PYTHON) --compile-bytecode --requirement requirements.lock
-	@$(BIN)/uv pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation --editable .
+	@$(PYTHON) -m uv pip install --quiet --python $(PYTHON) --compile-bytecode --requirement requirements.lock
+	@$(PYTHON) -m uv pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation --editable .
 endif
 	@touch $@
 
@@ -64,20 +76,22 @@ LOCKED := notebooks cluster dev
 
 .PHONY: lock
 lock: $(ENVIRONMENT) ## remake requirements.lock from pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
+	$(PYTHON) -m uv pip compile --quiet --universal --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command "make lock" --python-version 3.11 $(LOCKED:%=--extra %) --output-file requirements.lock pyproject.toml
 
 # --------------------------------------------------------------------------------------------------------- notebooks
 
 WANTS_NOTEBOOKS := $(filter reproduce report,$(MAKECMDGOALS))
+RULES := .make/$(PROFILE)/rules.mk
 ifneq ($(WANTS_NOTEBOOKS),)
-include .make/$(PROFILE)/rules.mk
+$(if $(MAKE_RESTARTS),,$(shell rm -f $(RULES)))
+include $(RULES)
 endif
 
 # at every start: which notebooks the profile has and which results are stale, by contents (see apm/project/depends.py)
-.make/$(PROFILE)/rules.mk: FORCE | $(ENVIRONMENT)
+$(RULES): | $(ENVIRONMENT)
 	@mkdir -p $(@D)
-	@$(PYTHON) -m apm.project.depends $(PROFILE) > $@.$$$$; if cmp -s $@.$$$$ $@; then rm $@.$$$$; else mv $@.$$$$ $@; fi
+	@$(APM).project.depends $(PROFILE) > $@.$$$$ && mv $@.$$$$ $@ || { rm -f $@.$$$$; exit 2; }
 
 .PHONY: FORCE
 FORCE:
@@ -92,26 +106,27 @@ endif
 
 .PHONY: reproduce
 reproduce: $(foreach n,$(or $(ONLY),$(NOTEBOOKS)),.make/$(PROFILE)/$(n).done) ## environment, every notebook of the profile, report
-	@echo "up to date: $(RESULTS)/$(PROFILE)/notebooks, tables, figures; the page to read: $(RESULTS)/$(PROFILE)/report.html"
-	@$(if $(ONLY),,$(PYTHON) -m apm.analysis.verify --profile $(PROFILE) --line)
+	@folder="$${APM_RESULTS:-results}/$(PROFILE)"; [ ! -f "$$folder/report.html" ] || page="; the page to read: $$folder/report.html"; \
+	echo "up to date: $$folder/notebooks, tables, figures$${page:-}"
+	@$(if $(ONLY),,$(APM).analysis.verify --profile $(PROFILE) || true)
 
 .PHONY: verify
 verify: $(ENVIRONMENT) ## every number of PROFILE's results against the expected ones in data/expected
-	@$(PYTHON) -m apm.analysis.verify --profile $(PROFILE)
+	@$(APM).analysis.verify --profile $(PROFILE)
 
 .PHONY: accept
 accept: $(ENVIRONMENT) ## make the present numbers of PROFILE the expected ones, and show what changes
-	@$(PYTHON) -m apm.analysis.verify --profile $(PROFILE) --accept
+	@$(APM).analysis.verify --profile $(PROFILE) --accept
 
 .PHONY: report
 report: .make/$(PROFILE)/99_report.done ## the report page, and what it needs
 
 .make/$(PROFILE)/%.done: | $(ENVIRONMENT)
-	@$(PYTHON) -m apm.project.run --profile $(PROFILE) --stamp $@ $*
+	@$(APM).project.run --profile $(PROFILE) --stamp $@ $*
 
 .PHONY: lab
 lab: $(ENVIRONMENT) ## JupyterLab on the notebooks, for this machine only and with Jupyter's token
-	$(BIN)/jupyter lab --ip 127.0.0.1 notebooks
+	$(PYTHON) -m jupyter lab --ip 127.0.0.1 notebooks
 
 # ------------------------------------------------------------------------------------------------- tests and checks
 
@@ -120,19 +135,21 @@ test: $(ENVIRONMENT) ## unit and property tests, the executed notebooks under nb
 	@# one process per core with one thread each: threads that wait for each other's cores cost more than they bring
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests -n auto --dist loadfile
 	@# under nbval: in a results folder of their own, with the records that exist
-	results=$$(mktemp -d); trap 'rm -rf "$$results"' EXIT; mkdir -p $$results/mini; \
-	[ ! -d results/mini/records ] || ln -s "$$PWD/results/mini/records" $$results/mini/records; \
-	APM_RESULTS=$$results $(PYTHON) -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider $(NBVAL:%=results/mini/notebooks/%.ipynb); \
-	APM_RESULTS=$$results $(PYTHON) -m apm.analysis.verify --made
+	rm -rf .make/nbval; mkdir -p .make/nbval/mini .make/nbval/ipython
+	[ ! -d results/mini/records ] || ln -s "$$PWD/results/mini/records" .make/nbval/mini/records
+	export APM_RUN=1 APM_RESULTS=.make/nbval IPYTHONDIR="$$PWD/.make/nbval/ipython" MATPLOTLIBRC=/dev/null; \
+	$(PYTHON) -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider $(NBVAL:%=results/mini/notebooks/%.ipynb); \
+	$(APM).analysis.verify --made
+	rm -rf .make/nbval
 
 .PHONY: lint
 lint: $(ENVIRONMENT) ## ruff: lint and format, notebooks included
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
 
 .PHONY: types
 types: $(ENVIRONMENT) ## mypy on apm/
-	$(BIN)/mypy
+	$(PYTHON) -m mypy
 
 .PHONY: rehearse
 rehearse: $(ENVIRONMENT) ## profile paper from end to end on small trees with random teachers: no data, no weights
@@ -144,15 +161,15 @@ bench: $(ENVIRONMENT) ## speed as ratios in one run, into results/bench/
 
 .PHONY: data
 data: $(ENVIRONMENT) ## what torchvision can download of PROFILE's sets, into DATA=folder; mini needs none
-	@$(PYTHON) -m apm.data.check --profile $(PROFILE) --download
+	@$(APM).data.check --profile $(PROFILE) --download
 
 .PHONY: check-data
 check-data: $(ENVIRONMENT) ## which of PROFILE's datasets are in DATA=folder: found, missing, wrong
-	@$(PYTHON) -m apm.data.check --profile $(PROFILE)
+	@$(APM).data.check --profile $(PROFILE)
 
 .PHONY: teacher
 teacher: $(ENVIRONMENT) ## train the teacher of PROFILE anew, as its teacher.yaml says, and compare it with the shipped one
-	@$(PYTHON) -m apm.teachers.shipped $(PROFILE)
+	@$(APM).teachers.train --profile $(PROFILE)
 
 # ----------------------------------------------------------------------------------------------------------- cleaning
 
@@ -162,5 +179,5 @@ clean: ## forget what was run (stamps, test caches); keeps environment, records 
 	find apm tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: clean-records
-clean-records: ## delete the records of PROFILE and all cached teachers and features: the next run computes anew
-	rm -rf "$(RESULTS)/$(PROFILE)/records" data/cache .make/$(PROFILE)
+clean-records: $(ENVIRONMENT) ## delete the records of PROFILE and all cached teachers and features (APM_CACHE): the next run computes anew
+	@$(APM).project.clean $(PROFILE)

@@ -1,23 +1,15 @@
 """The Asynchronous Perception Machine (APM): one image, one trigger column, a grid of location-aware columns.
 
-The network of Modi & Rawat (NeurIPS 2024, section 3), as plain functions over a dictionary of parameters:
+The network of Modi & Rawat (NeurIPS 2024, section 3), as functions of a dictionary of parameters (`parameter_shapes`), of one
+student or of N stacked ones (leading axis N, weight set k belongs to image k); `APM` is the nn.Module of one:
 
     image --conv--> trigger column T --unfold--> q[i, j] = concat(T, P[i, j]) --shared MLP--> f[i, j] --fold--> feature
 
-Every function works on **one** set of weights (parameters as in `parameter_shapes`) and on **N stacked** sets
-(each parameter with a leading axis N, weight set k belongs to image k); test-time training uses the second form to
-train many students in lockstep. `APM` wraps the first form in an `nn.Module`.
+Exact identities make it cheap (tests/plain.py does without): the 2-D code P is separable, so the first layer on concat(T, P) takes
+h + w + 1 products instead of h * w; head and value projection are linear, so they follow the pooling; the key projection of a fold
+with one learned query is folded into the query.
 
-Three exact identities keep the evaluation cheap without changing the result (tests/plain.py has the formulation
-without them, and the tests hold the two together):
-
-* the first layer on `concat(T, P)` splits into a product with T, one per grid row and one per grid column, because the
-  2-D code P is separable: h + w + 1 products instead of h * w;
-* folding is linear in the activations before the head, so the head and the value projection are applied to the pooled
-  activations (one vector, or one per attention head) instead of to all h * w locations;
-* the key projection of a fold with one learned query is folded into the query, once per head.
-
-Shapes in comments: N images, h x w grid, L = h * w locations (or fewer, for a subset), D teacher width.
+Shapes: N images, h x w grid, L = h * w locations (or fewer, for a subset), D teacher width.
 """
 
 from __future__ import annotations
@@ -41,10 +33,7 @@ Parameters = Mapping[str, Tensor]
 @checked
 @dataclass(frozen=True)
 class APMConfig:
-    """Settings of the network. Defaults are the preset ``mini``; see `PRESETS` for the published sizes.
-
-    Raises ValueError on construction for values of another type than their field's and where the settings contradict each other.
-    """
+    """Settings of the network; ValueError for wrong types and contradictions. Defaults: the preset ``mini``."""
 
     grid: tuple[int, int] = (8, 8)  # h, w: number of columns
     patch: int = 4  # p: side of a patch in pixels; the image is h*p x w*p
@@ -63,9 +52,7 @@ class APMConfig:
     def __post_init__(self) -> None:
         h, w = self.grid
         if min(h, w, self.patch, self.kernels, self.width, *self.hidden) < 1 or not self.hidden:
-            raise ValueError(
-                f"grid {self.grid}, patch {self.patch}, kernels {self.kernels}, width {self.width} and hidden {self.hidden} must all be positive"
-            )
+            raise ValueError(f"grid, patch, kernels, width and hidden must all be positive, found {self}")
         if self.column not in ("conv", "tokens"):
             raise ValueError(f"unknown column {self.column!r}. Known: conv, tokens")
         if self.column == "tokens" and not self.token_width:
@@ -74,11 +61,11 @@ class APMConfig:
             raise ValueError(f"unknown fold {self.fold!r}. Known: mean, attention")
         if self.positions % 4:
             raise ValueError(
-                f"position_width must be divisible by 4 (sin and cos of x and of y), found {self.positions}: pass position_width"
+                f"position_width must be divisible by 4 (sin, cos of x, y), found {self.positions}: pass another"
             )
         if self.fold == "attention" and (self.width % self.heads or self.width % 4):
             raise ValueError(
-                f"an attention fold needs a width divisible by its {self.heads} heads and by 4, found width {self.width}"
+                f"attention needs a width divisible by its {self.heads} heads and by 4, found {self.width}"
             )
 
     @property
@@ -131,9 +118,6 @@ def preset(name: str, **changes: object) -> APMConfig:
     return replace(PRESETS[name], **changes)  # type: ignore[arg-type]
 
 
-# ---------------------------------------------------------------------------------------------- positional encoding
-
-
 def sinusoid(n: int, width: int, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
     """Fixed 1-D code (n, width), width even: sine and cosine interleaved, wavelengths from 2 pi to 10000 * 2 pi."""
     frequency = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(10000.0) / width))
@@ -166,9 +150,6 @@ def positional_encoding(
     h, w = grid
     px, py = position_codes(grid, width, dtype=dtype, device=device)
     return torch.cat([px.expand(h, w, -1), py[:, None].expand(h, w, -1)], dim=-1)
-
-
-# ---------------------------------------------------------------------------------------------------------- weights
 
 
 def parameter_shapes(config: APMConfig) -> dict[str, tuple[int, ...]]:
@@ -234,9 +215,6 @@ def _layer(parameters: Parameters, name: str, x: Tensor) -> Tensor:
     return _linear(x, parameters[f"{name}_weight"], parameters[f"{name}_bias"])
 
 
-# ------------------------------------------------------------------------------------------- drawn for one image alone
-
-
 def image_seed(seed: int, image: Tensor) -> int:
     """Seed of one image's weights, a hash of run seed and pixels: independent of the other images and of their order."""
     pixels = image.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
@@ -244,9 +222,8 @@ def image_seed(seed: int, image: Tensor) -> int:
 
 
 class CropFlip:
-    """Views of images (n, 3, H, W): random crops of 8 to 100 % of the area and 3/4 to 4/3 in aspect, enlarged to the full size,
-    mirrored every other time, as is usual in ImageNet training. Each image has its own stream of draws.
-    """
+    """Views of images (n, 3, H, W), each with its own stream of draws: crops of 8 to 100 % of the area and 3/4 to 4/3 in aspect,
+    enlarged to the full size, mirrored every other time."""
 
     def __init__(self, images: Tensor, seed: int) -> None:
         # the weights' draw has the image's seed itself
@@ -266,19 +243,13 @@ class CropFlip:
         return F.grid_sample(self.images, grid, align_corners=False, padding_mode="border")
 
 
-# --------------------------------------------------------------------------------------------- image -> column -> grid
-
-
 def patches(images: Tensor, config: APMConfig) -> Tensor:
-    """Cut images (N, 3, H, W) into the grid's patches (N, h*w, 3*p*p), row by row.
-
-    Raises ValueError when the images do not have the size that the grid needs.
-    """
+    """Cut images (N, 3, H, W) into the grid's patches (N, h*w, 3*p*p), row by row. Raises ValueError for another size."""
     h, w = config.grid
     if images.dim() != 4 or images.shape[1] != 3 or images.shape[2:] != torch.Size(config.image_size):
         raise ValueError(
-            f"images must have shape (N, 3, {config.image_size[0]}, {config.image_size[1]}): a grid of {h} x {w} columns "
-            f"with patches of {config.patch} px; found {tuple(images.shape)}. Resize the images or choose another grid or patch"
+            f"expected images (N, 3, {config.image_size[0]}, {config.image_size[1]}), {h} x {w} columns of {config.patch} px, "
+            f"found {tuple(images.shape)}: resize them or choose another grid or patch"
         )
     n, p = images.shape[0], config.patch
     blocks = images.reshape(n, 3, h, p, w, p).permute(0, 2, 4, 1, 3, 5)  # (N, h, w, 3, p, p)
@@ -294,16 +265,12 @@ class Percept:
 
 
 def perceive(parameters: Parameters, image_patches: Tensor, config: APMConfig, tokens: Tensor | None = None) -> Percept:
-    """Fold images, given as patches (N, L, 3*p*p), into their trigger column T.
-
-    tokens: (N, L, token_width), the teacher's routed tokens, for column="tokens". Raises ValueError when they are missing
-    or have another shape.
-    """
+    """Fold images, given as patches (N, L, 3*p*p), into their trigger column T; column="tokens" needs the teacher's routed tokens
+    (N, L, token_width), else ValueError."""
     local = image_patches if config.local_patch else None
     if config.column == "conv":
-        response = _layer(
-            parameters, "column", image_patches
-        )  # (N, L, kernels): one filter per kernel, stride p (section 3.2)
+        # (N, L, kernels): one filter per kernel, stride p (section 3.2)
+        response = _layer(parameters, "column", image_patches)
         return Percept(response.mT.reshape(image_patches.shape[0], config.column_width), local)
     expected = (image_patches.shape[0], config.locations, config.column_width)
     if tokens is None or tuple(tokens.shape) != expected:
@@ -315,7 +282,7 @@ def perceive(parameters: Parameters, image_patches: Tensor, config: APMConfig, t
 def unfold(percept: Percept, config: APMConfig, locations: Tensor | None = None, code: Tensor | None = None) -> Tensor:
     """The location-aware columns q (N, L, query_width) = concat(T, P[i, j](, I_xy)) (section 3.4).
 
-    locations: indices i*w + j of the columns wanted, in any order; default all. code: P (h*w, positions) where it exists already.
+    locations: indices i*w + j, in any order; default all. code: P (h*w, positions) where it exists already.
     """
     n = percept.column.shape[0]
     if code is None:
@@ -334,8 +301,7 @@ def unfold(percept: Percept, config: APMConfig, locations: Tensor | None = None,
 def shared_products(parameters: Parameters, percept: Percept, config: APMConfig) -> tuple[Tensor, Tensor]:
     """What all locations share of the first layer: its row part (N, h, hidden), with T and bias, and its column part (N, w, hidden).
 
-    W1 [T; Px[j]; Py[i]] + b = (W_T T + W_y Py[i] + b) + W_x Px[j], from one product with the 1 + h + w rows [T; 0; 0],
-    [0; 0; Py[i]], [0; Px[j]; 0]. Made once, it serves any number of chunks of locations.
+    W1 [T; Px[j]; Py[i]] + b = (W_T T + W_y Py[i] + b) + W_x Px[j], one product with the rows [T; 0; 0], [0; 0; Py[i]], [0; Px[j]; 0].
     """
     h, w = config.grid
     n = percept.column.shape[0]
@@ -362,10 +328,7 @@ def activations(
     locations: Tensor | None = None,
     shared: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """The shared MLP's last activations (N, L, hidden[-1]) at all locations or at the given ones, in the given order.
-
-    shared: `shared_products`, where they exist already.
-    """
+    """The shared MLP's last activations (N, L, hidden[-1]) at all or the given locations, in the given order; shared: `shared_products`."""
     # the first layer without making q: the shared products, and W_I I or W_T T where they differ from place to place
     row_part, col_part = shared_products(parameters, percept, config) if shared is None else shared
     if locations is None:
@@ -391,25 +354,15 @@ def head(parameters: Parameters, x: Tensor) -> Tensor:
 
 
 def rgb(
-    parameters: Parameters,
-    features: Tensor,
-    percept: Percept,
-    config: APMConfig,
-    locations: Tensor | None = None,
+    parameters: Parameters, features: Tensor, percept: Percept, config: APMConfig, locations: Tensor | None = None
 ) -> Tensor:
-    """RGB value of every column (N, L, 3) from concat(f, q), ReLU after each layer, the last included (released code).
-
-    Raises ValueError for a student without RGB head.
-    """
+    """RGB (N, L, 3) from concat(f, q), ReLU after each layer, the last included (released code). ValueError without RGB head."""
     if not config.rgb_head:
         raise ValueError("this student has no RGB head: build it with rgb_head=True")
     x = torch.cat([features, unfold(percept, config, locations)], dim=-1)
     for layer in range(len(config.rgb_hidden) + 1):
         x = F.relu(_layer(parameters, f"rgb{layer}", x))
     return x
-
-
-# ------------------------------------------------------------------------------------------------------------- fold
 
 
 def _fold_projections(parameters: Parameters, config: APMConfig) -> tuple[Tensor, Tensor, Tensor]:
@@ -436,8 +389,7 @@ def _attend(parameters: Parameters, pooled: Tensor, w_v: Tensor, b_v: Tensor, co
 def fold(parameters: Parameters, x: Tensor, config: APMConfig) -> Tensor:
     """Fold the whole grid's activations (N, h*w, hidden[-1]) into one feature (N, D), head included.
 
-    "mean": average over the grid (section 3.6). "attention": multi-head attention of one learned query over f + P_out
-    (released code). Both equal head-then-pool; the head is applied after pooling because it is linear.
+    "mean": over the grid (section 3.6). "attention": multi-head, of one learned query over f + P_out (released code).
     """
     if config.fold == "mean":
         return head(parameters, x.mean(dim=1, keepdim=True))[:, 0]
@@ -461,10 +413,9 @@ def output_code(config: APMConfig, like: Tensor) -> Tensor:
 
 
 class OnlineFold:
-    """Fold a stream of columns, any order, any subset, any chunks, in memory that does not grow with the grid.
+    """Fold a stream of columns, in any order and chunks, in memory that does not grow with the grid; `result()` at any time.
 
-    "mean" is the paper's running average (n f_avg + f_ij) / (n + 1) (section 3.6); "attention" accumulates its softmax
-    online. `result()` may be asked for at any time: it is the fold of the locations seen so far.
+    "mean": the paper's running average (n f_avg + f_ij) / (n + 1) (section 3.6); "attention": its softmax online.
     """
 
     def __init__(self, parameters: Parameters, config: APMConfig, code: Tensor | None = None) -> None:
@@ -510,9 +461,6 @@ class OnlineFold:
         return _attend(self.parameters, self.pooled / self.weight, self.w_v, self.b_v, self.config)
 
 
-# ------------------------------------------------------------------------------------------------------- one student
-
-
 class APM(nn.Module):
     """One student with its own weights: for a look inside, for asynchronous evaluation, and for dataset-scale training."""
 
@@ -524,8 +472,7 @@ class APM(nn.Module):
         std: float | None = 0.01,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """std: every parameter from N(0, std), the paper's test-time initialisation; None: PyTorch's default for linear
-        layers, uniform in +-1/sqrt(fan_in), for training over a dataset."""
+        """std: parameters from N(0, std), the paper's; None: PyTorch's default of linear layers, uniform in +-1/sqrt(fan_in)."""
         super().__init__()
         self.config = config
         # drawn in float32: the same student in any precision
@@ -541,7 +488,7 @@ class APM(nn.Module):
 
     @classmethod
     def from_parameters(cls, config: APMConfig, parameters: Parameters) -> APM:
-        """A student with given weights, for example one that `apm.ttt.adapt` has trained. Raises ValueError on other shapes."""
+        """A student with given weights, such as `apm.ttt.adapt` returns. Raises ValueError on other shapes."""
         expected = parameter_shapes(config)
         found = {name: tuple(value.shape) for name, value in parameters.items()}
         if wrong := {k: (expected[k], found.get(k)) for k in expected if found.get(k) != expected[k]}:
@@ -571,10 +518,7 @@ class APM(nn.Module):
     def stream(
         self, percept: Percept, order: Iterable[int] | None = None, chunk: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Evaluate columns asynchronously: yields (locations (l,), features (N, l, D)) with at most `chunk` locations at a time.
-
-        order: any permutation or subset of range(h * w); default row by row.
-        """
+        """Evaluate columns asynchronously: yields (locations (l,), features (N, l, D)), l <= chunk. order: of range(h * w) or some."""
         where = torch.as_tensor(
             list(range(self.config.locations) if order is None else order), device=percept.column.device
         )

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
-def own_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """No test writes into the repository's results."""
     monkeypatch.setenv("APM_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("APM_RUN", "1")  # as in a run of `apm.project.run`

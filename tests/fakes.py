@@ -1,6 +1,7 @@
-"""A teacher for tests: no training, no download."""
+"""A teacher and records for tests: no training, no download."""
 
 import numpy as np
+import pandas as pd
 import torch
 from open_clip.transform import PreprocessCfg
 
@@ -25,3 +26,18 @@ class FakeTeacher:
             [[i[a : a + 8, b : b + 8].mean((0, 1)) for a in (0, 8) for b in (0, 8)] for i in dataset.images]
         )
         return (quarters.reshape(len(quarters), 12) / 255 - 0.5).astype(np.float32)
+
+
+def damaged(content: bytes, how: str) -> bytes:
+    """What a disk may leave of a file: "zeros" in its place, "cut" in half, one bit "flipped", "nothing"."""
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    return {"zeros": bytes(len(content)), "cut": content[:middle], "flipped": flipped, "nothing": b""}[how]
+
+
+def records(prediction, **columns) -> pd.DataFrame:
+    """Records of images 0, 1, ..., of class 1 and without teacher or path unless the columns say otherwise."""
+    empty = pd.array([None] * len(prediction), dtype="Int32")
+    named = {"dataset": "digits-test", "corruption": "none", "severity": 0, "method": "APM", "seed": 0, "label": 1}
+    asked = {"teacher_prediction": empty, "minimum_loss_prediction": empty, "path": None}
+    return pd.DataFrame({"sample": np.arange(len(prediction)), **named, "prediction": prediction, **asked, **columns})

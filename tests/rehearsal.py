@@ -6,7 +6,6 @@ methods, prompts and the notebooks are its own. Every notebook runs; then every 
 must be there. The numbers mean nothing: all teachers are random.
 
     --folder DIR   work there and keep it (default: a temporary folder, removed at the end)
-    --only NAME    these notebooks only (the check of tables is then left out)
 """
 
 from __future__ import annotations
@@ -32,64 +31,13 @@ import trees  # noqa: E402
 
 PROFILE = "paper"
 STUDENT = {"preset": "mini", "fold": "mean"}
-SMALL = {"grid": [4, 4], "patch": 14, "hidden": [32, 16]}
-TEACHERS = {  # in the profile -> width of the small one
-    "ViT-B-16-quickgelu": 64,
-    "ViT-L-14-quickgelu": 48,
-    "ViT-H-14-quickgelu": 32,
-    "ViT-H-14-378-quickgelu": 16,
-}
+# in the profile -> width of the small one
+TEACHERS = {"ViT-B-16-quickgelu": 64, "ViT-L-14-quickgelu": 48, "ViT-H-14-quickgelu": 32, "ViT-H-14-378-quickgelu": 16}
 ITERATIONS = 4
 VIEWS = 10
-# what is smaller, per notebook; student, teacher, device and the lines of 05 are dealt with below
-OVERRIDES: dict[str, dict[str, Any]] = {
-    "00_quickstart": {"photo_student": SMALL, "training": {"iterations": 60}},
-    "01_natural_shifts": {},
-    "02_corruptions": {"samples": 10, "curve_samples": 10, "table10": {"samples": 10}},
-    "03_cross_dataset": {},
-    "04_compute": {
-        "timed_towers": ["ViT-B-16"],
-        "repeats": 1,
-        "timed_iterations": 2,
-        "threads": 2,
-        "chunks": [1, 512, 1024],
-    },
-    "05_ablations": {
-        "samples": 10,
-        "early": [1, 2],
-        "iterations": [1, 2, 4],
-        "published_size": {"samples": 2, "counts": [0, 2], "student": SMALL, "training": {"iterations": 2}},
-    },
-    "06_islands": {
-        "photo_student": SMALL,
-        "training": {"iterations": 5},
-        "looks": [0, 2, 5],
-        "samples": 12,
-        "measured_after": 5,
-        "loss_samples": 2,
-        "cluster_counts": [2, 3],
-    },
-    "07_field": {
-        "student": {"grid": [4, 4], "patch": 16, "hidden": [32, 32, 16], "rgb_hidden": [16]},
-        "training": {"epochs": 2, "batch": 8},
-        "plain": {"epochs": 2, "batch": 8},
-        "reconstruction": {"epochs": 2, "batch": 8},
-        "labelled_train_samples": 40,
-        "labelled_samples": "all",
-        "coloured_samples": "all",
-        "clustered": 20,
-        "clusters": 3,
-        "neighbours": 3,
-        "embedded": 12,
-        "examples": 3,
-        "pair": [0, 1],
-        "pairs": 10,
-    },
-    "08_claims_audit": {"samples": 12, "orders": 2, "checked": 4, "paper_chunk": 512, "start_seeds": [0, 1]},
-}
-
-
-# -------------------------------------------------------------------------------------------------------- teachers, profile
+# tables of mini alone: sets with parts, how rate and K were chosen, words of a teacher's captions, runs in two number types
+OF_MINI = {"01_parts", "01_setting", "03_words", "06_precision"}
+OVERRIDES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))  # per notebook
 
 
 def make_teachers(folder: Path) -> dict[str, dict[str, str]]:
@@ -124,12 +72,9 @@ def small_profile(source: Path, target: Path, teachers: Mapping[str, Mapping[str
     """The profile's own files with sizes, teachers and device overridden."""
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.glob("*.yaml")):
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if isinstance(values, list):
-            values = [small_line(line) for line in values]
-        else:
-            values = small_values(values, file.stem, teachers)
-        (target / file.name).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        own = yaml.safe_load(file.read_text(encoding="utf-8"))
+        small = [*map(small_line, own)] if isinstance(own, list) else small_values(own, file.stem, teachers)
+        (target / file.name).write_text(yaml.safe_dump(small, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def small_values(values: dict[str, Any], notebook: str, teachers: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
@@ -137,37 +82,31 @@ def small_values(values: dict[str, Any], notebook: str, teachers: Mapping[str, M
     values = dict(values)
     for name, value in OVERRIDES.get(notebook, {}).items():
         own = values[name]
-        merged = {**own, **value} if isinstance(own, dict) and isinstance(value, dict) else value
-        values[name] = merged if name != "photo_student" else value
+        both = isinstance(own, dict) and isinstance(value, dict) and name != "photo_student"
+        values[name] = {**own, **value} if both else value
     if "device" in values:
         values["device"] = "cpu"
     if notebook == "common":
         values["student"] = STUDENT
     elif "training" not in OVERRIDES.get(notebook, {}) and "iterations" in values.get("training", {}):
         values["training"]["iterations"] = ITERATIONS
-    if notebook == "04_compute":  # names of open_clip models, counted without weights
-        return values
-    if "teacher" in values:
+    if "teacher" in values and notebook != "04_compute":  # there names of open_clip models, counted without weights
         values |= teachers["timm" if str(values["teacher"]).startswith("timm:") else values["teacher"]]
-    if "further_teachers" in values:
-        values["further_teachers"] = [{**line, **teachers[line["teacher"]]} for line in values["further_teachers"]]
-    if "baselines" in values:
-        values["baselines"] = [small_method(line) for line in values["baselines"]]
+    lists = {"further_teachers": lambda line: {**line, **teachers[line["teacher"]]}, "baselines": small_method}
+    values |= {name: [small(line) for line in values[name]] for name, small in lists.items() if name in values}
     for run in values.get("loss_runs", {}).values():
-        if "iterations" in run:
-            run["iterations"] = 8
+        run |= {"iterations": 8} if "iterations" in run else {}
     return values
 
 
 def small_method(line: dict[str, Any]) -> dict[str, Any]:
     """A line of `baselines` with fewer images, views and epochs."""
-    small = {**line, "samples": 10}
+    few = {"shots": 1, "epochs": 1}
+    small = {**line, "samples": 10, **(few if line["method"] == "coop" else {})}
     if line["method"] in ("zero", "mta", "apm-views", "tent", "tpt") or "views" in line:
         small["views"] = VIEWS
-    if line["method"] == "coop":
-        small |= {"shots": 1, "epochs": 1}
     if "coop" in line:
-        small["coop"] = {**line["coop"], "shots": 1, "epochs": 1}
+        small["coop"] = line["coop"] | few
     return small
 
 
@@ -178,14 +117,10 @@ def small_line(line: dict[str, Any]) -> dict[str, Any]:
         small["samples"] = 10
     if line.get("network", "apm") != "apm" and "size" in line:
         small["size"] = 64
-    student = dict(line.get("student", {}))
-    if "hidden" in student:
-        student["hidden"] = [max(2, width // 64) for width in student["hidden"]]
-        small["student"] = student
-    training = dict(line.get("training", {}))
-    if "iterations" in training:
-        training["iterations"] = ITERATIONS + 2
-        small["training"] = training
+    if "hidden" in line.get("student", {}):
+        small["student"] = line["student"] | {"hidden": [max(2, width // 64) for width in line["student"]["hidden"]]}
+    if "iterations" in line.get("training", {}):
+        small["training"] = line["training"] | {"iterations": ITERATIONS + 2}
     return small
 
 
@@ -193,99 +128,58 @@ def scratch_project(folder: Path) -> Path:
     """A project folder whose notebooks and code are the true ones and whose profile is the small one."""
     project = folder / "project"
     (project / "data").mkdir(parents=True, exist_ok=True)
-    for name in ("apm", "notebooks", "data/published"):
+    for name in ("apm", "notebooks", "data/published", "data/claims.yaml"):
         if not (project / name).exists():
             (project / name).symlink_to(ROOT / name)
     small_profile(ROOT / "profiles" / PROFILE, project / "profiles" / PROFILE, make_teachers(folder / "teachers"))
     return project
 
 
-# ------------------------------------------------------------------------------------------------------ what must be there
-
-
 def missing(results: Path, profile: Path) -> list[str]:
-    """What the run promised and did not leave: tables, columns and rows, in words."""
-    lacking = []
-    tables = {path.stem for path in (results / "tables").glob("*.csv")}
-    for name in sorted(path.stem for path in (ROOT / "results" / "mini" / "tables").glob("*.csv")):
-        if name not in tables and name != "01_parts":  # these sets have no parts
-            lacking.append(f"table {name}")
-
-    def read(name: str) -> pd.DataFrame:
-        path = results / "tables" / f"{name}.csv"
-        return pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else pd.DataFrame()
-
-    def need(table: str, what: str, wanted: list[str], there: list[str]) -> None:
-        lacking.extend(f"{table}: {what} {name!r}" for name in wanted if name not in there)
-
-    def filled(table: str, columns: list[str]) -> None:
-        """No cell of these columns is empty."""
-        frame = read(table)
-        for column in (column for column in columns if column in frame):
-            for place in frame.index[frame[column].str.strip().isin(("", "nan", "NaN"))]:
-                lacking.append(f"{table}: row {' '.join(frame.iloc[place, :2])!r} has no value in {column!r}")
-
-    values = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in profile.glob("*.yaml")}
-    shifts, cross = values["01_natural_shifts"], values["03_cross_dataset"]
-    rows = [("teacher", "zero-shot"), ("zero-shot, one prompt", ""), ("APM", "final"), ("APM", "minimum loss")]
-    rows += [(f"{method}, {line['name']}", rule) for line in shifts["further_teachers"] for method, rule in rows]
-    first = read("01_natural_shifts")
-    need("01_natural_shifts", "column", [*shifts["datasets"], "Average", "OOD Average"], list(first))
-    need(
-        "01_natural_shifts",
-        "row",
-        [str(r) for r in rows],
-        [str(r) for r in zip(first.get("method", []), first.get("counting rule", []), strict=True)],
-    )
+    """What the run promised and did not leave: tables, columns, rows and values, in words."""
+    from apm import methods
     from apm.data import corruptions
 
-    second = read("02_corruptions")
-    need(
-        "02_corruptions",
-        "column",
-        [f"{kind.replace('_', ' ')} 5" for kind in corruptions.NAMES] + ["Mean"],
-        list(second),
-    )
-    filled("01_natural_shifts", [*shifts["datasets"], "Average", "OOD Average"])
-    filled("02_corruptions", list(second)[2:])
-    filled("03_cross_dataset", [*cross["datasets"], "Average"])
-    need(
-        "02_table10", "source", ["published, CIFAR-10-C", "ours, cifar10-c"], list(read("02_table10").get("source", []))
-    )
-    levels = read("02_severities")
-    if len(levels) != 15 * 5 + 1:
-        lacking.append(f"02_severities: expected 76 conditions, found {len(levels)}")
-    third = read("03_cross_dataset")
-    need("03_cross_dataset", "column", [*cross["datasets"], "Average"], list(third))
-    for table in ("01_beside_published", "03_beside_published"):
-        need(table, "source", ["published", "ours"], list(read(table).get("source", [])))
-    for notebook in ("01_natural_shifts", "02_corruptions", "03_cross_dataset"):
+    mini = ROOT / "results" / "mini" / "tables"
+    values = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in profile.glob("*.yaml")}
+    tables = {
+        file.stem: pd.read_csv(file, dtype=str, keep_default_na=False) for file in (results / "tables").glob("*.csv")
+    }
+    names = {file.stem for file in mini.glob("*.csv") if "_early_" not in file.stem} - OF_MINI
+    names |= {f"05_early_{k}" for k in values["05_ablations"]["early"]}
+    lacking = [f"table {name}" for name in sorted(names - tables.keys())]
+    shifts, cross = values["01_natural_shifts"], values["03_cross_dataset"]
+    columns = {
+        "01_natural_shifts": [*shifts["datasets"], "Average", "OOD Average"],
+        "02_corruptions": [*(f"{kind.replace('_', ' ')} 5" for kind in corruptions.NAMES), "Mean"],
+        "03_cross_dataset": [*cross["datasets"], "Average"],
+    }
+    own = ["teacher{} zero-shot", "zero-shot, one prompt{} ", "APM{} final", "APM{} minimum loss"]
+    teachers = ["", *(f", {line['name']}" for line in shifts["further_teachers"])]
+    rows = {
+        ("01_natural_shifts", "method", "counting rule"): [row.format(one) for one in teachers for row in own],
+        ("02_table10", "source"): ["published, CIFAR-10-C", "ours, cifar10-c"],
+        **{(f"{n}_beside_published", "source"): ["published", "ours"] for n in ("01", "03")},
+        ("05_ablations", "variant"): [line["name"] for line in values["05_ablations.lines"]],
+        ("08_claims", "claim"): list(pd.read_csv(mini / "08_claims.csv", dtype=str)["claim"]),
+    }
+    for notebook in columns:
         lines = values[notebook].get("baselines", values["common"]["baselines"])
-        names = {
-            "zero": "ZERO",
-            "mta": "MTA",
-            "apm-views": "APM, views",
-            "tda": "TDA",
-            "tent": "TENT",
-            "tpt": "TPT",
-            "coop": "CoOp",
-        }
-        wanted = [
-            "zero-shot",
-            "zero-shot, one prompt",
-            "APM",
-            *(line.get("name", names[line["method"]]) for line in lines),
-        ]
+        further = [line.get("name", methods.REGISTRY[line["method"]].name) for line in lines]
         for end in ("", f"_by_{'corruption' if notebook.startswith('02') else 'set'}"):
-            table = f"{notebook[:2]}_methods{end}"
-            need(table, "method", wanted, list(read(table).get("method", [])))
-    variants = [line["name"] for line in values["05_ablations.lines"]]
-    need("05_ablations", "variant", variants, list(read("05_ablations").get("variant", [])))
-    claims = pd.read_csv(ROOT / "results" / "mini" / "tables" / "08_claims.csv", dtype=str)
-    need("08_claims", "claim", list(claims["claim"]), list(read("08_claims").get("claim", [])))
-    if not (results / "report.html").is_file():
-        lacking.append("report.html")
-    return lacking
+            rows[f"{notebook[:2]}_methods{end}", "method"] = ["zero-shot", "zero-shot, one prompt", "APM", *further]
+    for table, wanted in columns.items():
+        frame = tables.get(table, pd.DataFrame())
+        lacking += [f"{table}: column {name!r}" for name in wanted if name not in frame]
+        for column in frame.columns.intersection(wanted, sort=False):
+            for _, row in frame[frame[column].str.strip().isin(("", "nan", "NaN"))].iterrows():
+                lacking.append(f"{table}: row {' '.join(row.iloc[:2])!r} has no value in {column!r}")
+    for (table, *parts), wanted in rows.items():
+        there = set(tables.get(table, pd.DataFrame(columns=parts, dtype=str))[parts].agg(" ".join, axis=1))
+        lacking += [f"{table}: {parts[0]} {name!r}" for name in wanted if name not in there]
+    if (found := len(tables.get("02_by_severity", ()))) != 15 * 5 + 1:
+        lacking.append(f"02_by_severity: expected 76 conditions, found {found}")
+    return lacking + ([] if (results / "report.html").is_file() else ["report.html"])
 
 
 def complaints(executed: Path) -> list[str]:
@@ -300,43 +194,33 @@ def main() -> int:
     """Command line; exit status 1 when a notebook fails or something is missing."""
     parser = argparse.ArgumentParser(description="Rehearse profile paper on small trees with random teachers.")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--only", nargs="*", default=[])
-    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as temporary:
-        return rehearse((options.folder or Path(temporary)).resolve(), options.only)
+        return rehearse((parser.parse_args().folder or Path(temporary)).resolve())
 
 
-def rehearse(folder: Path, only: list[str]) -> int:
+def rehearse(folder: Path) -> int:
     """Build, run, check. Returns the exit status."""
-    start = time.monotonic()
-    data = folder / "data"
+    start, data = time.monotonic(), folder / "data"
     if not data.is_dir():
         trees.everything(data)
     project = scratch_project(folder)
-    environment = {**os.environ, "APM_ROOT": str(project), "DATA": str(data), "PARTIAL": "1", "HF_HUB_OFFLINE": "1"}
-    for name in ("APM_RESULTS", "APM_CACHE"):
-        environment.pop(name, None)
+    results = project / "results" / PROFILE
+    own = {"APM_ROOT": str(project), "DATA": str(data), "PARTIAL": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {k: v for k, v in os.environ.items() if k not in ("APM_RESULTS", "APM_CACHE")} | own
     print(f"trees and teachers in {folder}: {time.monotonic() - start:.0f} s", flush=True)
-    check = [sys.executable, "-m", "apm.data.check", "--profile", PROFILE, "--data", str(data), "--partial"]
-    failed = [] if subprocess.run(check, env=environment, cwd=project, check=False).returncode == 0 else ["check-data"]
-    listed = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
-    for name in only or listed:
-        run = [sys.executable, "-m", "apm.project.run", "--profile", PROFILE, name]
-        if subprocess.run(run, env=environment, cwd=project, check=False).returncode:
-            failed.append(name)
-        else:
-            failed += complaints(project / "results" / PROFILE / "notebooks" / f"{name}.ipynb")
-    lacking = [] if only else missing(project / "results" / PROFILE, project / "profiles" / PROFILE)
-    for what in failed:
-        print(f"FAILED   {what}")
-    for what in lacking:
-        print(f"MISSING  {what}")
-    if not failed and not lacking and not only:
-        count = len(list((project / "results" / PROFILE / "tables").glob("*.csv")))
-        print(
-            f"all {len(listed)} notebooks ran; {count} tables with every promised row; {time.monotonic() - start:.0f} s"
-        )
-    return 1 if failed or lacking else 0
+
+    def runs(module: str, *arguments: str) -> bool:
+        command = [sys.executable, "-m", module, "--profile", PROFILE, *arguments]
+        return subprocess.run(command, env=environment, cwd=project, check=False).returncode == 0
+
+    wrong = [] if runs("apm.data.check", "--data", str(data), "--partial") else ["check-data"]
+    notebooks = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    for name in notebooks:
+        ran = runs("apm.project.run", name)
+        wrong += complaints(results / "notebooks" / f"{name}.ipynb") if ran else [f"{name} failed"]
+    wrong += [f"missing: {what}" for what in missing(results, project / "profiles" / PROFILE)]
+    print(*wrong or [f"{len(notebooks)} notebooks ran"], f"{time.monotonic() - start:.0f} s", sep="\n")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The network: published sizes, the positional code, and a grid that does not care how it is evaluated."""
 
+import dataclasses
 import math
+from unittest.mock import Mock
 
 import plain
 import pytest
@@ -9,20 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apm import model
-from apm.model import (
-    APM,
-    PRESETS,
-    APMConfig,
-    OnlineFold,
-    activations,
-    count_parameters,
-    draw_parameters,
-    fold,
-    patches,
-    positional_encoding,
-    preset,
-    unfold,
-)
+from apm.model import APM, PRESETS, APMConfig, OnlineFold, count_parameters, draw_parameters, positional_encoding
 
 SMALL = APMConfig(grid=(4, 3), patch=2, hidden=(20, 12), width=16, heads=4, position_width=12, rgb_hidden=(8,))
 VARIANTS = {
@@ -33,162 +22,105 @@ VARIANTS = {
     "routed tokens": {"column": "tokens", "token_width": 10},
     "routed tokens and local patch": {"column": "tokens", "token_width": 10, "local_patch": True},
 }
+EVERY = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
 
 
-def student(seed: int = 0, **changes: object) -> APM:
-    config = APMConfig(**{**vars(SMALL), **changes})
+def student(**changes: object) -> APM:
+    config = dataclasses.replace(SMALL, **changes)
     # weights of ordinary size: with the paper's 0.01 most activations would vanish and hide differences
-    return APM(config, torch.Generator().manual_seed(seed), std=0.3, dtype=torch.float64)
+    return APM(config, torch.Generator().manual_seed(0), std=0.3, dtype=torch.float64)
 
 
-def inputs(config: APMConfig, n: int = 2) -> tuple[torch.Tensor, torch.Tensor | None]:
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(n, 3, *config.image_size, generator=generator, dtype=torch.float64)
-    if config.column != "tokens":
-        return images, None
-    return images, torch.randn(n, config.locations, config.column_width, generator=generator, dtype=torch.float64)
+def inputs(config: APMConfig) -> tuple[torch.Tensor, torch.Tensor | None]:
+    g = torch.Generator().manual_seed(1)
+    images = torch.randn(2, 3, *config.image_size, generator=g, dtype=torch.float64)
+    tokens = torch.randn(2, config.locations, config.column_width, generator=g, dtype=torch.float64)
+    return images, tokens if config.column == "tokens" else None
 
 
 @pytest.mark.parametrize(("name", "count"), [("released", 22_820_176), ("five_layer", 53_494_349)])
-def test_presets_have_the_published_number_of_parameters(name: str, count: int) -> None:
+def test_presets_have_the_published_number_of_parameters(name, count):
     assert count_parameters(PRESETS[name]) == count
+    if name == "released":  # the paper's sizes of the MLP with its head, and of the RGB head
+        sizes = {key: math.prod(shape) for key, shape in model.parameter_shapes(PRESETS[name]).items()}
+        mlp, rgb = (sum(n for key, n in sizes.items() if key.startswith(of)) for of in (("mlp", "head"), "rgb"))
+        assert [round(mlp / 1e6, 1), round(rgb / 1e6, 1)] == [19.7, 0.8]
 
 
-def test_released_mlp_with_its_head_has_the_19_7_million_weights_of_the_paper_scale_student() -> None:
-    shapes = draw_parameters(PRESETS["released"], torch.Generator().manual_seed(0))
-    mlp = sum(v.numel() for k, v in shapes.items() if k.startswith(("mlp", "head")))
-    rgb = sum(v.numel() for k, v in shapes.items() if k.startswith("rgb"))
-    assert round(mlp / 1e6, 1) == 19.7
-    assert round(rgb / 1e6, 1) == 0.8
+def test_positional_code_is_the_sinusoid_written_out_entry_by_entry_and_differs_everywhere():
+    code = positional_encoding((5, 7), 24, dtype=torch.float64)
+    torch.testing.assert_close(code, plain.positional_encoding(5, 7, 24), rtol=1e-12, atol=1e-12)
+    assert code.flatten(0, 1).unique(dim=0).shape[0] == 35
 
 
-def test_module_holds_exactly_the_counted_parameters() -> None:
-    for changes in VARIANTS.values():
-        model = student(**changes)
-        assert sum(p.numel() for p in model.parameters()) == count_parameters(model.config)
-
-
-def test_positional_code_is_the_sinusoid_written_out_entry_by_entry() -> None:
-    torch.testing.assert_close(
-        positional_encoding((5, 7), 24, dtype=torch.float64),
-        plain.positional_encoding(5, 7, 24),
-        rtol=1e-12,
-        atol=1e-12,
-    )
-
-
-def test_first_half_of_the_code_depends_on_x_only_and_second_half_on_y_only() -> None:
-    code = positional_encoding((5, 7), 24)
-    assert torch.equal(code[:1, :, :12].expand(5, -1, -1), code[..., :12])
-    assert torch.equal(code[:, :1, 12:].expand(-1, 7, -1), code[..., 12:])
-    assert code.flatten(0, 1).unique(dim=0).shape[0] == 35  # every location has its own code
-
-
-def test_patches_are_what_a_convolution_with_stride_p_sees() -> None:
-    model = student()
-    images, _ = inputs(model.config)
-    c = model.config
-    kernel = model.weights["column_weight"].T.reshape(c.kernels, 3, c.patch, c.patch)
-    expected = torch.nn.functional.conv2d(images, kernel, model.weights["column_bias"], stride=c.patch).flatten(1)
-    torch.testing.assert_close(model.perceive(images).column, expected)
-
-
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
-def test_grid_and_fold_agree_with_the_plain_formulation(changes: dict) -> None:
+@EVERY
+def test_grid_fold_and_colours_agree_with_the_plain_formulation(changes):
     model = student(**changes)
+    assert sum(p.numel() for p in model.parameters()) == count_parameters(model.config)
     images, tokens = inputs(model.config)
     oracle = plain.PlainStudent(model.config, model.parameters_dict)
-    for k in range(len(images)):
-        token = None if tokens is None else tokens[k]
-        folded, grid, colour = oracle(images[k], token)
-        batch = (images[k : k + 1], None if token is None else token[None])
-        torch.testing.assert_close(model.grid(*batch)[0].flatten(0, 1), grid, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(model(*batch)[0], folded, rtol=1e-9, atol=1e-12)
-        percept = model.perceive(*batch)
-        torch.testing.assert_close(model.rgb(percept, model.columns(percept))[0], colour, rtol=1e-9, atol=1e-12)
+    percept = model.perceive(images, tokens)
+    found = model(images, tokens), model.grid(images, tokens).flatten(1, 2), model.rgb(percept, model.columns(percept))
+    for k, image in enumerate(images):
+        for ours, theirs in zip(found, oracle(image, None if tokens is None else tokens[k]), strict=True):
+            torch.testing.assert_close(ours[k], theirs, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+def folded(model: APM, percept, order=None, chunk: int = 1) -> torch.Tensor:
+    online = OnlineFold(model.parameters_dict, model.config)
+    for where, features in model.stream(percept, order, chunk):
+        assert len(where) <= chunk
+        torch.testing.assert_close(features, model.columns(percept)[:, where], rtol=1e-9, atol=1e-12)
+        online.update(features, where)
+    return online.result()
+
+
+@EVERY
 @given(data=st.data())
 @settings(max_examples=15, deadline=None)
-def test_any_order_and_any_chunks_give_the_same_grid_and_the_same_fold(changes: dict, data: st.DataObject) -> None:
+def test_any_order_and_any_chunks_give_the_same_grid_and_the_same_fold(changes, data):
     model = student(**changes)
     images, tokens = inputs(model.config)
     order = data.draw(st.permutations(range(model.config.locations)))
-    chunk = data.draw(st.integers(1, model.config.locations))
-    percept = model.perceive(images, tokens)
-    folded = OnlineFold(model.parameters_dict, model.config)
-    grid = torch.empty(len(images), model.config.locations, model.config.width, dtype=torch.float64)
-    for where, features in model.stream(percept, order, chunk):
-        assert len(where) <= chunk
-        grid[:, where] = features
-        folded.update(features, where)
-    torch.testing.assert_close(grid, model.columns(percept), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(folded.result(), model(images, tokens), rtol=1e-9, atol=1e-12)
+    found = folded(model, model.perceive(images, tokens), order, data.draw(st.integers(1, len(order))))
+    torch.testing.assert_close(found, model(images, tokens), rtol=1e-9, atol=1e-12)
 
 
-def test_a_subset_of_locations_is_evaluated_without_the_others() -> None:
-    model = student(fold="attention")
-    images, _ = inputs(model.config)
-    percept = model.perceive(images)
-    subset = torch.tensor([7, 2, 9])
-    torch.testing.assert_close(model.columns(percept, subset), model.columns(percept)[:, subset])
-
-
-def test_mean_fold_of_a_subset_is_the_mean_over_that_subset() -> None:
-    model = student()
+def test_a_subset_of_locations_is_evaluated_and_folded_without_the_others():
+    model, subset = student(), [7, 2, 9]
     percept = model.perceive(inputs(model.config)[0])
-    folded = OnlineFold(model.parameters_dict, model.config)
-    for where, features in model.stream(percept, [3, 1, 8]):
-        folded.update(features, where)
-    torch.testing.assert_close(folded.result(), model.columns(percept)[:, [3, 1, 8]].mean(dim=1))
+    grid = model.columns(percept)[:, subset]
+    torch.testing.assert_close(model.columns(percept, torch.tensor(subset)), grid)
+    torch.testing.assert_close(folded(model, percept, subset), grid.mean(dim=1))
 
 
-def test_online_softmax_survives_scores_that_would_overflow_a_plain_one() -> None:
+def test_online_softmax_survives_scores_that_would_overflow_a_plain_one():
     model = student(fold="attention")
-    with torch.no_grad():
-        model.weights["fold_query"].mul_(1e4)
+    model.weights["fold_query"].data.mul_(1e4)
     images, _ = inputs(model.config)
-    percept = model.perceive(images)
-    folded = OnlineFold(model.parameters_dict, model.config)
-    for where, features in model.stream(percept):
-        folded.update(features, where)
-    assert folded.result().isfinite().all()
-    torch.testing.assert_close(folded.result(), model(images), rtol=1e-9, atol=1e-9)
+    found = folded(model, model.perceive(images))
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, model(images), rtol=1e-9, atol=1e-9)
 
 
-def test_stacked_students_give_what_each_gives_alone() -> None:
-    config = APMConfig(**{**vars(SMALL), "fold": "attention"})
-    models = [student(seed, fold="attention") for seed in range(3)]
-    images, _ = inputs(config, 3)
-    stacked = {k: torch.stack([m.weights[k] for m in models]) for k in models[0].weights}
-    from apm.model import perceive
-
-    x = activations(stacked, perceive(stacked, patches(images, config), config), config)
-    together = fold(stacked, x, config)
-    alone = torch.cat([m(images[k : k + 1]) for k, m in enumerate(models)])
-    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
-
-
-def test_unfolded_columns_hold_the_same_trigger_column_everywhere_and_their_own_code() -> None:
-    model = student()
-    percept = model.perceive(inputs(model.config)[0])
-    q = unfold(percept, model.config)
-    assert q.shape == (2, 12, model.config.query_width)
+def test_unfolded_columns_hold_the_same_trigger_column_everywhere_and_their_own_code():
+    one = student()
+    percept = one.perceive(inputs(one.config)[0])
+    q = model.unfold(percept, one.config)
+    assert q.shape == (2, 12, one.config.query_width)
     assert torch.equal(q[:, :, :12], percept.column[:, None].expand(-1, 12, -1))
     assert torch.equal(q[0, :, 12:], positional_encoding((4, 3), 12, dtype=torch.float64).flatten(0, 1))
 
 
-def test_draws_do_not_depend_on_whether_the_rgb_head_exists() -> None:
-    with_head = draw_parameters(SMALL, torch.Generator().manual_seed(3))
-    config = APMConfig(**{**vars(SMALL), "rgb_head": False})
-    without = draw_parameters(config, torch.Generator().manual_seed(3))
+def test_draws_do_not_depend_on_whether_the_rgb_head_exists():
+    config = dataclasses.replace(SMALL, rgb_head=False)
+    with_head, without = (draw_parameters(c, torch.Generator().manual_seed(3)) for c in (SMALL, config))
     assert set(with_head) - set(without) == {k for k in with_head if k.startswith("rgb")}
     # the random stream is one flat draw cut in order, and the RGB head comes last
     assert all(torch.equal(without[k], with_head[k]) for k in without)
 
 
-def test_random_weights_are_normal_with_the_given_spread_biases_included() -> None:
+def test_random_weights_are_normal_with_the_given_spread_biases_included():
     weights = draw_parameters(PRESETS["mini"], torch.Generator().manual_seed(0), std=0.01)
     values = torch.cat([v.flatten() for v in weights.values()])
     assert abs(values.mean().item()) < 1e-4
@@ -196,12 +128,9 @@ def test_random_weights_are_normal_with_the_given_spread_biases_included() -> No
     assert weights["mlp0_bias"].std() > 0.005
 
 
-def test_default_initialisation_for_dataset_training_is_uniform_within_the_fan_in_bound() -> None:
-    model = APM(SMALL, torch.Generator().manual_seed(0), std=None)
-    bound = 1 / math.sqrt(SMALL.query_width)
-    weight = model.weights["mlp0_weight"]
-    assert weight.abs().max() <= bound
-    assert weight.abs().max() > 0.9 * bound
+def test_default_initialisation_for_dataset_training_is_uniform_within_the_fan_in_bound():
+    weight = APM(SMALL, torch.Generator().manual_seed(0), std=None).weights["mlp0_weight"]
+    assert 0.9 < weight.abs().max() * math.sqrt(SMALL.query_width) <= 1
 
 
 @pytest.mark.parametrize(
@@ -215,48 +144,29 @@ def test_default_initialisation_for_dataset_training_is_uniform_within_the_fan_i
         ({"position_width": 10}, "divisible by 4"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(changes: dict, message: str) -> None:
+def test_settings_that_contradict_each_other_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         APMConfig(**changes)
 
 
-def test_images_of_the_wrong_size_are_refused_with_the_shapes() -> None:
-    model = student()
-    with pytest.raises(ValueError, match=r"\(N, 3, 8, 6\).*found \(1, 3, 9, 6\)"):
-        model(torch.zeros(1, 3, 9, 6, dtype=torch.float64))
+def test_streaming_makes_the_shared_products_once_and_not_once_per_chunk(monkeypatch):
+    counted = Mock(wraps=model.shared_products)
+    monkeypatch.setattr(model, "shared_products", counted)
+    one = student(local_patch=True)
+    assert len(list(one.stream(one.perceive(inputs(one.config)[0]), chunk=3))) == 4
+    assert counted.call_count == 1
 
 
-def test_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="Known: mini, released, five_layer"):
-        preset("huge")
-
-
-def test_weights_of_another_student_are_refused() -> None:
-    weights = draw_parameters(PRESETS["mini"], torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match="do not fit"):
-        APM.from_parameters(SMALL, weights)
-
-
-def test_result_before_anything_was_folded_is_refused() -> None:
-    model = student()
-    with pytest.raises(ValueError, match="nothing folded"):
-        OnlineFold(model.parameters_dict, model.config).result()
-
-
-def test_rgb_of_a_student_without_rgb_head_is_refused() -> None:
-    model = student(rgb_head=False)
-    percept = model.perceive(inputs(model.config)[0])
-    with pytest.raises(ValueError, match="rgb_head=True"):
-        model.rgb(percept, model.columns(percept))
-
-
-def test_streaming_makes_the_shared_products_once_and_not_once_per_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    original = model.shared_products
-    monkeypatch.setattr(model, "shared_products", lambda *a: calls.append(1) or original(*a))
-    student = APM(APMConfig(grid=(4, 4), hidden=(16,), local_patch=True), torch.Generator().manual_seed(0), std=0.3)
-    percept = student.perceive(torch.randn(2, 3, 16, 16))
-    parts = list(student.stream(percept, chunk=3))
-    assert len(parts) == 6
-    assert len(calls) == 1
-    torch.testing.assert_close(torch.cat([f for _, f in parts], dim=1), student.columns(percept))
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: student()(torch.zeros(1, 3, 9, 6, dtype=torch.float64)), r"\(N, 3, 8, 6\).*found \(1, 3, 9, 6\)"),
+        (lambda: model.preset("huge"), "Known: mini, released, five_layer"),
+        (lambda: APM.from_parameters(SMALL, draw_parameters(PRESETS["mini"])), "do not fit"),
+        (lambda: OnlineFold(student().parameters_dict, SMALL).result(), "nothing folded"),
+        (lambda: model.rgb({}, None, None, APMConfig(rgb_head=False)), "rgb_head=True"),
+    ],
+)
+def test_what_does_not_fit_the_student_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

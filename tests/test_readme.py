@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import re
 import runpy
 import subprocess
@@ -10,14 +9,18 @@ import sys
 import types
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock, Mock
 
-import dask
 import numpy as np
 import pytest
 import torch
+import yaml
+from colours import Colour, noise, units
 
-from apm.analysis import numbers
-from apm.runs import cluster
+from apm import data, methods, model
+from apm.analysis import lineup, numbers
+from apm.experiments import ablations
+from apm.project import profiles
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,54 +35,43 @@ def committed(path: str) -> str:
     return done.stdout if done.returncode == 0 else (ROOT / path).read_text()
 
 
-def test_the_excerpt_is_of_the_expected_numbers() -> None:
-    rows = numbers.parse(committed("data/expected/mini.csv").partition("\n")[2], "data/expected/mini.csv")
-    excerpt = README.split("<!-- excerpt of data/expected/mini.csv")[1].split("<!-- end -->")[0]
-    shown = [
-        [c.strip().replace("*", "") for c in line.strip("|").split("|")] for line in excerpt.splitlines() if "|" in line
-    ]
-    columns = ("digits-test", "printed-digits", "Mean")
-    for name, *cells in shown[2:]:
+def excerpt(path: str) -> list[list[str]]:
+    """The cells of the README's excerpt of a file, without its heading."""
+    text = README.split(f"<!-- excerpt of {path}")[1].split("<!-- end -->")[0].replace("*", "")
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def test_the_excerpt_is_of_the_expected_numbers():
+    path = "data/expected/mini.csv"
+    rows, shown = numbers.parse(committed(path).partition("\n")[2], path), excerpt(path)
+    assert len(shown) == 5
+    for name, *cells in shown:
         row = name.replace(", ", numbers.SEPARATOR, 1)
-        found = [numbers.find(rows, "02_corruptions", row, column) for column in columns]
-        assert [
-            str(replace(number, brief=column != "Mean")) for number, column in zip(found, columns, strict=True)
-        ] == cells
-    assert len(shown) == 2 + 5
+        for column, cell in zip(("digits-test", "printed-digits", "Mean"), cells, strict=True):
+            number = numbers.find(rows, "02_corruptions", row, column)
+            assert str(replace(number, brief=column != "Mean")) == cell
 
 
-def test_the_excerpt_of_the_bench_is_the_committed_measurement() -> None:
-    rows = [row for row in csv.DictReader(io.StringIO(committed("results/bench/paper.csv"))) if row["times faster"]]
-    excerpt = README.split("<!-- excerpt of results/bench/paper.csv")[1].split("<!-- end -->")[0]
-    shown = [[c.strip() for c in line.strip("|").split("|")] for line in excerpt.splitlines() if line.startswith("|")]
-    assert len(shown) == 2 + len(rows)
-    for row, cells in zip(rows, shown[2:], strict=True):
-        peak = row["of matrix peak"]
-        expected = [
-            row["variant"],
-            row["precision"],
-            f"{float(row['s per image and iteration']):.2f}",
-            f"{float(row['times faster']):.1f}",
-            f"{float(row['with its teacher']):.1f}",
-            f"{float(peak):.0%}" if peak else "",
-        ]
-        assert cells == expected
+def test_the_excerpt_of_the_bench_is_the_committed_measurement():
+    path = "results/bench/paper.csv"
+    rows = [row for row in csv.DictReader(io.StringIO(committed(path))) if row["times faster"]]
+    names = ("s per image and iteration", "times faster", "with its teacher", "of matrix peak")
+    assert excerpt(path) == [
+        [row["variant"], row["precision"], *map(format, (float(row[n]) for n in names), (".2f", ".1f", ".1f", ".0%"))]
+        for row in rows
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_every_linked_file_exists(page: Path) -> None:
+def test_every_file_it_links_and_every_make_target_it_names_exists(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", PAGES[page]):
         assert (page.parent / target).exists(), target
+    named = set(re.findall(r"(?:`|^|[A-Z]=\S+ )make ([a-z-]+)", PAGES[page], flags=re.M))
+    assert named <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_every_make_target_it_names_exists(page: Path) -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"(?:`|^|[A-Z]=\S+ )make ([a-z-]+)", PAGES[page], flags=re.M):
-        assert re.search(rf"^{target}:", makefile, flags=re.M), target
-
-
-def test_the_example_runs_as_written() -> None:
+def test_the_example_runs_as_written():
     *_, example = EXAMPLES
     names: dict = {}
     exec(example, names)
@@ -87,103 +79,58 @@ def test_the_example_runs_as_written() -> None:
     assert names["result"].status == ["ok"] * 8
 
 
-def test_the_slurm_example_gives_its_workers_what_make_has_and_ends_with_make(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alive, asked, ran = [], {}, []
-
-    class SLURMCluster:  # dask-jobqueue is not among the dependencies
-        scheduler_address = "tls://10.0.0.5:8786"
-
-        def __init__(self, **options: object) -> None:
-            asked.update(options)
-
-        def scale(self, n: int) -> None:
-            alive.append(n)
-
-        def __enter__(self) -> "SLURMCluster":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            alive.clear()
-
-    def run(command: list[str], **options: dict) -> subprocess.CompletedProcess:
-        ran.append((command, list(alive), options))
-        return subprocess.CompletedProcess(command, 3)
-
-    monkeypatch.setitem(sys.modules, "dask_jobqueue", types.SimpleNamespace(SLURMCluster=SLURMCluster))
-
-    def certificates(folder: Path) -> dict[str, str]:
-        made.append(folder)
-        return {authority: str(folder / "certificate.pem")}
-
-    made: list[Path] = []
-    authority = "DASK_DISTRIBUTED__COMM__TLS__CA_FILE"
-    read: list[str] = []
-    monkeypatch.setenv(authority, "of before")  # and so it is gone after the test
-    monkeypatch.setattr(dask.config, "refresh", lambda: read.append(os.environ[authority]))
-    monkeypatch.setattr(cluster, "certificates", certificates)
+def test_the_slurm_example_gives_its_workers_what_make_has_and_ends_with_make(tmp_path, monkeypatch):
+    tls = types.SimpleNamespace(tls_ca_file="ca", tls_client_cert="cert", tls_client_key="key")
+    cluster = MagicMock(scheduler_address="tls://10.0.0.5:8786", security=tls)
+    cluster.__enter__.return_value = cluster
+    slurm = types.SimpleNamespace(
+        SLURMCluster=Mock(return_value=cluster)
+    )  # dask-jobqueue is not among the dependencies
+    cluster.attach_mock(run := Mock(return_value=subprocess.CompletedProcess([], 3)), "run")
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", slurm)
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(sys, "argv", ["slurm.py", "reproduce", "PROFILE=paper"])
     monkeypatch.setenv("DATA", str(tmp_path / "my sets"))
     monkeypatch.setenv("APM_CACHE", str(tmp_path))
     assert runpy.run_path(str(ROOT / "examples" / "slurm.py"))["main"]() == 3
-    ((command, workers, options),) = ran
-    assert (command, workers, alive) == (["make", "reproduce", "PROFILE=paper"], [16], [])
+    assert [call[0] for call in cluster.mock_calls] == ["__enter__", "scale", "run", "__exit__"]
+    cluster.scale.assert_called_once_with(16)
+    ((command,), options), asked = run.call_args, slurm.SLURMCluster.call_args.kwargs
+    assert command == ["make", "reproduce", "PROFILE=paper"]
     assert (options["cwd"], options["env"]["SCHEDULER"]) == (ROOT, "tls://10.0.0.5:8786")
-    (folder,) = made  # read by the nodes, so in the clone; gone with the workers
-    assert folder.is_relative_to(ROOT)
-    assert not folder.exists()
-    certificate = str(folder / "certificate.pem")
-    assert f"export {authority}={certificate}" in asked["job_script_prologue"]
-    assert read == [options["env"][authority]] == [certificate]
-    assert (asked["protocol"], asked["security"].require_encryption) == ("tls://", True)
-    assert asked["python"] == sys.executable
+    names = [f"DASK_DISTRIBUTED__COMM__TLS__{name}" for name in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY")]
+    assert [options["env"][name] for name in names] == ["ca", "cert", "key"]
+    assert (asked["protocol"], asked["security"], asked["python"]) == ("tls://", True, sys.executable)
     assert asked["cores"] // asked["processes"] == 1  # a thread is a shard: a GPU is not shared
-    for line in (f"cd {ROOT}", f"export DATA='{tmp_path}/my sets'", f"export APM_CACHE={tmp_path}"):
-        assert line in asked["job_script_prologue"]
+    prologue = (f"cd {ROOT}", f"export DATA='{tmp_path}/my sets'", f"export APM_CACHE={tmp_path}")
+    assert {*prologue} <= {*asked["job_script_prologue"]}
 
 
-def test_the_commands_for_cifar10_are_targets_with_data_and_profile() -> None:
-    (block,) = re.findall(
-        r"```sh\n(make data PROFILE=cifar10.*?)```", PAGES[ROOT / "docs" / "larger-profiles.md"], flags=re.S
-    )
+def test_the_commands_for_cifar10_are_targets_with_data_and_profile():
+    page = PAGES[ROOT / "docs" / "larger-profiles.md"]
+    (block,) = re.findall(r"```sh\n(make data PROFILE=cifar10.*?)```", page, flags=re.S)
+    same = ["PROFILE=cifar10", "DATA=data/sets"]
     commands = [line.split("#")[0].split() for line in block.splitlines()]
-    assert [command[1] for command in commands] == ["data", "teacher", "reproduce"]
-    assert {tuple(command[2:]) for command in commands} == {("PROFILE=cifar10", "DATA=data/sets")}
+    assert commands == [["make", target, *same] for target in ("data", "teacher", "reproduce")]
 
 
-def test_the_yaml_example_is_accepted() -> None:
-    yaml = pytest.importorskip("yaml")
-    from apm import methods, model
-    from apm.analysis import lineup
-    from apm.experiments import ablations
-    from apm.project import profiles
-
-    example, line, compared = re.findall(r"```yaml\n(.*?)```", README + OWN, flags=re.S)
-    values = yaml.safe_load(example)
-    assert set(values) <= set(profiles.notebook_parameters(ROOT / "notebooks" / "02_corruptions.ipynb"))
-
-    class Teacher:
-        width = model.PRESETS["mini"].width
-
-    (ablation,) = ablations.parse(yaml.safe_load(line))
-    assert ablations.method(ablation, Teacher(), {"preset": "mini"}, {}).config.student.kernels == 5
-    config = methods.training_config(Teacher(), values["student"], values["training"])
+def test_the_yaml_example_is_accepted():
+    example, line, compared = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", README + OWN, flags=re.S))
+    assert set(example) <= set(profiles.notebook_parameters(ROOT / "notebooks" / "02_corruptions.ipynb"))
+    teacher = types.SimpleNamespace(width=model.PRESETS["mini"].width)
+    (ablation,) = ablations.parse(line)
+    assert ablations.method(ablation, teacher, {"preset": "mini"}, {}).config.student.kernels == 5
+    config = methods.training_config(teacher, example["student"], example["training"])
     assert (config.iterations, config.student.fold) == (20, "attention")
-    entries = lineup.parse(yaml.safe_load(compared)["baselines"], Teacher(), config)
+    entries = lineup.parse(compared["baselines"], teacher, config)
     assert [entry.name for entry in entries] == ["ZERO", "ZERO, 16 views", "TDA"]
 
 
-def test_the_example_of_a_new_method_runs_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    from colours import Colour, noise, units
-
-    from apm import methods as baselines
-
-    monkeypatch.setitem(baselines.REGISTRY, "mine", None)  # and so it is gone again after the test
+def test_the_example_of_a_new_method_runs_as_written(monkeypatch):
+    monkeypatch.setitem(methods.REGISTRY, "mine", None)  # and so it is gone again after the test
     example, *_ = EXAMPLES
     exec(example, {"__name__": "readme"})
-    method = baselines.create("mine", Colour(), views=5)
+    method = methods.create("mine", Colour(), views=5)
     said = method.predict(noise(), np.arange(4), seed=0)
     seen = units(Colour(), noise(), np.arange(4), 5)
     expected = (2.0 * seen @ torch.eye(2)).softmax(-1).mean(1).argmax(-1)
@@ -191,9 +138,7 @@ def test_the_example_of_a_new_method_runs_as_written(monkeypatch: pytest.MonkeyP
     assert method.settings()["method"] == "Mine"
 
 
-def test_the_example_of_a_new_dataset_runs_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    from apm import data
-
+def test_the_example_of_a_new_dataset_runs_as_written(monkeypatch):
     monkeypatch.setitem(data.OWN, "flipped-digits", None)  # and so it is gone again after the test
     exec(EXAMPLES[1], {})
     made, known = data.load("flipped-digits"), data.load("digits-test")
@@ -202,6 +147,6 @@ def test_the_example_of_a_new_dataset_runs_as_written(monkeypatch: pytest.Monkey
     assert made.name in data.names()
 
 
-def test_every_entry_of_the_first_floor_is_on_its_map() -> None:
+def test_every_entry_of_the_first_floor_is_on_its_map():
     words = set(re.findall(r"[a-z_]+", README.split("## How the pieces fit")[1].split("```")[1]))
     assert {p.stem for p in (ROOT / "apm").iterdir() if not p.name.startswith("__")} <= words

@@ -15,12 +15,15 @@ SIZE = (48, 40)  # width, height of the photographs
 EACH = 12  # images of a set: a few more than an interval needs
 
 
-def photograph(path: Path, seed: int, size: tuple[int, int] = SIZE) -> Path:
+def photograph(path: Path, seed: int, size: tuple[int, int] = SIZE) -> None:
     """A picture of coloured blocks, in the format of its suffix."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     blocks = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    kind = "PNG" if path.suffix == ".png" else "JPEG"
-    Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST).save(path, format=kind)
+    save(Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST), path)
+
+
+def save(image: Image.Image, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, format="PNG" if path.suffix == ".png" else "JPEG")
     return path
 
 
@@ -95,41 +98,19 @@ def everything(data: Path) -> Path:
     return data
 
 
-def named() -> set[str]:
-    """Names of the sets that `everything` makes."""
-    made = {
-        "imagenet",
-        "imagenet-train",
-        "imagenet-a",
-        "imagenet-v2",
-        "imagenet-r",
-        "imagenet-sketch",
-        "imagenet-c",
-        "aircraft",
-    }
-    made |= {"cifar10", "cifar10-train", "cifar100", "cifar10-c", "coco-train", "coco-val"}
-    return made | {name for name, entry in SETS.items() if entry.split}
-
-
 # smaller still, for tests of one layout
 TENCH, RETRIEVER, TABBY, TISSUE = "n01440764", "n02099601", "n02123045", "n15075141"  # labels 0, 207, 281, 999
 
 
 def uniform(path: Path, value: int = 0) -> Path:
     """A tiny image whose colour is the value, in the format of its suffix."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}[path.suffix.lower()]
-    Image.new("RGB", (6, 5), (value, value, value)).save(path, format=kind)
-    return path
+    return save(Image.new("RGB", (6, 5), (value, value, value)), path)
 
 
 def imagenet_classes(folder: Path, classes=(TABBY, TENCH, TISSUE), per_class=2) -> None:
     """A class tree whose order by number is not that by class; an image's colour is its number."""
-    numbers = iter(range(50, 0, -1))  # so that the order by number is not that by class
-    for wnid in classes:
-        for _ in range(per_class):
-            number = next(numbers)
-            uniform(folder / wnid / f"ILSVRC2012_val_{number:08d}.JPEG", number)
+    for k, wnid in enumerate(wnid for wnid in classes for _ in range(per_class)):
+        uniform(folder / wnid / f"ILSVRC2012_val_{50 - k:08d}.JPEG", 50 - k)
 
 
 def coop_split(data: Path, name: str, place: int = 0) -> Path:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from apm import methods, project
 from apm.analysis import figures, lineup, numbers, stats, tables
@@ -20,9 +21,6 @@ from apm.analysis.numbers import Number
 from apm.data import Dataset, prompts, published
 from apm.teachers import Teacher
 from apm.ttt import TTTConfig
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 REFERENCES = {"teacher": "zero-shot", "one prompt": lineup.ONE_PROMPT}  # heading -> method
 STUDENT = "APM (Ours) [teacher CLIP ViT-B/16]"
@@ -38,7 +36,21 @@ PUBLISHED_PAIRS = {  # what a step is between: (student, reference), in Tables 1
     "one prompt, ViT-L/14": ("APM (Ours) [teacher CLIP ViT-L/14]", "CLIP VIT-L/14"),
     "one prompt, ViT-H/14": ("APM (Ours) [teacher OpenCLIP ViT-H/14]", "OpenCLIP-VIT-H/14"),
 }
+ENDS = {"lowest": min, "highest": max}
+SIDES = {"higher": 1, "equal": 0, "lower": -1}
 ITS_TARGET = "its target"  # heading of the difference from what a student's target predicts by itself
+STEP = "student - reference (percentage points)"
+STEPS_CAPTION = (
+    "Accuracy of APM's student minus its reference. Ours: final, bars are 95 % intervals over images. Published: differences of "
+    "printed values, which come without intervals."
+)
+COST_CAPTION = (
+    "Mean over the sets of accuracy minus the teacher's on the same images, with 95 % intervals over images. Beside it what each "
+    "method costs: milliseconds are the median over images on this machine and whatever else it did, views and teacher included, "
+    "shared views counted for each."
+)
+# empty where records lack them
+NEEDED = ("confidence", "state", "teacher_passes", "prompts_read", "saved_milliseconds")
 CHANCE_NOTE = "chance: always answering the most frequent class."
 METHODS_NOTE = (
     f"ECE: expected calibration error over all images of the row, {stats.CALIBRATION_BINS} bins. Small samples bias it upwards and "
@@ -47,9 +59,6 @@ METHODS_NOTE = (
     "random, each drawn from a seed; the accuracy is the mean over them, beside it the lowest and the highest. What was trained once has "
     "one training seed: its interval is over images and knows nothing of how another training would come out."
 )
-
-
-# ------------------------------------------------------------------------------------------------------- under every table
 
 
 def notes(
@@ -61,38 +70,28 @@ def notes(
     selection: Mapping[str, Any] | None = None,
     taught: Dataset | None = None,
 ) -> str:
-    """What belongs under every table that compares: whose prompts (of other methods where they are not the sets'), the student's rate
-    and K and what images they were chosen on (selection), and what "zero-shot" means where the set that taught the teacher is known.
-    """
+    """What belongs under every table that compares: whose prompts, the student's rate and K, the images that they were chosen on
+    (selection), and what "zero-shot" means where the set that taught the teacher is known."""
     own = _described(sets, lambda d: prompts.describe(d.templates))
     said = [f"Prompts: {own}."] + ([f'One prompt: "{prompt}".'] if prompt else [])
-    others: dict[str, list[str]] = {}
-    for entry in entries:
-        if words := getattr(entry.runs[0][0], "prompts_used", None):
-            others.setdefault(_described(sets, words), []).append(entry.name)
-    said += [f"Prompts of {' and '.join(names)}: {words}." for words, names in others.items() if words != own]
-    origin = "the profile's"
-    if lineup.as_published(config) == config:
-        origin = "as published"
-    elif selection:
+    used = {entry.name: getattr(entry.runs[0][0], "prompts_used", None) for entry in entries}
+    others = pd.Series({name: _described(sets, words) for name, words in used.items() if words}, dtype=str)
+    for words, names in others[others != own].groupby(others, sort=False):
+        said.append(f"Prompts of {' and '.join(names.index)}: {words}.")
+    origin = "as published" if lineup.as_published(config) == config else "the profile's"
+    if selection and origin != "as published":
         origin = f"chosen on {selection['samples']} images of {selection['set']}, which no table scores, without labels"
     said.append(f"APM's setting: rate {config.learning_rate:g}, K = {config.iterations}, {origin}.")
-    if taught:
-        said.append(
-            f'"Zero-shot": without a step on the test image, by a teacher trained on the labels of {taught.name}.'
-        )
-    return " ".join(said)
+    taught_on = '"Zero-shot": without a step on the test image, by a teacher trained on the labels of'
+    return " ".join([*said, *([f"{taught_on} {taught.name}."] if taught else [])])
 
 
 def _described(sets: Sequence[Dataset], words: Callable[[Dataset], str]) -> str:
     """What is said of every set, once where it is the same of all."""
-    said: dict[str, list[str]] = {}
-    for d in sets:
-        said.setdefault(words(d), []).append(d.name)
-    return "; ".join(f"{text} on {', '.join(names)}" if len(said) > 1 else text for text, names in said.items())
-
-
-# ------------------------------------------------------------------------------------------------------------------- sets
+    said = pd.Series({d.name: words(d) for d in sets})
+    if len(set(said)) == 1:
+        return str(said.iloc[0])
+    return "; ".join(f"{text} on {', '.join(part.index)}" for text, part in said.groupby(said, sort=False))
 
 
 def chance(dataset: Dataset) -> float:
@@ -108,10 +107,9 @@ def above_chance(low: float, high: float, chance: float) -> str:
 def overview(
     sets: Sequence[Dataset], counterparts: Mapping[str, str] | None = None, taught: Dataset | None = None
 ) -> pd.DataFrame:
-    """What the columns of a table are, one row per set, with notes on its origin, in which DATA is the folder that $DATA names.
+    """What the columns of a table are, one row per set, with notes on its origin; taught: the labelled set of the teacher's training.
 
-    counterparts: set -> the published column that it stands for; the others stand for none. taught: the labelled set that the teacher
-    was trained on; None where it is unknown. Raises ValueError for a counterpart of a set that is not there.
+    Raises ValueError for a counterpart (set -> published column that it stands for) of a set that is not there.
     """
     project.among("dataset with a counterpart", counterparts or {}, [d.name for d in sets])
     lines = {
@@ -130,29 +128,23 @@ def overview(
 
 
 def by_origin(records: pd.DataFrame, sets: Sequence[Dataset]) -> pd.DataFrame:
-    """The records with a column `set`, and in `dataset` the set that each one's images come from.
-
-    Then an interval of a mean over sets draws an image together with its inverted, thickened, renamed ... copies, as
-    `apm.analysis.stats` does for corruptions: they are not independent. Raises KeyError for records of other sets.
-    """
+    """The records with a column `set`, and in `dataset` the set that each one's images come from, so that an interval of a mean over sets
+    draws an image together with its inverted, thickened, renamed ... copies. Raises KeyError for records of other sets."""
     names, origins = records["dataset"], {d.name: d.origin or d.name for d in sets}
     return records.assign(set=names, corruption=names, dataset=[origins[name] for name in names])
 
 
 def zero_shot(records: pd.DataFrame, sets: Sequence[Dataset]) -> pd.DataFrame:
-    """The teacher's accuracy per set or condition beside chance, whether it is above it, and the usual accuracy where it is known.
-
-    records: of one method on these sets, with the teacher's predictions. Usual: data/published/usual_accuracy.csv.
-    """
+    """The teacher's accuracy per set or condition, of the records of one method, beside chance and the usual one where it is known."""
     usual = published.wide(published.load("usual_accuracy"))["accuracy"]
+    parts = dict(list(records.groupby(list(stats.CONDITION))))
     lines = {}
     for d in sets:
-        own = records[(records[list(tables.CONDITION)] == [d.name, d.corruption, d.severity]).all(axis="columns")]
-        found = stats.mean_accuracy(own, "teacher")
+        found = stats.estimate(parts[d.name, d.corruption, d.severity], "teacher")
         if found is None:
             raise ValueError(f"{d.name}: no predictions of the teacher in these records")
         lines[tables.condition_label(d.name, d.corruption, d.severity)] = {
-            "zero-shot": tables.percent(found),
+            "zero-shot": found,
             "chance": Number(chance(d)),
             "above chance": above_chance(found.low, found.high, chance(d)),
             "usual accuracy of a supervised network": usual.get(d.name) if d.severity == 0 else None,
@@ -163,8 +155,7 @@ def zero_shot(records: pd.DataFrame, sets: Sequence[Dataset]) -> pd.DataFrame:
 def against_open_clip(rows: Mapping[tuple[str, str | None], pd.DataFrame]) -> pd.DataFrame:
     """Measured zero-shot accuracy beside the one that open_clip publishes for the same weights: a check of loading, prompts and data.
 
-    rows: (teacher's open_clip name, tag) -> records. Index (teacher, set). mean per class: what open_clip's list has for some small
-    sets. Sets and weights that the list does not have give no row.
+    rows: (open_clip name, tag) -> records. Its list has the mean per class for some small sets.
     """
     theirs = published.wide(published.load("teacher_zero_shot_openclip"))
     columns = {column.lower().replace("cifar-", "cifar"): column for column in theirs} | {"flowers102": "Flower102"}
@@ -178,29 +169,22 @@ def against_open_clip(rows: Mapping[tuple[str, str | None], pd.DataFrame]) -> pd
             if np.isnan(value):
                 continue
             right = part["prediction"] == part["label"]
-            measured = tables.percent(stats.accuracy(right.to_numpy(), minimum=1))
-            per_class = right.groupby(part["label"]).mean().mean()
+            measured = stats.accuracy(right.to_numpy(), minimum=1)
             lines[row, str(key)] = {
                 "measured": measured,
-                "mean per class": Number(100.0 * per_class, n=measured.n),
+                "mean per class": Number(100.0 * right.groupby(part["label"]).mean().mean(), n=measured.n),
                 "open_clip": Number(value, kind="published"),
                 "difference": Number(measured.value - value, n=measured.n, unit="points", kind="difference"),
             }
-    return _by_pair(lines, "teacher", "set")
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis(["teacher", "set"]) if lines else pd.DataFrame()
 
 
 def settings_grid(
-    teacher: Teacher,
-    data: Dataset,
-    config: TTTConfig,
-    rates: Sequence[float],
-    iterations: Sequence[int],
-    *,
-    seed: int = 0,
+    teacher: Teacher, data: Dataset, config: TTTConfig, rates: Sequence[float], iterations: Sequence[int], seed: int = 0
 ) -> pd.DataFrame:
     """How rate and K were chosen: what a student reaches with each on images that no table scores. Labels are not read.
 
-    Index (rate, K). in use: in the tables. Raises ValueError where the grid lacks the setting of `config`.
+    Raises ValueError where the grid lacks the setting of `config`, which is in use in the tables.
     """
     project.among("rate of selection", [config.learning_rate], rates)
     project.among("K of selection", [config.iterations], iterations)
@@ -215,74 +199,59 @@ def settings_grid(
             lines[rate, k] = {
                 "mean loss": Number(losses[k], n=len(data), unit="", kind="loss"),
                 "loss fell to one in": Number(losses[0] / losses[k], n=len(data), unit="", kind="loss"),
-                "agreement with the teacher": tables.percent(stats.accuracy(classes[:, k] == said)),
+                "agreement with the teacher": stats.accuracy(classes[:, k] == said),
                 "in use": "yes" if (rate, k) == (config.learning_rate, config.iterations) else "",
             }
-    found = _by_pair(lines, "rate", "K")
-    losses = found["mean loss"].map(float)
-    lowest = losses == losses.groupby(level="K").transform("min")
+    found = pd.DataFrame.from_dict(lines, orient="index").rename_axis(["rate", "K"])
+    lowest = found["mean loss"] == found["mean loss"].groupby(level="K").transform("min")
     found.insert(3, "lowest at this K", np.where(lowest, "yes", ""))
     return found
 
 
-# ------------------------------------------------------------------------------------------------------------------ steps
-
-
 def paired(records: pd.DataFrame, *, by: str = "dataset") -> pd.DataFrame:
-    """The APM against references, image by image: one row per (set, reference).
+    """The APM against references, image by image: one row per (set, reference); by: column whose values are the sets.
 
-    records: holding the APM and every reference. by: column whose values are the sets. step: final - reference in points, with its
-    interval over images; gained, lost: images that only one of the two has right; p: McNemar exact, empty for several seeds.
-    Raises ValueError where the images of the two differ.
+    gained, lost: images that only one of the two has right; p: McNemar exact, empty for several seeds. Raises ValueError for a reference
+    that lacks an image.
     """
     lines = {}
     for value, group in records.groupby(by, sort=False):
+        own = group[group["method"] == "APM"]
+        grouped = stats.groups(own, [by])
         for heading, reference in REFERENCES.items():
-            own, right, other = _matched(group, reference, str(value))
-            groups = _groups(own, by)
-            step = _step(right, other, groups)
+            right, other, _ = _matched(own, group[group["method"] == reference], reference)
+            step = stats.paired_difference(right, other, **grouped)
             lines[value, heading] = {
                 "n": step.n,
-                "reference accuracy": tables.percent(stats.mean(other, **groups), interval=False),
-                "final": tables.percent(stats.mean(right, **groups), interval=False),
+                "reference accuracy": stats.mean(other, **grouped).short,
+                "final": stats.mean(right, **grouped).short,
                 "step": step,
                 "gained": int((right & ~other).sum()),
                 "lost": int((other & ~right).sum()),
                 "p": Number(stats.mcnemar(right, other), unit="", kind="p") if step.n == len(own) else None,
                 "verdict": numbers.verdict(step),
             }
-    return _by_pair(lines, "set", "reference")
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis(["set", "reference"])
 
 
-def _matched(records: pd.DataFrame, reference: str, where: str) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """The rows of the APM, and which of them it and the reference have right."""
-    key = [*tables.CONDITION, "sample", "seed"]
-    own, other = (records[records["method"] == name].sort_values(key) for name in ("APM", reference))
-    if not own[key].reset_index(drop=True).equals(other[key].reset_index(drop=True)):
-        raise ValueError(
-            f"{where}: APM ran on {len(own)} images and {reference} on {len(other)}, not on the same ones: "
-            "run both on the same sets and seeds"
-        )
-    return own, *((part["prediction"] == part["label"]).to_numpy() for part in (own, other))
-
-
-def _groups(rows: pd.DataFrame, by: str) -> dict[str, Any]:
-    """What an interval has to know of the rows: which of them are of one image, and what is averaged with the same weight."""
-    columns = {"samples": "sample", "conditions": by, "strata": "dataset", "seeds": "seed"}
-    return {name: rows[column].to_numpy() for name, column in columns.items()}
-
-
-def _step(right: np.ndarray, other: np.ndarray, groups: dict[str, Any]) -> Number:
-    return tables.percent(stats.paired_difference(right, other, **groups), kind="difference", unit="points")
+def _matched(own: pd.DataFrame, other: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """On the images of a method: which it has right, which the other one has right, and the other one's confidence."""
+    key = [*stats.CONDITION, "sample", *(["seed"] if len(set(other["seed"])) > 1 else [])]
+    found = other.set_index(key).reindex(columns=["prediction", "label", "confidence"])
+    found = found.reindex(pd.MultiIndex.from_frame(own[key]))
+    if lacking := int(found["label"].isna().sum()):
+        what = f"{own['method'].iloc[0]} saw {lacking} images that {name} did not"
+        raise ValueError(f"{what}: run both on the same sets and seeds")
+    right, theirs = ((part["prediction"] == part["label"]).to_numpy() for part in (own, found))
+    return right, theirs, found["confidence"].to_numpy(dtype=float)
 
 
 def published_steps(
     published: pd.DataFrame, columns: Sequence[str], pairs: Mapping[str, tuple[str, str]] = PUBLISHED_PAIRS
 ) -> pd.DataFrame:
-    """Steps between rows of a published table, as `paired` has them: index (set, reference), reference accuracy, final, step.
+    """Steps between rows of a published table, as `paired` has them, without intervals: the paper gives none.
 
-    published: from `apm.data.published.wide`. columns: the sets. pairs: label -> (row of the student, row of the reference); those of
-    which the table has no student are left out. No interval: the paper gives none. Cells that either row lacks give no step.
+    pairs: label -> (row of the student, row of the reference); what the table has no student or no cell for is left out.
     """
     cells = published[list(columns)]
     parts = {
@@ -299,37 +268,32 @@ def published_steps(
 def steps(sets: pd.DataFrame, source: str, records: pd.DataFrame | None = None, *, by: str = "set") -> pd.DataFrame:
     """The answer of a benchmark: per reference the mean step over the sets, each with the same weight, and its verdict.
 
-    sets: from `paired` or `published_steps`. records: those of `paired`, from `by_origin`, for the interval of the mean: the copies of
-    an image count as that one; without it there is no verdict. Index (source, reference).
+    sets: from `paired` or `published_steps`. records: those of `paired`, from `by_origin`, for the interval of the mean and the verdict.
     """
     lines = {}
     for heading, part in sets.groupby(level="reference", sort=False):
         values = part["step"].map(float).round(9)
         step = Number(values.mean(), unit="points", kind=part["step"].iloc[0].kind)
         if records is not None:
-            own, right, other = _matched(records, REFERENCES[str(heading)], "all sets")
-            step = _step(right, other, _groups(own, by))
-        counted = [name for name in ("gained", "lost") if name in part]
+            own, reference = (records[records["method"] == name] for name in ("APM", REFERENCES[str(heading)]))
+            step = stats.paired_difference(*_matched(own, reference, str(heading))[:2], **stats.groups(own, [by]))
         lines[source, heading] = {
             "sets": len(part),
             **{name: numbers.average(part[name]) for name in ("reference accuracy", "final")},
             "step": step,
-            **{"higher in": int((values > 0).sum()), "equal in": int((values == 0).sum())},
-            "lower in": int((values < 0).sum()),
-            **{name: Number(part[name].sum(), unit="", kind="count") for name in counted},
+            **{f"{side} in": int((np.sign(values) == sign).sum()) for side, sign in SIDES.items()},
+            **{name: Number(part[name].sum(), unit="", kind="count") for name in ("gained", "lost") if name in part},
             "verdict": "" if records is None else numbers.verdict(step),
         }
-    return _by_pair(lines, "source", "reference")
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis(["source", "reference"])
 
 
 def beside(
     published: pd.DataFrame, ours: pd.DataFrame, counterparts: Mapping[str, str], *, means: Mapping[str, Sequence[str]]
 ) -> pd.DataFrame:
-    """A published table with our rows under it, each of our sets in the column that it stands for.
+    """A published table with our rows (`tables.accuracies`) under it, each of our sets in the column that it stands for (counterparts).
 
-    published: from `apm.data.published.wide`. ours: from `apm.analysis.tables.accuracies`, columns our sets. counterparts: our set ->
-    published column. means: published column of an average -> the published columns that it is over; ours is over those of them that
-    have a counterpart. The first of our rows names our sets. Raises ValueError for unknown names.
+    means: published column of an average -> the columns that it is over. Raises ValueError for unknown names and for two sets in a column.
     """
     project.among("set of ours", counterparts, ours.columns)
     project.among("published column", counterparts.values(), published.columns)
@@ -339,121 +303,79 @@ def beside(
     for heading, members in means.items():
         mine[heading] = [numbers.average(line) for _, line in mine[[c for c in members if c in mine]].iterrows()]
     names = pd.DataFrame({column: [name] for name, column in counterparts.items()}, index=["set"])
-    cells = {
-        "published": published.map(lambda value: Number(value, kind="published")),
-        "ours": pd.concat([names, mine]).reindex(columns=published.columns),
-    }
-    return pd.concat(cells, names=["source", "row"])
+    theirs = published.map(lambda value: Number(value, kind="published"))
+    mine = pd.concat([names, mine]).reindex(columns=published.columns)
+    return pd.concat({"published": theirs, "ours": mine}, names=["source", "row"])
 
 
 def methods_beside(compared: pd.DataFrame, published: pd.DataFrame, column: str = "Average") -> pd.DataFrame:
-    """Steps from the single prompt, those of PUBLISHED_ROWS that the published table has beside ours.
-
-    compared: from `table`; methods that this profile does not run have empty cells. column: the published average.
-    """
+    """Steps from the single prompt, those of PUBLISHED_ROWS that the published table has beside ours, from `table`; empty where not run."""
     rows = {name: row for name, row in PUBLISHED_ROWS.items() if row in published.index}
     ours, theirs = compared.reindex(list(rows)), published[column][list(rows.values())]
-    found = pd.DataFrame(
-        {
-            "published row": theirs.index,
-            "published": [Number(value, kind="published") for value in theirs],
-            "published step": [Number(value, unit="points", kind="published") for value in theirs - theirs.iloc[0]],
-            "ours": ours["accuracy"].to_numpy(),
-            "our step": ours["difference from one prompt"].to_numpy(),
-        },
-        index=pd.Index(rows, name="method"),
-    )
-    found.loc[found.index[0], "published step"] = None  # the single prompt itself
+    found = pd.DataFrame({"published row": rows}).rename_axis("method")
+    found["published"] = [Number(value, kind="published") for value in theirs]
+    steps = [Number(value, unit="points", kind="published") for value in theirs - theirs.iloc[0]]
+    found["published step"] = [None, *steps[1:]]  # the single prompt itself
+    found["ours"], found["our step"] = ours["accuracy"], ours["difference from one prompt"]
     found["verdict"] = ["" if numbers.is_empty(step) else numbers.verdict(step) for step in found["our step"]]
     return found
 
 
-# ------------------------------------------------------------------------------------------------------- methods side by side
-
-
 def pass_milliseconds(teacher: Teacher, dataset: Dataset) -> float:
-    """Milliseconds that the teacher takes to encode one image here and now, preprocessing included; the best of three repeats.
-
-    What methods that read the teacher's stored features did not spend again. Images that cannot be read are passed over.
-    """
+    """Milliseconds that the teacher takes to encode one image here and now, preprocessing included; the best of three repeats."""
     chosen = dataset.readable("record", most=32)
     pictures = [chosen.images[i] for i in range(len(chosen))]
-    # .cpu(): a GPU answers before it is done
     seconds = timeit.repeat(lambda: teacher.encode(teacher.transform(pictures)).feature.cpu(), number=1, repeat=3)
     return 1e3 * min(seconds) / len(pictures)
 
 
 def table(rows: pd.DataFrame, *, by: str = "set", pass_milliseconds: float = 0.0) -> pd.DataFrame:
-    """One row per method, episodic ones first and online ones last: means over the sets, with 95 % intervals over images.
+    """One row per method, episodic ones first and online ones last: means over the sets in column `by`, with 95 % intervals over images.
 
-    rows: records of all methods, with `set` and origin as `by_origin` gives them, or another column `by` of what is averaged over,
-    with the same weight each. pass_milliseconds: added where a method read stored features of the teacher.
-
-    Each method is compared with the references, with the APM, and with what its own target says where the records have that row, on
-    the images that it saw itself (points). n: images of one order; lowest, highest order: of online methods; ms: median per image.
-    Columns that are empty throughout are left out. Raises ValueError for a reference that lacks an image.
+    rows: records of all methods. pass_milliseconds: added where a method read stored features of the teacher. Each method is compared with
+    the references, the APM and what its own target says on the images that it saw itself (points). n: images of one order. Columns without
+    a value are left out. Raises ValueError for a reference that lacks an image.
     """
-    known, references = list(rows["method"].unique()), REFERENCES | {"APM": "APM"}
-    targets = lineup.target_rows(known)
-    needed = ("confidence", "state", "teacher_passes", "prompts_read", "saved_milliseconds")
-    rows = rows.assign(
-        **{name: np.nan for name in needed if name not in rows}, right=rows["prediction"] == rows["label"]
-    )
-    lines = {}
-    for name, own in rows.groupby("method", sort=False):
-        asked = references | ({ITS_TARGET: targets[name]} if name in targets else {})
-        others = {heading: rows[rows["method"] == other] for heading, other in asked.items()}
-        lines[name] = _line(own, others, by, pass_milliseconds)
-    found = pd.DataFrame.from_dict(lines, orient="index").rename_axis("method")
-    order = found["state"].map(lineup.STATES.index)
-    found = found.loc[order.sort_values(kind="stable").index].dropna(axis="columns", how="all")
+    rows = rows.reindex(columns=rows.columns.union([*NEEDED], sort=False))
+    parts = dict(list(rows.groupby("method", sort=False)))
+    lines = [_line(own, parts, by, pass_milliseconds) for own in parts.values()]
+    found = pd.DataFrame(lines, pd.Index(parts, name="method"))
+    found = found.mask(found.map(numbers.is_empty), None).dropna(axis="columns", how="all")
+    found = found.sort_values("state", key=lambda states: states.map(lineup.STATES.index), kind="stable")
     return found if found["failed"].any() else found.drop(columns="failed")
 
 
-def _line(own: pd.DataFrame, others: Mapping[str, pd.DataFrame], by: str, encode: float) -> dict[str, Any]:
-    (name,), state = own["method"].unique(), own["state"].dropna()
-    groups, right = _groups(own, by), own["right"].to_numpy()
-    orders = [stats.mean(part["right"].to_numpy(), **_groups(part, by)) for _, part in own.groupby("seed")]
-    line: dict[str, Any] = {
-        "state": state.iloc[0] if len(state) else "episodic",
-        "n": len(own) // len(orders),
-        "failed": int((own["prediction"] < 0).sum()),
-        "accuracy": tables.percent(stats.mean(right, **groups)),
-    }
-    same = {}
-    for heading, other in others.items():
-        # the row of what a student's target says has the same orders, every other reference one
-        key = [by, *tables.CONDITION, "sample", *(["seed"] if heading == ITS_TARGET else [])]
-        there = other.set_index(key)[["right", "confidence"]].reindex(pd.MultiIndex.from_frame(own[key]))
-        if lacking := int(there["right"].isna().sum()):
-            raise ValueError(f"{name} saw {lacking} images that {heading} did not: run both on the same sets")
-        same[heading] = there["right"].to_numpy(dtype=bool), there["confidence"]
-    line["teacher on the same images"] = tables.percent(stats.mean(same["teacher"][0], **groups), interval=False)
-    for heading in dict.fromkeys([*others, ITS_TARGET]):
-        itself = heading not in others or others[heading]["method"].iloc[0] == name
-        line[f"difference from {heading}"] = None if itself else _step(right, same[heading][0], groups)
-    for end, pick in (("lowest", min), ("highest", max)):
-        several = (
-            tables.percent(pick(orders, key=lambda order: order.value), interval=False) if len(orders) > 1 else None
-        )
-        line[f"{end} order"] = several
-    line["ECE"] = _calibration(own["confidence"], right)
-    line["ECE of teacher"] = _calibration(same["teacher"][1], same["teacher"][0])
-    updates = own["path"].dropna().map(len).mean() - 1
-    spent = own["milliseconds"].astype(float) + own["saved_milliseconds"].astype(float).fillna(encode)
+def _line(own: pd.DataFrame, parts: Mapping[Any, pd.DataFrame], by: str, pass_milliseconds: float) -> dict[str, Any]:
+    name, state, grouped = own["method"].iloc[0], own["state"].dropna(), stats.groups(own, [by])
+    others = {**REFERENCES, "APM": "APM", ITS_TARGET: lineup.target_row(name)}
+    same = {heading: _matched(own, parts[other], heading) for heading, other in others.items() if other in parts}
+    right, asked, confidence = same["teacher"]
+    orders = own.groupby("seed").indices.values()
+    by_order = [stats.mean(right[rows], **stats.groups(own.iloc[rows], [by])) for rows in orders]
+    steps = {h: stats.paired_difference(right, same[h][1], **grouped) for h in same if others[h] != name}
     counts = {"image passes": own["teacher_passes"].mean(), "prompts read": own["prompts_read"].mean()}
-    for heading, value in (counts | {"student updates": updates}).items():
-        line[heading] = Number(float(value), unit="", kind="count")
-    # median: other work on the machine makes some images far slower
-    line["ms per image"] = Number(float(spent.median()), unit="ms", kind="cost")
-    return {heading: None if numbers.is_empty(cell) else cell for heading, cell in line.items()}
+    counts["student updates"] = own["path"].dropna().map(len).mean() - 1
+    spent = own["milliseconds"].astype(float) + own["saved_milliseconds"].astype(float).fillna(pass_milliseconds)
+    return {
+        "state": state.iloc[0] if len(state) else "episodic",
+        "n": len(own) // len(by_order),
+        "failed": int((own["prediction"] < 0).sum()),
+        "accuracy": stats.mean(right, **grouped),
+        "teacher on the same images": stats.mean(asked, **grouped).short,
+        **{f"difference from {heading}": steps.get(heading) for heading in others},
+        **{f"{end} order": pick(by_order).short if len(by_order) > 1 else None for end, pick in ENDS.items()},
+        "ECE": _calibration(own["confidence"].to_numpy(dtype=float), right),
+        "ECE of teacher": _calibration(confidence, asked),
+        **{heading: Number(float(value), unit="", kind="count") for heading, value in counts.items()},
+        # median: other work on the machine makes some images far slower
+        "ms per image": Number(float(spent.median()), unit="ms", kind="cost"),
+    }
 
 
-def _calibration(confidence: pd.Series, right: np.ndarray) -> Number:
+def _calibration(confidence: np.ndarray, right: np.ndarray) -> Number:
     """ECE in percent over the rows that have a confidence; empty where none has."""
-    values = confidence.to_numpy(dtype=float)
-    sure = ~np.isnan(values)
-    value = stats.calibration_error(values[sure].clip(0, 1), right[sure]) if sure.any() else np.nan
+    sure = ~np.isnan(confidence)
+    value = stats.calibration_error(confidence[sure].clip(0, 1), right[sure]) if sure.any() else np.nan
     return Number(value, n=int(sure.sum()), kind="measure")
 
 
@@ -465,25 +387,10 @@ def by_set(rows: pd.DataFrame, order: Sequence[str], *, by: str = "set") -> pd.D
     return cells.unstack(by, sort=False)[list(order)].rename_axis(columns=None)  # noqa: PD010
 
 
-STEP = "student - reference (percentage points)"
-STEPS_CAPTION = (
-    "Accuracy of APM's student minus its reference. Ours: final, bars are 95 % intervals over images. Published: differences of "
-    "printed values, which come without intervals."
-)
-COST_CAPTION = (
-    "Mean over the sets of accuracy minus the teacher's on the same images, with 95 % intervals over images. Beside it what each "
-    "method costs: milliseconds are the median over images on this machine and whatever else it did, views and teacher included, "
-    "shared views counted for each."
-)
-
-
 def cost_figure(compared: pd.DataFrame) -> Figure:
     """What every method gains over the teacher, beside what it costs per image: one line per method, so that none hides another."""
-    labels = {
-        "difference from teacher": "accuracy - teacher (points,\nlogarithmic beyond 5)",
-        "image passes": "image passes\nof the teacher",
-        "ms per image": "milliseconds\nper image",
-    }
+    labels = {"difference from teacher": "accuracy - teacher (points,\nlogarithmic beyond 5)"}
+    labels |= {"image passes": "image passes\nof the teacher", "ms per image": "milliseconds\nper image"}
     cells = compared.set_index("state", append=True)
     figure = figures.dots({label: cells[name].unstack("state", sort=False) for name, label in labels.items()})  # noqa: PD010
     gain, *costs = figure.axes
@@ -494,9 +401,3 @@ def cost_figure(compared: pd.DataFrame) -> Figure:
     for axes in costs:
         axes.set_xscale("log")
     return figure
-
-
-def _by_pair(lines: Mapping[tuple[Any, Any], dict[str, Any]], *names: str) -> pd.DataFrame:
-    """Lines by two names as a table with both in its index."""
-    index = pd.MultiIndex.from_tuples(list(lines), names=list(names)) if lines else None
-    return pd.DataFrame(list(lines.values()), index=index)

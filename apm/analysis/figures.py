@@ -1,88 +1,77 @@
 """Figures: one style, one way to save, and the plots that more than one notebook needs.
 
-Every plot returns (figure, caption): the caption says n and what the intervals are. Colours are seaborn's colour-blind-safe
-palette, one fixed colour per counting rule; "any" is always drawn open or dashed, since it is an upper bound and no score.
+Colours are colour-blind safe, one per counting rule; "any" is drawn open or dashed, since it is an upper bound and no score.
 """
 
 from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from IPython.display import Image as Picture
+from IPython.display import display as show_here
+from matplotlib import cbook, font_manager
+from matplotlib.figure import Figure
 from PIL import Image, ImageChops
 
 from apm import project
 from apm.analysis import stats, text
 from apm.analysis.numbers import SEPARATOR, is_empty
-from apm.analysis.tables import CONDITION, RULE_LABELS
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from apm.analysis.tables import RULE_LABELS
 
 COLOURS = {"teacher": "#949494", "final": "#0173b2", "minimum loss": "#029e73", "any": "#de8f05"}  # of "colorblind"
 LINES: dict[str, dict[str, Any]] = {
-    rule: {"color": colour, "linestyle": "--" if rule == "any" else "-", "linewidth": 1.5}
-    for rule, colour in COLOURS.items()
+    "final": {"color": COLOURS["final"]},
+    "any": {"color": COLOURS["any"], "linestyle": "--"},
+    # broad and below: `final` often lies exactly on it
+    "teacher": {"color": COLOURS["teacher"], "linewidth": 4.0, "alpha": 0.6, "zorder": 2.0},
+    "chance": {"color": "0.3", "linestyle": ":", "linewidth": 1.2},
 }
-LINES["teacher"] |= {"linewidth": 4.0, "alpha": 0.6, "zorder": 2.0}  # broad and below: `final` often lies exactly on it
-CHANCE: dict[str, Any] = {"color": "0.3", "linestyle": ":", "linewidth": 1.2}
-ANY_NOTE = " Dashed: any, an upper bound that uses the labels."
 # seaborn's ten "colorblind" colours, and markers: seven, which has no common divisor with ten, so that pairs repeat after 70 only
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
 MARKERS = "osD^vPX"
 WIDTH = 9.0  # inches: the width of a notebook page
 DPI = 150
 UNSEEN = 12  # of 255: a channel's change in single pixels that an eye does not see
+# for letters that DejaVu Sans lacks, where one of them is installed
+FALLBACKS = ("Noto Sans CJK SC", "WenQuanYi Zen Hei", "Droid Sans Fallback", "PingFang SC", "Microsoft YaHei")
 MANY = 8192  # colours of a picture that no palette holds
 
 
 @functools.cache
 def style() -> None:
     """Set seaborn's style for the whole package, once; every function here calls it."""
-    import matplotlib as mpl
-    import seaborn as sns
-
-    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.9)
-    mpl.rcParams.update(
-        {
-            "figure.figsize": (WIDTH, 4.0),
-            "figure.dpi": 100,
-            "savefig.dpi": DPI,
-            "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs on every machine
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titlesize": "medium",
-            "legend.frameon": False,
-            "pdf.fonttype": 42,
-            "grid.color": "0.9",
-            "image.interpolation": "nearest",
-        }
-    )
-
-
-def _plot(width: float, height: float, **options: Any) -> tuple[Figure, Any]:
-    """A figure of that many inches and its axes."""
-    import matplotlib.pyplot as plt
-
-    style()
-    return plt.subplots(figsize=(width, height), layout="constrained", **options)
+    # names of classes and sets are no formulas; only matplotlib's own labels of logarithmic axes are
+    cbook.is_math_text = lambda s: s.startswith(r"$\mathdefault{")
+    rc = {
+        "figure.figsize": (WIDTH, 4.0),
+        # the first ships with matplotlib: the same glyphs on every machine
+        "font.family": ["DejaVu Sans", *(name for name in FALLBACKS if name in font_manager.get_font_names())],
+        "text.usetex": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": "medium",
+        "legend.frameon": False,
+        "pdf.fonttype": 42,
+        "grid.color": "0.9",
+        "image.interpolation": "nearest",
+    }
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.9, rc=rc)
 
 
 def save(what: Figure | bytes, name: str, folder: Path | str) -> dict[str, Path]:
-    """Write a figure as <name>.png (`lean`, 150 dpi) and <name>.pdf, the bytes of an animation as <name>.gif; equal ones give
-    equal bytes.
+    """Write a figure as <name>.png (`lean`) and <name>.pdf, the bytes of an animation as <name>.gif; equal ones give equal bytes.
 
-    Each file is replaced as a whole. Returns the paths by suffix, the one to show first. Raises ValueError for a name that is no
-    plain file name; OSError for a folder that cannot be written.
+    Returns the paths by suffix, the one to show first. Raises OSError for a folder that cannot be written.
     """
-    if not name or name != Path(name).name:
-        raise ValueError(f"expected a plain file name for a figure, found {name!r}")
     contents = {"gif": what} if isinstance(what, bytes) else {}
     if not isinstance(what, bytes):
         for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
@@ -96,12 +85,10 @@ def lean(png: bytes) -> bytes:
     """An opaque PNG in fewer bytes: with a palette of 256 colours where no channel of any pixel changes by more than `UNSEEN`,
     as it is for lines and letters; photographs keep all their colours."""
     buffer = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as opened:
-        full = opened.convert("RGB")
-    image = full
-    if full.getcolors(MANY):
-        few = full.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
-        if np.asarray(ImageChops.difference(few.convert("RGB"), full)).max() <= UNSEEN:
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    if image.getcolors(MANY):
+        few = image.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
+        if np.asarray(ImageChops.difference(few.convert("RGB"), image)).max() <= UNSEEN:
             image = few
     image.save(buffer, "PNG", optimize=True, dpi=(DPI, DPI))
     return buffer.getvalue()
@@ -110,45 +97,31 @@ def lean(png: bytes) -> bytes:
 def page_width(path: Path) -> int:
     """Pixels of a page that a saved figure is wide: an inch has 100."""
     with Image.open(path) as image:
-        return round(image.width * 100 / float(image.info.get("dpi", (100.0, 100.0))[0]))
+        return round(image.width * 100 / image.info.get("dpi", (100.0,))[0])
 
 
 def display(path: Path, caption: str, notes: str = "") -> None:
     """Show a saved figure or animation, the file's own bytes, with its caption below it."""
-    from IPython.display import Image as Picture
-    from IPython.display import display as shown
-
-    shown(Picture(filename=str(path), width=page_width(path), alt=caption))
+    show_here(Picture(filename=str(path), width=page_width(path), alt=caption))
     text.say(f"{caption} {notes}")
-
-
-def series(n: int) -> list[tuple[str, str]]:
-    """Colour and marker of n series that must be told apart, also by who does not see all colours."""
-    return [(PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i in range(n)]
-
-
-# --------------------------------------------------------------------------------------------------- estimates with intervals
 
 
 def dots(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Tables of `Number`s as marks with their 95 % intervals: rows down, a colour and a marker for each column.
 
-    panels: label of the x axis -> table; several stand side by side and share rows and colours. What is called "any", an upper bound
-    and no score, is drawn open; counting rules have their own colours.
+    panels: label of the x axis -> table; they share rows and colours. What is called "any" is drawn open.
     """
-    import matplotlib.pyplot as plt
-
     style()
     rows = list(dict.fromkeys(row for cells in panels.values() for row in cells.index))
     columns = list(dict.fromkeys(column for cells in panels.values() for column in cells))
-    own = {label: COLOURS[rule] for rule, label in RULE_LABELS.items() if rule in COLOURS}
+    own = {label: COLOURS[rule] for rule, label in RULE_LABELS.items()}
     filled = {label: ~cells.map(is_empty) for label, cells in panels.items()}
     most = max(int(there.sum(axis="columns").max()) for there in filled.values())  # marks of one row
     figure = plt.figure(figsize=(WIDTH, (0.17 + 0.08 * most) * len(rows) + 1.5), layout="constrained")
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=[2, *[1] * (len(panels) - 1)])
     for axes, (label, cells) in zip(grid.flat, panels.items(), strict=True):
         place = filled[label].cumsum(axis="columns").sub((filled[label].sum(axis="columns") + 1) / 2, axis="index")
-        for column, (colour, marker) in zip(columns, series(len(columns)), strict=True):
+        for column, colour, marker in zip(columns, cycle(PALETTE), cycle(MARKERS), strict=False):
             there = cells.loc[filled[label][column], column]
             y = [rows.index(row) + 0.6 / most * place.loc[row, column] for row in there.index]
             x, ends = there.map(float).to_numpy(), np.array([cell.bounds for cell in there]).reshape(-1, 2).T
@@ -164,178 +137,60 @@ def dots(panels: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def _legend_above(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda i: labels[i].startswith("chance"))
-    columns = min(len(labels), 4 if figure.get_figwidth() >= WIDTH else 2)
-    figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside upper center", ncols=columns)
-
-
-def _one(frame: pd.DataFrame, column: str) -> str:
-    """The one value of a column."""
-    values = list(dict.fromkeys(frame[column]))
-    if len(values) != 1:
-        raise ValueError(f"this figure shows one {column}, found {', '.join(values) or 'none'}: choose one")
-    return str(values[0])
-
-
 def accuracy_over_iterations(records: pd.DataFrame, *, chance: float | None = None) -> tuple[Figure, str]:
-    """Accuracy if the run had been stopped after k = 0..K iterations, against the teacher's and the cumulative `any`.
+    """Accuracy if the run had been stopped after k = 0..K iterations, against the teacher's and the cumulative `any`; and a caption.
 
-    records: rows of one method with iterations; several conditions are averaged, each with the same weight. The interval
-    at K and at the teacher is over images. Raises ValueError for several methods, for records without
-    paths, or too few images.
+    Several conditions are averaged, each with the same weight. Raises ValueError for several methods, no paths, or too few images.
     """
-    method = _one(records, "method")
+    if len(methods := records["method"].unique()) != 1:
+        raise ValueError(f"this figure shows one method, found {', '.join(methods) or 'none'}: choose one")
+    style()
     right = stats.paths(records) == records["label"].to_numpy()[:, None]  # (n, K + 1)
-    condition = records.groupby(list(CONDITION), sort=False).ngroup().to_numpy()
+    condition = stats.groups(records)["conditions"]
+    last, conditions = right.shape[1] - 1, condition.max() + 1
+    figure, axes = plt.subplots(figsize=(WIDTH * 0.75, 4.0), layout="constrained")
     ever = np.logical_or.accumulate(right[:, 1:], axis=1)
-    figure, axes = _plot(WIDTH * 0.75, 4.0)
     for rule, label, rows in (("final", "final, had K been k", right), ("any", RULE_LABELS["any"], ever)):
         mean = 100.0 * pd.DataFrame(rows).groupby(condition).mean().mean()
-        axes.plot(mean.index + right.shape[1] - len(mean), mean, label=label, **LINES[rule])
-    final, teacher = stats.mean_accuracy(records, "final"), stats.mean_accuracy(records, "teacher")
+        axes.plot(mean.index + last + 1 - len(mean), mean, label=label, **LINES[rule])
+    final, teacher = (stats.estimate(records, rule) for rule in ("final", "teacher"))
     assert final is not None
-    last, error = right.shape[1] - 1, [[final.value - final.low], [final.high - final.value]]
+    error = [[final.value - final.low], [final.high - final.value]]
     axes.errorbar([last], [final.value], yerr=error, color=COLOURS["final"], marker="o", capsize=3)
     if teacher is not None:
         axes.axhline(teacher.value, label=RULE_LABELS["teacher"], **LINES["teacher"])
         axes.axhspan(teacher.low, teacher.high, color=COLOURS["teacher"], alpha=0.15, linewidth=0)
     if chance is not None:
-        axes.axhline(chance, label=f"chance ({chance:.1f} %)", **CHANCE)
+        axes.axhline(chance, label=f"chance ({chance:.1f} %)", **LINES["chance"])
     axes.set(xlabel="test-time training iteration k", ylabel="top-1 accuracy (%)", ylim=(0, 100), xlim=(0, last * 1.02))
-    _legend_above(figure, axes)
-    conditions = condition.max() + 1
+    figure.legend(loc="outside upper center", ncols=2)
     over = f", mean of {conditions} conditions" if conditions > 1 else ""
-    caption = f"Top-1 accuracy of {method} after each iteration{over}; n = {final.n} images. "
-    return figure, f"{caption}Error bar at K and band around the teacher: 95 % intervals over images.{ANY_NOTE}"
-
-
-# ------------------------------------------------------------------------------------------------------ one image, or a few
-
-
-def loss_curve(losses: np.ndarray) -> tuple[Figure, str]:
-    """Loss per iteration on a log axis: median over images with bands of 50 % and 90 % of them.
-
-    losses: (N, K + 1), before each update and after the last; images with a non-finite loss are left out and counted in the
-    caption. Raises ValueError for no finite image.
-    """
-    import seaborn as sns
-
-    finite = np.isfinite(losses).all(axis=1)
-    n, lost = int(finite.sum()), int((~finite).sum())
-    if not n:
-        raise ValueError(f"none of {len(losses)} images has finite losses throughout")
-    rows = pd.DataFrame(losses[finite]).melt(var_name="k", value_name="loss")
-    figure, axes = _plot(WIDTH * 0.6, 3.6)
-    for percent in (90, 50) if n > 1 else (0,):
-        options: dict[str, Any] = {"err_kws": {"label": f"{percent} % of images"}} if percent else {}
-        band = ("pi", percent) if percent else None
-        sns.lineplot(
-            rows, x="k", y="loss", estimator="median", errorbar=band, color=COLOURS["final"], ax=axes, **options
-        )
-    axes.set(xlabel="test-time training iteration", ylabel="loss (mean squared error)", yscale="log")
-    if n > 1:
-        axes.legend()
-    first, last = np.median(losses[finite], axis=0)[[0, -1]]
-    fall = first / last
-    caption = f"Loss over iterations, n = {n} image{'s' if n > 1 else ''}; median from {first:.2e} to {last:.2e} "
-    caption += f"({fall:{'.0f' if fall < 1e4 else '.1e'}}-fold)."
-    return figure, caption + (f" {lost} images with a non-finite loss are left out." if lost else "")
-
-
-def class_scores(scores: np.ndarray, teacher: np.ndarray, classnames: Sequence[str]) -> tuple[Figure, str]:
-    """Cosine similarity of one image's folded feature to every class over the iterations, beside the teacher's.
-
-    scores: (K + 1, C) after k = 0..K updates. teacher: (C,).
-    """
-    shown = np.argsort(-teacher)[:6]
-    figure, axes = _plot(WIDTH, 3.6)
-    for (colour, marker), c in zip(series(len(shown)), shown, strict=True):
-        look: dict[str, Any] = {
-            "color": colour,
-            "marker": marker,
-            "markevery": max(len(scores) // 8, 1),
-            "markersize": 4,
-        }
-        axes.plot(scores[:, c], linewidth=2.5 if c == shown[0] else 1.2, label=classnames[c], **look)
-        axes.plot([len(scores) * 1.02], [teacher[c]], marker, color=colour, markersize=6, clip_on=False)
-    axes.set(xlabel="iteration k", ylabel="cosine similarity", xlim=(0, len(scores) * 1.03))
-    axes.legend(title="class", loc="center left", bbox_to_anchor=(1.03, 0.5), frameon=False)
-    others = f" The {len(shown)} classes nearest to the teacher's feature." if len(shown) < len(teacher) else ""
     return figure, (
-        "Cosine similarity of the student's folded feature to the text feature of each class after k iterations; marks at the "
-        f"right: the teacher's feature.{others} One image."
+        f"Top-1 accuracy of {methods[0]} after each iteration{over}; n = {final.n} images. Error bar at K and band around the teacher: "
+        "95 % intervals over images. Dashed: any, an upper bound that uses the labels."
     )
-
-
-def image_strip(
-    images: Sequence[np.ndarray], titles: Sequence[str] | None = None, *, columns: int = 6, size: float = 1.5
-) -> tuple[Figure, str]:
-    """Images side by side, without axes, nearest-neighbour: (H, W, 3) uint8 or float in 0..1, or (H, W) grey.
-
-    titles: one per image. columns: images per row. size: inches per image. Raises ValueError for no images.
-    """
-    if not len(images):
-        raise ValueError("expected at least one image, found none")
-    columns = min(len(images), columns)
-    rows = -(-len(images) // columns)
-    title_lines = max((title.count("\n") + 1 for title in titles or ()), default=0)
-    height = (size + 0.17 * title_lines) * rows
-    figure, grid = _plot(size * columns, height, nrows=rows, ncols=columns, squeeze=False)
-    for axes in list(grid.flat)[len(images) :]:
-        axes.set_axis_off()
-    for axes, image, title in zip(grid.flat, images, titles or [""] * len(images), strict=False):
-        top = 255 if np.asarray(image).dtype == np.uint8 else 1
-        axes.imshow(image, cmap="gray", vmin=0, vmax=top)
-        axes.set(xticks=[], yticks=[])
-        axes.set_title(title, fontsize="small")
-        for spine in axes.spines.values():  # white pixels at the edge are not the page
-            spine.set(visible=True, color="0.7", linewidth=0.5)
-    sizes = sorted({f"{np.shape(image)[1]} x {np.shape(image)[0]} px" for image in images})
-    return figure, f"{len(images)} image{'s' if len(images) > 1 else ''}, {', '.join(sizes)}."
-
-
-def grey(values: np.ndarray) -> np.ndarray:
-    """Any map (h, w) stretched from its smallest to its largest value to 0..1, to be shown as grey; a constant one is 0.5."""
-    values = np.asarray(values, dtype=np.float64)
-    low, high = values.min(), values.max()
-    return (values - low) / (high - low) if high > low else np.full_like(values, 0.5)
-
-
-# ------------------------------------------------------------------------------------------------------ features as colours
-
-
-def _principal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Singular values and right singular vectors. LAPACK's quick driver gives up on some nearly flat grids; the slow one does not."""
-    try:
-        return np.linalg.svd(rows, full_matrices=False)[1:]
-    except np.linalg.LinAlgError:
-        from scipy.linalg import svd
-
-        return svd(rows, full_matrices=False, lapack_driver="gesvd")[1:]
 
 
 def components(features: np.ndarray) -> np.ndarray:
     """First three principal components (3, D) of features (..., D), with fixed signs; zeros for those without variation."""
     rows = np.asarray(features, dtype=np.float64).reshape(-1, np.shape(features)[-1])
-    singular, found = _principal(rows - rows.mean(axis=0))
+    centred = rows - rows.mean(axis=0)
+    try:
+        _, singular, found = np.linalg.svd(centred, full_matrices=False)
+    except np.linalg.LinAlgError:  # LAPACK's quick driver gives up on some nearly flat grids; the slow one does not
+        from scipy.linalg import svd
+
+        _, singular, found = svd(centred, full_matrices=False, lapack_driver="gesvd")
     found = found[:3] * (singular[:3, None] > 1e-9 * max(float(singular[0]), float(np.abs(rows).max()), 1e-300))
     found = found * np.sign(found[np.arange(len(found)), np.abs(found).argmax(axis=1)])[:, None]
     return np.pad(found, ((0, 3 - len(found)), (0, 0)))
 
 
 def grid_rgb(features: np.ndarray, *, fit: np.ndarray | None = None, own_range: bool = False) -> np.ndarray:
-    """Feature grids as colour: the first three principal components as red, green and blue, on one scale.
+    """Feature grids (..., h, w, D) as colour (..., h, w, 3) in 0..1: the first three principal components as red, green and blue.
 
-    The scale is that of the component with the largest range (1st to 99th percentile), so a component with a hundredth of that range
-    takes a hundredth of the contrast; each is centred on 0.5, where those without variation stay.
-
-    features: (h, w, D), or (N, h, w, D) sharing one set of components. fit: (..., D) features to take components, centre and scale
-    from, so that several calls share their colours; default the features themselves. own_range: components from fit, centre and scale
-    from the features: for looks at one grid whose size changes.
-
-    Returns float64 RGB of the same shape with D replaced by 3.
+    All have the scale of the component with the largest range (1st to 99th percentile), centred on 0.5, where those without variation
+    stay. fit: (..., D) features to take components, centre and scale from; own_range: components only.
     """
     features = np.asarray(features, dtype=np.float64)
     base = features if fit is None else np.asarray(fit, dtype=np.float64)

@@ -5,17 +5,16 @@
       - {method: tda, samples: 64, orders: [0, 1, 2]}        # online: the images once in each of three orders
       - {method: zero, name: "ZERO, 16 views", views: 16}    # another row of the same method, whose name says what is different
 
-samples: images per set (a part of those that the other rows see; "all" for the same ones), orders: seeds of random orders of the
-images, for methods that carry state from one to the next. All see the same images and views, so differences are paired; and the set's
-prompts, unless a line says otherwise (`prompts: original`) or a method tunes its own: `apm.analysis.compare.notes` says which.
+samples: images per set, "all" for those that the other rows see. All see the same images and views, so differences are paired; and the
+set's prompts, unless a line says otherwise (`prompts: original`) or a method tunes its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -32,15 +31,14 @@ ONE_PROMPT = "zero-shot, one prompt"
 FIXED = (ONE_PROMPT, "zero-shot", "APM", AT_PUBLISHED)  # rows that notebooks have besides those of `baselines`
 TARGET = "target, no student"  # what the distilled feature alone predicts: row of methods that say it
 STATES = ("episodic", "trained once", "online")
-KEYS = ("method", "name", "samples", "orders")  # of a line; every other one is an option of the method
+KEYS = ("method", "samples", "orders")  # of a line; every other one is an option of the method
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One row of a comparison: a method, or the same one for several orders of the images."""
 
     name: str
-    runs: tuple[tuple[Any, int | None], ...]  # (method, seed of the order; None where there is none)
+    runs: list[tuple[Any, int | None]]  # (method, seed of the order; None where there is none)
     samples: int | str  # images per set; "all" that the other rows see
 
 
@@ -59,46 +57,41 @@ def at_published(teacher: Teacher, config: TTTConfig, samples: int | str = "all"
     """The row of a student trained as published; none where that is the setting already. Raises ValueError for bad samples."""
     check_samples(samples)
     method = methods.APM(teacher, as_published(config), name=AT_PUBLISHED)
-    return [] if method.config == config else [Entry(AT_PUBLISHED, ((method, None),), samples)]
+    return [] if method.config == config else [Entry(AT_PUBLISHED, [(method, None)], samples)]
 
 
 def parse(lines: Sequence[Mapping[str, Any]], teacher: Teacher, config: TTTConfig) -> list[Entry]:
-    """The entries of a profile's list `baselines`.
+    """The entries of a profile's list `baselines`; config: of the student, for methods that train one.
 
-    config: of the student, for methods that train one. Raises ValueError, naming the line, for a line that is no mapping or has no
-    method, unknown methods and options, values of another type than the option's, two rows of one name or one that notebooks
-    have besides (FIXED), too few samples for an interval, and orders of a method that has none.
+    Raises ValueError, naming the line, for bad methods, options, samples and orders, and a row's name that is taken.
     """
     entries: list[Entry] = []
     taken = dict.fromkeys(FIXED, "of the notebooks")
     for place, line in enumerate(lines, start=1):
-        where = f"baselines, line {place}"
-        if not isinstance(line, Mapping) or "method" not in line:
-            known = ", ".join(sorted(methods.REGISTRY))
-            raise ValueError(f"{where}: expected {{method: NAME, ...}} with one of {known}; found {line!r}")
         try:
             entry = _entry(line, teacher, config)
+            for row in [entry.name, target_row(entry.name)][: 1 + _takes(line["method"], "config")]:
+                if row in taken:
+                    raise ValueError(f"there is a row {row!r} {taken[row]} already: give this one another name")
+                taken[row] = f"of line {place}"
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{where}: {error}") from error
-        for row in [entry.name, target_row(entry.name)][: 1 + _takes(line["method"], "config")]:
-            if row in taken:
-                raise ValueError(f"{where}: there is a row {row!r} {taken[row]} already: give this one another name")
-            taken[row] = f"of line {place}"
+            raise ValueError(f"baselines, line {place}: {error}") from error
         entries.append(entry)
     return entries
 
 
 def _entry(line: Mapping[str, Any], teacher: Teacher, config: TTTConfig) -> Entry:
+    if not isinstance(line, Mapping) or "method" not in line:
+        known = ", ".join(sorted(methods.REGISTRY))
+        raise ValueError(f"expected {{method: NAME, ...}} with one of {known}; found {line!r}")
     kind, samples = str(line["method"]), line.get("samples", "all")
     check_samples(samples)
-    options = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in line.items() if key not in KEYS or key == "name"
-    }
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in line.items() if key not in KEYS}
     if _takes(kind, "config"):
         options["config"] = config
     first = methods.create(kind, teacher, **options)
     if "orders" not in line:
-        return Entry(first.name, ((first, None),), samples)
+        return Entry(first.name, [(first, None)], samples)
     orders = line["orders"]
     if not _takes(kind, "order_seed"):
         raise ValueError(f"{kind} is episodic: the order of the images has no effect; remove orders:")
@@ -107,7 +100,9 @@ def _entry(line: Mapping[str, Any], teacher: Teacher, config: TTTConfig) -> Entr
     seeds = [seed for seed in orders if type(seed) is int and seed >= 0] if isinstance(orders, list | tuple) else []
     if not seeds or len(set(seeds)) < len(orders):
         raise ValueError(f"orders must be different seeds, a list of whole numbers from 0, found {orders!r}")
-    runs = tuple((methods.create(kind, teacher, **options, order_seed=seed), seed) for seed in seeds)
+    runs: list[tuple[Any, int | None]] = [
+        (methods.create(kind, teacher, **options, order_seed=seed), seed) for seed in seeds
+    ]
     return Entry(first.name, runs, samples)
 
 
@@ -116,72 +111,57 @@ def _takes(method: Any, option: str) -> bool:
 
 
 def further_teachers(lines: Sequence[Mapping[str, Any]], **defaults: Any) -> dict[str, Teacher]:
-    """The teachers of a profile's list `further_teachers`, by the heading of each.
-
-    lines: `{teacher: NAME, pretrained: TAG or FILE, name: HEADING}`; further keys are options of `apm.teachers.load`, and defaults
-    those of lines that do not say their own. Raises ValueError for a line without a teacher, two of one name, and as `load` does.
-    """
+    """The teachers of a profile's list `further_teachers`, by the heading of each; further keys of a line, over the defaults, are options of
+    `apm.teachers.load`. Raises ValueError for a line without a teacher, two of one name, and as `load` does."""
     found: dict[str, Teacher] = {}
     for line in lines:
         if not isinstance(line, Mapping) or "teacher" not in line:
-            raise ValueError(
-                f"further_teachers: expected {{teacher: NAME, pretrained: TAG, name: HEADING}}, found {line!r}"
-            )
-        heading = str(line.get("name", line["teacher"]))
+            expected = "{teacher: NAME, pretrained: TAG, name: HEADING}"
+            raise ValueError(f"further_teachers: expected {expected}, found {line!r}")
+        options = {**defaults, **line}
+        name = str(options.pop("teacher"))
+        heading = str(options.pop("name", name))
         if heading in found:
             raise ValueError(f"further_teachers: two lines are named {heading!r}")
-        options = {key: value for key, value in line.items() if key not in ("teacher", "name")}
-        found[heading] = teachers.load(str(line["teacher"]), **{**defaults, **options})
+        found[heading] = teachers.load(name, **options)
     return found
 
 
 def run(
     entries: Sequence[Entry], sets: Sequence[Dataset], *, folder: Path | str, seed: int = 0, on_error: str = "record"
 ) -> pd.DataFrame:
-    """The records of every entry on every set, with a column `state`, one of STATES.
+    """The records of every entry on every set, with a column `state`, one of STATES; an empty frame for no entries.
 
-    on_error: as of `apm.runs.records.run`; "record": an image on which a method fails is a failed row of that method. A method that
-    says what its target alone predicts gets a second row for that, "NAME: target, no student". Returns an empty frame for no
-    entries. Raises as `apm.runs.records.run`.
+    on_error: as of `apm.runs.records.run`, which raises. A method that says what its target alone predicts gets a second row for that.
     """
     if entries and not sets:
         raise ValueError("nothing to compare on: expected at least one dataset")
-    found: dict[tuple[str, int | None], list[pd.DataFrame]] = {
-        (e.name, order): [] for e in entries for _, order in e.runs
-    }
+    frames: dict[str, list[pd.DataFrame]] = {entry.name: [] for entry in entries}
     for whole in sets:  # set by set: methods share an image's views in memory, which holds those of one set, not of all
         for entry in entries:
             chosen = whole.take(entry.samples)
             for method, order in entry.runs:
                 # the order stands in the records as the seed: views are drawn from it too
-                made = records.run(
-                    method, chosen, folder=folder, seed=seed if order is None else order, on_error=on_error
-                )
-                found[entry.name, order].append(made.assign(state=_state(method, chosen)))
-    frames = [pd.DataFrame(columns=[*records.SCHEMA.names, "state"])] if not entries else []
-    for entry in entries:
-        own = pd.concat([rows for _, order in entry.runs for rows in found[entry.name, order]], ignore_index=True)
-        frames += [own, _of_targets(own)] if "target_prediction" in own else [own]
-    return pd.concat(frames, ignore_index=True)
+                drawn = seed if order is None else order
+                made = records.run(method, chosen, folder=folder, seed=drawn, on_error=on_error)
+                frames[entry.name].append(made.assign(state=_state(method, chosen)))
+    found = [pd.DataFrame(columns=[*records.SCHEMA.names, "state"])] if not entries else []
+    for parts in frames.values():
+        own = pd.concat(parts, ignore_index=True)
+        found += [own, _of_targets(own)] if "target_prediction" in own else [own]
+    return pd.concat(found, ignore_index=True)
 
 
 def _state(method: Any, dataset: Dataset) -> str:
     """What a method knows besides the image: nothing, labelled images of a training split, or earlier test images."""
     if getattr(method, "online", False):
         return "online"
-    reads = getattr(method, "data_identity", lambda _: None)
-    return "trained once" if reads(dataset) else "episodic"
+    return "trained once" if getattr(method, "data_identity", lambda _: None)(dataset) else "episodic"
 
 
 def target_row(name: str) -> str:
     """The row of what a method's target alone predicts."""
     return f"{name}: {TARGET}"
-
-
-def target_rows(known: Iterable[Any]) -> dict[Any, str]:
-    """Of the methods that are there, those beside which the row of what their targets predict stands, with its name."""
-    known = list(known)
-    return {name: target_row(name) for name in known if target_row(name) in known}
 
 
 def _of_targets(own: pd.DataFrame) -> pd.DataFrame:

@@ -1,8 +1,7 @@
 """Numbers: an estimate with its interval, and the tidy rows that a results folder keeps.
 
-A number has one home. Modules compute `Number`s and put them into tables as they are; `apm.analysis.publish` writes them down before any
-of them becomes text. Report, audit, README and `apm.analysis.verify` read these rows; nobody reads a formatted cell, a caption or a
-footer back.
+A number has one home. Tables hold `Number`s as they are; `apm.analysis.publish` writes them down before any of them becomes text. Report,
+audit, README and `apm.analysis.verify` read these rows; nobody reads a formatted cell, a caption or a footer back.
 
     results/<profile>/numbers/<notebook>.csv   tidy: table, row, column, value, low, high, n, df, unit, kind, decimals, text
     results/<profile>/numbers/machine.json     the machine that made them
@@ -14,6 +13,7 @@ import io
 import math
 import numbers
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import total_ordering
@@ -30,6 +30,7 @@ from apm.project import manifest
 # "word": text, "verdict" that of a rule
 KINDS = ("accuracy", "difference", "measure", "exact", "count", "loss", "p", "cost", "published", "verdict", "word")
 COLUMNS = ("table", "row", "column", "value", "low", "high", "n", "df", "unit", "kind", "decimals", "text")
+FLOATS = ("value", "low", "high", "df")
 FINE = ("ratio", "cosine")  # units of numbers about 1, shown with three significant digits
 SEPARATOR = " · "  # between the parts of a row's name
 
@@ -39,7 +40,7 @@ SEPARATOR = " · "  # between the parts of a row's name
 class Number:
     """An estimate, its 95 % interval where it has one, and the number of images behind it.
 
-    brief: shown without its interval. Numbers are ordered by value. Raises ValueError for an unknown kind and for an interval that is not one.
+    Ordered by value. Raises ValueError for an unknown kind and for an interval that is not one.
     """
 
     value: float
@@ -48,7 +49,7 @@ class Number:
     n: int | None = None
     unit: str = "%"
     kind: str = "accuracy"
-    brief: bool = False
+    brief: bool = False  # shown without its interval
     df: float | None = None  # degrees of freedom of the interval, where they are not n - 1
 
     def __post_init__(self) -> None:
@@ -67,21 +68,24 @@ class Number:
         return text(self)
 
     @property
+    def short(self) -> Number:
+        """The same, shown without its interval."""
+        return replace(self, brief=True)
+
+    @property
     def bounds(self) -> tuple[float, float]:
         """The interval, or the value twice where it has none."""
         return (self.value, self.value) if math.isnan(self.low) else (self.low, self.high)
 
 
 def average(cells: Iterable[Number]) -> Number:
-    """Mean of estimates, empty ones left out, shown without its interval; empty for none.
-
-    The interval is as wide as theirs are on average: estimates on the same images vary together, and no mean of them more than that.
-    """
+    """Mean of estimates, empty ones left out, shown without its interval, which is as wide as theirs on average: estimates on the same
+    images vary together, and no mean of them more than that."""
     there = [cell for cell in cells if not is_empty(cell)]
     if not there:
         return Number(math.nan)
     value, low, high = np.mean([(cell.value, cell.low, cell.high) for cell in there], axis=0)
-    return replace(there[0], value=float(value), low=float(low), high=float(high), brief=True)
+    return replace(there[0], value=float(value), low=float(low), high=float(high)).short
 
 
 def verdict(difference: Number) -> str:
@@ -104,10 +108,7 @@ def decimals(value: float, *, small: bool = False) -> int:
 
 
 def text(cell: Any, *, small: bool = False) -> str:
-    """A cell as a table shows it: "60.5 [57.3, 63.6]", "0.031", "1.2e-08", "yes", "" for an empty one.
-
-    small: of a column with numbers that one decimal would show as 0.0.
-    """
+    """A cell as a table shows it: "60.5 [57.3, 63.6]", "0.031", "1.2e-08", "yes", "" for an empty one; small: of an `is_small` column."""
     if is_empty(cell):
         return ""
     if isinstance(cell, Number):
@@ -138,42 +139,34 @@ def _digits(value: float, small: bool, places: int | None = None) -> str:
 
 def is_small(column: pd.Series) -> bool:
     """Whether a column holds a number that one decimal would show as 0.0, or a measure below 1 such as a cosine."""
-    cells = [cell for cell in column if isinstance(cell, (float, np.floating, Number)) and not is_empty(cell)]
-    if any(isinstance(cell, Number) and cell.unit in FINE for cell in cells):
-        return True
-    return any(
-        0.0 < abs(float(cell)) < (1.0 if isinstance(cell, Number) and cell.kind in ("measure", "exact") else 0.05)
-        for cell in cells
-        if not (isinstance(cell, Number) and cell.kind in ("p", "count", "accuracy", "difference"))
-    )
-
-
-# ------------------------------------------------------------------------------------------------------------- tidy rows
+    for cell in column:
+        if isinstance(cell, Number) and cell.unit in FINE and not is_empty(cell):
+            return True
+        kind = cell.kind if isinstance(cell, Number) else "" if isinstance(cell, (float, np.floating)) else "count"
+        least = 1.0 if kind in ("measure", "exact") else 0.05
+        if kind not in ("p", "count", "accuracy", "difference") and 0.0 < abs(float(cell)) < least:
+            return True
+    return False
 
 
 def tidy(frame: pd.DataFrame, table: str, *, kinds: Mapping[str, str] | str = "measure") -> pd.DataFrame:
-    """A table as tidy rows, one per filled cell (`COLUMNS`).
+    """A table as tidy rows, one per filled cell (`COLUMNS`); levels of index and headings are joined.
 
-    frame: the row's name in the index; several levels are joined. Headings of several levels are joined too.
-    kinds: kind of the cells that are plain numbers: one for all, or by column ("measure" for the others). Words in a
-        column "verdict" are verdicts.
-
-    Raises ValueError for a name that stands twice, in the index or in the headings, and for an unknown kind.
+    kinds: of the cells that are plain numbers, one for all or by column. Words in a column "verdict" are verdicts. Raises ValueError for a
+    name that stands twice, and for an unknown kind.
     """
     rows, columns = [_joined(name) for name in frame.index], [_joined(name) for name in frame.columns]
     for what, names in (("row", rows), ("column", columns)):
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(
-                f"table {table}: {what} {twice[0]!r} stands there more than once: name what tells them apart"
-            )
+            stands = f"{what} {twice[0]!r} stands there more than once"
+            raise ValueError(f"table {table}: {stands}: name what tells them apart")
+    kind_of = dict.fromkeys(columns, kinds) if isinstance(kinds, str) else dict(kinds)
+    if kind_of.get("verdict", "measure") == "measure":
+        kind_of["verdict"] = "verdict"
+    project.among(f"kind of number of table {table}", kind_of.values(), KINDS)
     cells = []
-    for place, column in enumerate(columns):
-        kind = kinds if isinstance(kinds, str) else kinds.get(column, "measure")
-        kind = "verdict" if column == "verdict" and kind == "measure" else kind
-        if kind not in KINDS:
-            raise project.unknown(f"kind of column {column!r} of table {table}", kind, KINDS)
-        values = frame.iloc[:, place]
-        small = is_small(values)
+    for column, (_, values) in zip(columns, frame.items(), strict=True):
+        kind, small = kind_of.get(column, "measure"), is_small(values)
         for row, cell in zip(rows, values, strict=True):
             if not is_empty(cell):
                 cells.append({"table": table, "row": row, "column": column, **_tidy_cell(cell, kind, small)})
@@ -186,15 +179,14 @@ def _joined(name: Any) -> str:
 
 def _tidy_cell(cell: Any, kind: str, small: bool) -> dict[str, Any]:
     if isinstance(cell, (str, bool, np.bool_)):
-        kind = kind if kind in ("verdict", "cost") else "word"
-        return {"unit": "", "kind": kind, "decimals": 0, "text": text(cell)}
-    plain, whole = not isinstance(cell, Number), isinstance(cell, numbers.Integral)
-    if plain:
-        cell = Number(float(cell), unit="", kind="count" if kind == "measure" and whole else kind)
-    fixed = {"p": 3, "count": 0} if not plain else {}
-    places = 0 if whole else fixed.get(cell.kind, decimals(cell.value, small=small))
-    values = {name: getattr(cell, name) for name in ("value", "low", "high", "n", "df", "unit", "kind")}
-    return {**values, "decimals": places, "text": ""}
+        return {"unit": "", "kind": kind if kind in ("verdict", "cost") else "word", "decimals": 0, "text": text(cell)}
+    if isinstance(cell, Number):
+        places = {"p": 3, "count": 0}.get(cell.kind)
+    else:
+        places = 0 if isinstance(cell, numbers.Integral) else None
+        cell = Number(float(cell), unit="", kind="count" if kind == "measure" and places == 0 else kind)
+    places = decimals(cell.value, small=small) if places is None else places
+    return {**vars(cell), "decimals": places, "text": ""}
 
 
 def numbers_of(folder: Path, notebook: str) -> Path:
@@ -210,34 +202,22 @@ def write(rows: pd.DataFrame, path: Path | str, head: str = "") -> Path:
 
 def parse(text: str, source: str) -> pd.DataFrame:
     """Tidy rows of a CSV's text (without a head). Raises ValueError, naming the source, for what is no such file."""
-    types: dict[str, Any] = dict.fromkeys(("value", "low", "high", "df"), float) | dict.fromkeys(
-        ("n", "decimals"), "Int64"
-    )
-    empty = {name: [""] for name in types}
+    types = {**dict.fromkeys(COLUMNS, str), **dict.fromkeys(FLOATS, float), "n": "Int64", "decimals": "Int64"}
+    empty = {name: [""] for name in (*FLOATS, "n", "decimals")}
     try:
-        rows = pd.read_csv(
-            io.StringIO(text), dtype=dict.fromkeys(COLUMNS, str) | types, keep_default_na=False, na_values=empty
-        )
-        if list(rows.columns) != list(COLUMNS):
-            raise ValueError(f"found the columns {', '.join(map(str, rows.columns))}")
-    except (ValueError, pd.errors.ParserError) as error:
+        rows = pd.read_csv(io.StringIO(text), dtype=types, keep_default_na=False, na_values=empty)
+        if list(rows) != list(COLUMNS):
+            raise ValueError(f"found the columns {', '.join(rows)}")
+        project.among("kind of number", set(rows["kind"]), KINDS)
+    except ValueError as error:
         raise ValueError(f"{source}: expected rows of numbers ({', '.join(COLUMNS)}): {error}") from error
-    if unknown := sorted(set(rows["kind"]) - set(KINDS)):
-        raise ValueError(f"{source}: {project.unknown('kind of number', unknown[0], KINDS)}")
     return rows
 
 
-def read(folder: Path | str, notebook: str | None = None) -> pd.DataFrame:
-    """The tidy rows of a results folder, or of one notebook of it, in the order of the manifest.
-
-    Raises FileNotFoundError for a folder without manifest or numbers; ValueError for a notebook that it does not list.
-    """
-    folder = Path(folder)
+def read(folder: Path) -> pd.DataFrame:
+    """The tidy rows of a results folder, in the order of the manifest. Raises FileNotFoundError for one without manifest or numbers."""
     made = manifest.read(folder)["notebooks"]
-    if notebook is not None and notebook not in made:
-        raise project.unknown("notebook of this results folder", notebook, sorted(made))
-    wanted = made if notebook is None else [notebook]
-    paths = [numbers_of(folder, name) for name in wanted if any(e["kind"] == "table" for e in made[name]["entries"])]
+    paths = [numbers_of(folder, name) for name in made if any(e["kind"] == "table" for e in made[name]["entries"])]
     if gone := [path for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"{gone[0]} does not exist, it is not kept in the repository: run `make reproduce`")
     parts = [parse(path.read_text(encoding="utf-8"), str(path)) for path in paths]
@@ -252,17 +232,16 @@ def find(rows: pd.DataFrame, table: str, row: str, column: str) -> Number:
     """One number of tidy rows. Raises NoSuchNumber, with what there is, when it is not there; ValueError when it is a word."""
     there = rows[rows["table"] == table]
     found = there[(there["row"] == row) & (there["column"] == column)]
+    if there.empty:
+        raise NoSuchNumber(f"no table {table!r}: run the notebook that begins with {table.split('_')[0]}_ first")
     if found.empty:
-        if there.empty:
-            raise NoSuchNumber(f"no table {table!r}: run the notebook that begins with {table.split('_')[0]}_ first")
-        of_row = there[there["row"] == row]
-        part, name, have = ("row", row, there["row"]) if of_row.empty else ("column", column, of_row["column"])
+        columns = there.loc[there["row"] == row, "column"]
+        part, name, have = ("column", column, columns) if len(columns) else ("row", row, there["row"])
         raise NoSuchNumber(str(project.unknown(f"{part} of table {table}", name, dict.fromkeys(have))))
     cell = found.iloc[0]
     if math.isnan(cell["value"]):
-        raise ValueError(
-            f"table {table}, {row}, {column}: expected a number, found the {cell['kind']} {cell['text']!r}"
-        )
+        what = f"the {cell['kind']} {cell['text']!r}"
+        raise ValueError(f"table {table}, {row}, {column}: expected a number, found {what}")
     n, df = None if pd.isna(cell["n"]) else int(cell["n"]), None if pd.isna(cell["df"]) else float(cell["df"])
     return Number(cell["value"], cell["low"], cell["high"], n, cell["unit"], cell["kind"], df=df)
 
@@ -272,9 +251,8 @@ def machine() -> dict[str, str]:
     import torch
 
     info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    model = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+    said = info.read_text(encoding="utf-8") if info.is_file() else ""
+    named = re.search(r"^model name\s*: *(.*)", said, re.MULTILINE)
+    model = named[1].strip() if named else platform.processor()
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {"cpu": model, "capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__, **gpu}

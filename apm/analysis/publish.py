@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from IPython.display import display
+from matplotlib.figure import Figure
 
 from apm import project
 from apm.analysis import figures, numbers, tables
 from apm.project import manifest
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 class Publisher:
-    """Publishes what one notebook makes into a profile's results folder.
+    """Publishes what one notebook makes into a profile's results folder; run by hand, into its folder `by-hand`.
 
     publish = Publisher(profile, "02_corruptions")
     publish(table, "02_paired", "APM against its teacher", footer)
@@ -26,7 +26,7 @@ class Publisher:
     """
 
     def __init__(self, profile: str, notebook: str) -> None:
-        self.folder: Path = project.results_dir(profile)
+        self.folder: Path = project.results_dir(profile) / project.paths.by_hand()
         self.notebook = notebook
         self.entries: list[dict[str, Any]] = []
         self.rows: list[pd.DataFrame] = []
@@ -41,33 +41,28 @@ class Publisher:
         notes: str | Sequence[str] = (),
         *,
         kinds: Mapping[str, str] | str = "measure",
-        bold: Callable[[pd.Series], bool | Collection[str]] | None = None,
+        bold: tables.Bold | None = None,
         upright: bool = False,
     ) -> None:
         """Write a table (tidy numbers; CSV, Markdown, LaTeX), a figure (PNG, PDF) or an animation (the bytes of a GIF), and show it.
 
-        what: a table has its rows' names in the index (`set_index`), its cells are `numbers.Number`s, plain numbers or words.
-        name: file name without suffix, beginning with the notebook's number. notes: below the table or figure.
-        kinds: of the cells that are plain numbers, one for all or by column; "cost" for what belongs to this machine,
-            "exact" for what every machine gets alike, such as operations and numbers of weights.
-        bold: what stands out in a row of the flat table. upright: turn a table that is wider than a page, for reading only.
+        what: a table has its rows' names in the index; its cells are `numbers.Number`s, plain numbers or words. name: file name without
+        suffix, beginning with the notebook's number. kinds: as of `numbers.tidy`; bold, upright: of `tables.show`.
 
-        Raises ValueError for a name that was published already or belongs to another notebook, an empty table, rows or columns
-        that stand twice; OSError for a folder that cannot be written.
+        Raises ValueError for a name that was published already, belongs to another notebook or is no plain file name, an empty
+        table, rows or columns that stand twice; OSError for a folder that cannot be written.
         """
-        import matplotlib.pyplot as plt
-        from IPython.display import display
-
-        if name.split("_")[0] != self.notebook.split("_")[0]:
-            raise ValueError(f"{name!r} does not begin with the number of its notebook {self.notebook}")
+        if name.split("_")[0] != self.notebook.split("_")[0] or name != Path(name).name:
+            raise ValueError(f"{name!r} is no file name that begins with the number of its notebook {self.notebook}")
         if name in {entry["name"] for entry in self.entries}:
             raise ValueError(f"{name!r} was published already: give each table and figure a name of its own")
         note = notes if isinstance(notes, str) else " ".join(part for part in notes if part)
         entry: dict[str, Any] = {"name": name, "kind": "figure", "caption": caption, "notes": note}
         if isinstance(what, pd.DataFrame):
+            rows = numbers.tidy(what, name, kinds=kinds)
             shown = tables.show(what, caption, note, bold=bold, upright=upright)
-            paths = tables.save(what, name, self.folder / "tables", caption, note, page=shown._repr_html_())
-            self.rows.append(numbers.tidy(what, name, kinds=kinds))
+            paths = tables.save(what, name, self.folder / "tables", caption, note, page=shown.html)
+            self.rows.append(rows)
             numbers.write(pd.concat(self.rows, ignore_index=True), numbers.numbers_of(self.folder, self.notebook))
             entry |= {"kind": "table", "rows": len(what)}
         else:

@@ -1,24 +1,23 @@
 """The report page: every table and figure that the notebooks of a profile published, with captions and provenance.
 
-Made from the manifest and the tidy numbers of a results folder (`apm.analysis.numbers`) and from notebooks/index.yaml. The page lies beside
-`tables/` and `figures/`: tables stand in it as they were shown, figures are the files beside it.
+Tables stand in it as they were shown; figures are the files beside it.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
+import contextlib
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pandas as pd
 import yaml
 
 from apm import project
-from apm.analysis import figures, numbers, tables, verify
-from apm.analysis.numbers import NoSuchNumber, Number
-from apm.analysis.text import CONSTRUCTION, FAILS, HOLDS, NOT_RUN, UNTESTED
-from apm.project import manifest, profiles
+from apm.analysis import figures, numbers, stats, tables, verify
+from apm.analysis.numbers import NoSuchNumber
+from apm.analysis.text import FAILS, HOLDS, UNTESTED
+from apm.project import manifest, profiles, run
 from apm.runs import records
 
 LONG = 25  # rows from which a table is folded away
@@ -33,7 +32,7 @@ GAIN = "final - teacher (points)"
 ROWS = {  # heading here: row of the benchmarks' tables
     "teacher, zero-shot": f"teacher{numbers.SEPARATOR}zero-shot",
     "APM, final": f"APM{numbers.SEPARATOR}final",
-    GAIN: f"APM{numbers.SEPARATOR}{tables.DIFFERENCE}",
+    GAIN: f"APM{numbers.SEPARATOR}{stats.DIFFERENCE}",
     "any (upper bound, uses labels)": f"APM{numbers.SEPARATOR}{tables.RULE_LABELS['any']}",
 }
 CLAIMS = ("08_claims", "08_text")
@@ -46,55 +45,28 @@ def index() -> dict[str, Any]:
 
 
 def in_short(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per benchmark the mean accuracy of teacher, final and any, and final - teacher in points, as `Number`s.
-
-    rows: tidy numbers of a results folder. Benchmarks that have not been run are left out: an empty frame where none has.
-    """
+    """Per benchmark that has been run the mean accuracy of teacher, final and any, final - teacher in points, and its verdict."""
     lines = {}
     for name, table, column in BENCHMARKS:
-        try:
+        with contextlib.suppress(NoSuchNumber):
             lines[name] = {heading: numbers.find(rows, table, row, column) for heading, row in ROWS.items()}
-        except NoSuchNumber:
-            continue
-    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("benchmark")
+    found = pd.DataFrame.from_dict(lines, orient="index", columns=list(ROWS)).rename_axis("benchmark")
+    return found.assign(verdict=found[GAIN].map(numbers.verdict))
 
 
 def claims(rows: pd.DataFrame) -> pd.DataFrame:
-    """The audit's verdicts: columns claim, verdict, counted as, in the audit's order. Empty where the audit has not run."""
+    """The audit's verdicts, in its order; empty where it has not run."""
     there = rows[rows["table"].isin(CLAIMS)].set_index(["table", "row"])
     columns = {name: there.loc[there["column"] == name, "text"] for name in ("verdict", "counted as")}
     return pd.DataFrame(columns).reset_index("row").rename(columns={"row": "claim"}).reset_index(drop=True)
 
 
-def lead(rows: pd.DataFrame, verified: str) -> list[str]:
-    """The finding in a few sentences, computed from tidy numbers; verified: the line of `make verify`."""
-    short, audited = in_short(rows), claims(rows)
-    said = []
-    if len(short):
-        gains: dict[str, Number] = short[GAIN].to_dict()
-        apart = [name for name, gain in gains.items() if numbers.verdict(gain) != "undecided"]
-        listed = "; ".join(f"{name} {gain}" for name, gain in gains.items())
-        which = f": {', '.join(apart)}" if apart else ""
-        said.append(
-            f"The student's score (final) minus its teacher's, in points, with 95 % interval: {listed}. The interval excludes 0 in "
-            f"{len(apart)} of {len(gains)}{which}."
-        )
-    if len(audited):
-        kinds, tested = Counter(audited["counted as"]), audited[audited["counted as"] == "tested"]
-        counts = Counter(tested["verdict"])
-        said.append(
-            f"Of {len(tested)} claims that were tested {counts[HOLDS]} hold, {counts[FAILS]} do not hold and {counts[UNTESTED]} cannot be "
-            f"told here; {kinds[CONSTRUCTION]} more follow from how the package is built, {kinds[NOT_RUN]} are not tested here."
-        )
-    return [*said, verified]
-
-
-def _verified(profile: str, folder: Path) -> str:
+def _verified(profile: str) -> str:
     try:
-        compared, _, _ = verify.judge(profile, made=True, folder=folder)
+        found = verify.summary(verify.judge(profile, made=True)[0])
+        return f"Held against the expected numbers of this profile: {found}."
     except FileNotFoundError:
         return "No expected numbers are kept for this profile, so these were not held against any."
-    return f"Held against the expected numbers of this profile: {verify.summary(compared)}."
 
 
 def _part(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
@@ -108,41 +80,26 @@ def _part(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def times(folder: Path, notebooks: list[str]) -> pd.DataFrame:
-    """How long the last and the longest run of each notebook took, in seconds, and their sums; from records/times.json.
-
-    Notebooks without an entry are left out; an empty frame where nothing was measured.
-    """
-    path = folder / "records" / "times.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """How long the last and the longest run of each notebook took, in seconds, and their sums; empty where nothing was measured."""
+    known = run.times(folder)
     rows = {name: known[name] for name in notebooks if name in known}
-    if not rows:
-        return pd.DataFrame()
-    table = pd.DataFrame(rows).T[["longest", "last"]].add_suffix(" run (s)").rename_axis("notebook")
-    table.loc["together"] = table.sum()
+    table = pd.DataFrame(rows, ["longest", "last"]).T.add_suffix(" run (s)").rename_axis("notebook")
+    if rows:
+        table.loc["together"] = table.sum()
     return table.round().astype(int)
 
 
-def current_shards(folder: Path) -> pd.DataFrame:
-    """`records.provenance_table` without the shards of code that has changed since. Raises FileNotFoundError for no records."""
-    shards = records.provenance_table(folder)
-    return shards[shards["current"]].reset_index(drop=True)
-
-
-def provenance(shards: pd.DataFrame) -> str:
-    """Where records come from, what all share in one sentence. shards: of `current_shards`."""
-    same = {"commit": "commit", "machine": "machine", "device": "device", "python": "Python"}
-    same |= {"torch": "torch", "open_clip_torch": "open_clip"}
-    shown = shards.assign(commit=shards["commit"].astype(str).str[:12]) if "commit" in shards else shards
-    facts = [f"{label} {', '.join(sorted(set(shown[name].map(str))))}" for name, label in same.items() if name in shown]
-    return f"{len(shards)} record shards, {int(shards['n'].sum())} predictions: {'; '.join(facts)}."
-
-
-def _by_method(shards: pd.DataFrame) -> pd.DataFrame:
-    if shards.empty:
-        return shards
-    shards = shards.assign(condition=shards["corruption"].astype(str) + shards["severity"].astype(str))
-    groups = shards.groupby(["dataset", "method", "seed"], sort=True, dropna=False)
-    return groups.agg(conditions=("condition", "nunique"), predictions=("n", "sum"), shards=("shard", "size"))
+def origins(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """Of the records that the present code made: what made them, what they are about, and remarks on the images. Empty for none."""
+    try:
+        shards = records.provenance_table(folder)
+    except FileNotFoundError:
+        return pd.DataFrame(), pd.DataFrame(), []
+    shards = shards[shards["current"]].fillna("")
+    made_by = [name for name in ("commit", "machine", "device", "python", "torch", "open_clip_torch") if name in shards]
+    count = {"shards": ("shard", "size"), "predictions": ("n", "sum")}
+    parts = (shards.groupby(by).agg(**count) for by in (made_by, ["dataset", "method", "seed"]))
+    return *parts, sorted(set(shards["remark"]) - {""})
 
 
 def _shown(frame: pd.DataFrame, caption: str) -> str:
@@ -150,17 +107,14 @@ def _shown(frame: pd.DataFrame, caption: str) -> str:
 
 
 def write(profile: str) -> Path:
-    """Make results/<profile>/report.html; returns its path.
+    """Make results/<profile>/report.html, or report.by-hand.html where the notebook is run by hand; returns its path.
 
     Raises FileNotFoundError when no notebook has published anything, ValueError for an unknown profile or a damaged manifest.
     """
-    import jinja2
-
     known, folder = index(), project.results_dir(profile)
     wanted = profiles.runs(profile)
     made = {name: part["entries"] for name, part in manifest.read(folder)["notebooks"].items() if name in wanted}
     rows = numbers.read(folder)
-    titles = {name: about["title"] for name, about in known["notebooks"].items()}
     sections = [
         {"notebook": name, "title": name, "question": "", **known["notebooks"].get(name, {})}
         | {"parts": [_part(folder, entry) for entry in entries]}
@@ -169,36 +123,28 @@ def write(profile: str) -> Path:
     ]
     if not sections:
         raise FileNotFoundError(f"nothing is published in {folder}: run the notebooks first, `make reproduce`")
-    try:
-        shards = current_shards(folder / "records")
-    except FileNotFoundError:
-        shards = pd.DataFrame()
+    made_by, about_what, remarks = origins(folder / "records")
     audited = claims(rows)
     audited["verdict"] = [f"{SYMBOLS.get(v, '')} {v}".strip() for v in audited["verdict"]]
     parameters = profiles.load(profile, sections[0]["notebook"])
     weights = parameters.get("pretrained")
-    about = [
-        f"profile {profile}",
-        f"teacher {parameters.get('teacher')}" + (f", {Path(weights).name}" if weights else ""),
-        *(f"images: {remark}" for remark in sorted(set(shards.get("remark", ())) - {""})),
-    ]
-    links = [("summary", "In short"), *((s["notebook"], s["title"]) for s in sections)]
-    links += [("paper", "Paper to notebook"), ("times", "Time"), ("provenance", "Provenance")]
+    taught = f"teacher {parameters.get('teacher')}" + (f", {Path(weights).name}" if weights else "")
+    about = [f"profile {profile}", taught, *(f"images: {remark}" for remark in remarks)]
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     template = jinja2.Environment(autoescape=True, **options).from_string(TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(
         profile=profile,
-        lead=lead(rows, _verified(profile, folder)),
+        verified=_verified(profile),
         about=about,
-        links=links,
         sections=sections,
         made=set(made),
-        titles=titles,
+        index=known["notebooks"],
         paper=[{"notebook": "", **row} for row in known["paper"]],
         short=_shown(in_short(rows), f"Student and teacher, profile {profile}"),
         claims=_shown(audited, f"Claims of the paper, profile {profile}; rule, figure and source stand in section 08"),
         times=_shown(times(folder, wanted), f"How long the notebooks took, profile {profile}"),
-        records=_shown(_by_method(shards), "Records by dataset, method and seed"),
-        provenance=provenance(shards) if len(shards) else "no records of the present code here",
+        made_by=_shown(made_by, "What made the records") or "No records of the present code here.",
+        records=_shown(about_what, "Records by dataset, method and seed"),
     )
-    return project.atomic_write(folder / "report.html", page + "\n")
+    name = ".".join(filter(None, ("report", project.paths.by_hand(), "html")))
+    return project.atomic_write(folder / name, page + "\n")

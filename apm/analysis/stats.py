@@ -1,30 +1,27 @@
-"""Statistics of a benchmark: counting rules, intervals, paired tests. Plain functions on arrays.
+"""Statistics of a benchmark: counting rules, intervals, paired tests. Estimates are `apm.analysis.numbers.Number`s.
 
 Counting rules. A student of test-time training is drawn to its teacher's feature, so what counts as correct must be said:
 
 - "final": the prediction after a number of iterations fixed beforehand. This is the score.
 - "teacher": zero-shot prediction of the same teacher, same prompts, same images.
 - "minimum loss": the prediction at the iteration of lowest loss: needs no label.
-- "any": right after any update k = 1..K (k = 0, random weights, does not count). It uses the labels: an upper bound, never
-  a score.
+- "any": right after any update k = 1..K (k = 0, random weights, does not count). It uses the labels: an upper bound, never a score.
 
-An image on which a method failed (prediction -1) counts as wrong under every rule, and stays in n; under "any" its
-predictions before the failure count.
+An image on which a method failed (prediction -1) counts as wrong, and stays in n; under "any" its predictions before the failure count.
 
-Intervals, all in closed form. One proportion of independent images: Wilson's score interval (Wilson 1927; recommended by Brown, Cai &
-DasGupta 2001, Statistical Science 16), which keeps its width where accuracy is 0 or 100 %. A paired difference of two accuracies on
-independent images: Bonett & Price (2012, J. Educ. Behav. Stat. 37): one is added to the images gained and one to those lost, so
-that the interval has a width where no image differs. The value reported is the plain difference.
+Intervals, all in closed form. One proportion of independent images: Wilson's score interval (Wilson 1927; Brown, Cai & DasGupta 2001).
+A paired difference of two accuracies on independent images: Bonett & Price (2012): one is added to the images gained and one to those
+lost, so that the interval has a width where no image differs. The value reported is the plain difference.
 
 Over several conditions the copies of one image (its 15 corruptions, its seeds) are not independent. Variances are those between images
-(linearised, "sandwich"; Cameron & Miller 2015, J. Human Resources 50), with t quantiles (Satterthwaite 1946). A proportion then has
-Wilson's interval for as many images as its variance is worth (Korn & Graubard 1998), strata combined by the squares of their half
-widths (Zou & Donner 2008, "MOVER"). A difference gets one block of rows gained and one lost, as large as those seen (`_block`): Bonett &
-Price for clusters, whose coverage tests/cover.py shows.
+(linearised, "sandwich"; Cameron & Miller 2015), with t quantiles (Satterthwaite 1946). A proportion then has Wilson's interval for as many
+images as its variance is worth (Korn & Graubard 1998), strata combined by the squares of their half widths (Zou & Donner 2008, "MOVER").
+A difference gets one block of rows gained and one lost, as large as those seen (`_block`): Bonett & Price for clusters, whose coverage
+tests/cover.py shows.
 
 Seeds are not images. Where rows hold several, the variance between seeds is added to that between images (two-way, Cameron, Gelbach &
-Miller 2011, without their subtraction of the cells: it errs to the wide side), with degrees of freedom after Satterthwaite: with
-three seeds that differ much, close to 2. With one seed an interval is about images only, and `Interval.seeds` says so.
+Miller 2011, without their subtraction of the cells: it errs to the wide side), with degrees of freedom after Satterthwaite. With one seed
+an interval is about images only.
 
 Pairs: McNemar's exact test. Several tests: Holm (1979).
 """
@@ -32,45 +29,26 @@ Pairs: McNemar's exact test. Several tests: Holm (1979).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom, binomtest
+from scipy.stats import binomtest, quantile_test
 from scipy.stats import t as student
 
+from apm import project
+from apm.analysis.numbers import Number
+
 RULES = ("teacher", "final", "minimum loss", "any")
+DIFFERENCE = "final - teacher"
+CONDITION = ("dataset", "corruption", "severity")
 CALIBRATION_BINS = 15  # as in Guo et al. 2017
 CONFIDENCE = 0.95
 MINIMUM_SAMPLES = 10  # below, an interval says little: ask for more images
 
 
-class _Estimate(NamedTuple):
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-class Interval(_Estimate):
-    """An estimate with its 95 % interval, in percent (or percentage points), and the number of images behind it.
-
-    Beside the four numbers, attributes: df, degrees of freedom of the interval's t quantile (infinite: normal; None: not known), and
-    seeds, how many training runs the interval is about: with 1 it says nothing about another seed.
-    """
-
-    df: float | None = None
-    seeds: int = 1
-
-
-# ---------------------------------------------------------------------------------------------------------- counting rules
-
-
 def paths(records: pd.DataFrame) -> np.ndarray:
-    """Predictions after k = 0..K updates as an array (n, K + 1).
-
-    Raises ValueError when rows have no path or paths of different lengths.
-    """
+    """Predictions after k = 0..K updates (n, K + 1). Raises ValueError when rows have no path or paths of different lengths."""
     column, absent = records["path"], records["path"].isna().to_numpy()
     lengths = sorted({len(path) for path in column[~absent]})
     # an image that could not even be read has no path; it is wrong after every update
@@ -89,41 +67,25 @@ def has_path(records: pd.DataFrame) -> bool:
 
 
 def correct(records: pd.DataFrame, rule: str) -> np.ndarray | None:
-    """Which rows (n,) count as right under a rule; None where the records do not hold what the rule needs.
-
-    Raises ValueError for an unknown rule.
-    """
-    label = records["label"].to_numpy()
-    if rule == "final":
-        return records["prediction"].to_numpy() == label
-    if rule == "teacher":
-        return None if records["teacher_prediction"].isna().all() else _integers(records["teacher_prediction"]) == label
-    if rule == "minimum loss":
-        if not has_path(records) or records["minimum_loss_prediction"].isna().all():
-            return None
-        return (_integers(records["minimum_loss_prediction"]) == label) & (records["prediction"].to_numpy() >= 0)
+    """Which rows (n,) count as right under a rule; None where the records do not hold what the rule needs."""
+    label, answered = records["label"].to_numpy(), records["prediction"].to_numpy() >= 0
     if rule == "any":
         return (paths(records)[:, 1:] == label[:, None]).any(axis=1) if has_path(records) else None
-    raise ValueError(f"unknown counting rule {rule!r}. Known: {', '.join(RULES)}")
+    names = {"final": "prediction", "teacher": "teacher_prediction", "minimum loss": "minimum_loss_prediction"}
+    project.among("counting rule", [rule], RULES)
+    said = records[names[rule]]
+    if said.isna().all() or (rule == "minimum loss" and not has_path(records)):
+        return None
+    right = said.fillna(-1).to_numpy(dtype=np.int64) == label
+    return right & answered if rule == "minimum loss" else right
 
 
-def _integers(column: pd.Series) -> np.ndarray:
-    """A nullable integer column with -1 for null."""
-    return column.fillna(-1).to_numpy(dtype=np.int64)
-
-
-# --------------------------------------------------------------------------------------------------------------- intervals
-
-
-def accuracy(right: np.ndarray, *, minimum: int = MINIMUM_SAMPLES) -> Interval:
-    """Accuracy of independent images in percent with Wilson's score interval.
-
-    right: (n,) bool. Raises ValueError for fewer than `minimum` images.
-    """
+def accuracy(right: np.ndarray, *, minimum: int = MINIMUM_SAMPLES) -> Number:
+    """Accuracy of independent images, right (n,) or not, with Wilson's interval. Raises ValueError for fewer than `minimum`."""
     right = np.asarray(right, dtype=bool)
     _enough(len(right), minimum)
-    test = binomtest(int(right.sum()), len(right)).proportion_ci(CONFIDENCE, method="wilson")
-    return Interval(100.0 * float(right.mean()), 100.0 * float(test.low), 100.0 * float(test.high), len(right))
+    ends = binomtest(int(right.sum()), len(right)).proportion_ci(CONFIDENCE, method="wilson")
+    return Number(100.0 * float(right.mean()), 100.0 * float(ends.low), 100.0 * float(ends.high), len(right))
 
 
 def mean(
@@ -134,15 +96,13 @@ def mean(
     strata: np.ndarray | None = None,
     seeds: np.ndarray | None = None,
     minimum: int = MINIMUM_SAMPLES,
-) -> Interval:
-    """Mean of values, in percent, with its 95 % interval over images, and over seeds where there are several.
+) -> Number:
+    """Mean of values with its 95 % interval over images, and over seeds where there are several.
 
-    values: (n,) per row. Their type says what they are: bool, right or not (score interval, within 0..100); whole numbers -1, 0
-    and 1, a difference of two such (pseudo-counts: never without width); other numbers, in any unit (t interval).
-    samples: (n,) image of each row; rows of one image are not independent. Default: every row its own image.
-    conditions: (n,) such as the corruption: the mean is the mean of the conditions' means, each with the same weight.
-    strata: (n,) such as the dataset: image 3 of one is not image 3 of another. Their variances add.
-    seeds: (n,) of the training run. With several, the interval is about other seeds too; with one, or None, about images only.
+    values: (n,) per row. Their type says what they are: bool, right or not (percent, score interval); whole numbers -1, 0 and 1, a
+    difference of two such (points, pseudo-counts: never without width); other numbers, in their own unit (t interval). samples: (n,) image
+    of each row, default its own. conditions: (n,) whose means have the same weight. strata: (n,) such as the dataset: image 3 of one is
+    not image 3 of another. seeds: (n,) of the training run; with several, the interval is about other seeds too.
 
     Raises ValueError for fewer than `minimum` images in a stratum or in a condition, and for values that are NaN or infinite.
     """
@@ -153,22 +113,15 @@ def mean(
     _enough(n, minimum)
     if bad := n - np.isfinite(values).sum():
         raise ValueError(f"{bad} of {n} values are NaN or infinite: a mean needs finite ones")
-    groups = {"samples": samples, "conditions": conditions, "strata": strata, "seeds": seeds}
-    codes = {
-        name: pd.factorize(np.zeros(n) if array is None else np.asarray(array))[0] for name, array in groups.items()
-    }
-    stratum = codes["strata"]
-    image, images = _pairs(stratum, np.arange(n) if samples is None else codes["samples"])
-    group, members = _pairs(stratum, codes["conditions"])
+    stratum, condition, seed = (
+        pd.factorize(np.zeros(n) if codes is None else np.asarray(codes))[0] for codes in (strata, conditions, seeds)
+    )
+    image, images = _pairs(stratum, np.arange(n) if samples is None else pd.factorize(np.asarray(samples))[0])
+    group, members = _pairs(stratum, condition)
     stratum_of = np.zeros(len(images), dtype=np.int64)
     stratum_of[image] = stratum
     size = np.bincount(stratum_of, minlength=1)
-    _enough(int(size.min()), minimum)
-    for rare in np.flatnonzero(members < minimum):
-        found = len(np.unique(image[group == rare]))
-        raise ValueError(
-            f"a condition has {found} images, too few for a mean over conditions: give each at least {minimum}"
-        )
+    _enough(int(min(size.min(), members.min())), minimum)
 
     # linearised (sandwich) variances of the mean of the conditions' means, as fractions
     share = 1.0 / (len(members) * members[group])  # weight of each row: conditions weigh the same
@@ -190,7 +143,7 @@ def mean(
         shrink = 1.0 / (1.0 + 2.0 * one)
         variance = shrink**2 * (variance + 2.0 * one**2 * (1.0 + shrink * value**2))
         centre = shrink * value
-    by_seed = np.bincount(codes["seeds"], part)
+    by_seed = np.bincount(seed, part)
     over_seeds = float((by_seed**2).sum() * len(by_seed) / (len(by_seed) - 1)) if len(by_seed) > 1 else 0.0
     if over_seeds > 0:
         df = (variance + over_seeds) ** 2 / (variance**2 / df + over_seeds**2 / (len(by_seed) - 1))
@@ -209,9 +162,9 @@ def mean(
         low, high = centre - half, centre + half
         if is_difference:
             low, high = np.clip([low, high], -1.0, 1.0)
-    interval = Interval(100.0 * value, 100.0 * float(low), 100.0 * float(high), len(images))
-    interval.df, interval.seeds = float(df), len(by_seed)
-    return interval
+    percent, points, plain = (100.0, "%", "accuracy"), (100.0, "points", "difference"), (1.0, "", "measure")
+    scale, unit, kind = percent if is_share else points if is_difference else plain
+    return Number(scale * value, scale * float(low), scale * float(high), len(images), unit, kind, df=float(df))
 
 
 def _wilson(p: np.ndarray, variance: np.ndarray, size: np.ndarray, q: float) -> tuple[np.ndarray, np.ndarray]:
@@ -224,11 +177,8 @@ def _wilson(p: np.ndarray, variance: np.ndarray, size: np.ndarray, q: float) -> 
 
 
 def _block(values: np.ndarray, share: np.ndarray, image: np.ndarray, heavy: np.ndarray) -> float:
-    """Share of its rows in which an image differs, given that it does: of the images that were seen to, and of one whole image more.
-
-    Of those seen, each differing row counts once, net of an image's opposite rows: the ratio of the images' variance to that of
-    independent rows. The whole one is Laplace's rule of succession: where few images differ, little is known about how much.
-    """
+    """Share of its rows in which an image differs, given that it does: of the images that were seen to (net of opposite rows), and of one
+    whole image more (Laplace's rule of succession: where few images differ, little is known about how much)."""
     if heavy.size == values.size:
         return 1.0
     moved, net = np.bincount(image, share * np.abs(values)), np.bincount(image, share * values)
@@ -245,69 +195,44 @@ def _pairs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return number, np.bincount(number, minlength=len(pairs))
 
 
-def median(values: np.ndarray) -> _Estimate:
-    """Median of independent values (n,), in their unit, with the interval between two of them that holds it in at least 95 %.
+def median(values: np.ndarray) -> tuple[float, float, float, int]:
+    """Median of independent values (n,), in their unit; low, high: the two values between which it is in at least 95 %; n.
 
-    The ends are order statistics (sign test; Conover 1999, section 3.2), so any distribution will do; NaN for fewer than six values,
-    which have no such two. Raises ValueError for none, and for values that are NaN.
+    The ends are order statistics (sign test; Conover 1999, section 3.2); NaN for fewer than six. Raises ValueError for none, and for NaN.
     """
-    values = np.sort(np.asarray(values, dtype=np.float64))
-    n = len(values)
-    if n == 0 or np.isnan(values).any():
-        raise ValueError(
-            f"a median needs values that are numbers, found {n}, {int(np.isnan(values).sum())} of them NaN"
-        )
-    outside = int(binom.ppf(0.5 - 0.5 * CONFIDENCE, n, 0.5))  # values below the lower end, and it
-    low, high = (float(values[outside - 1]), float(values[n - outside])) if outside else (np.nan, np.nan)
-    return _Estimate(float(np.median(values)), low, high, n)
+    if not len(values) or np.isnan(values).any():
+        raise ValueError(f"a median needs values, none of them NaN, found {len(values)}")
+    ends = quantile_test(values, p=0.5).confidence_interval(CONFIDENCE)
+    return float(np.median(values)), float(ends.low), float(ends.high), len(values)
 
 
-def paired_difference(
-    right: np.ndarray,
-    reference: np.ndarray,
-    samples: np.ndarray | None = None,
-    **options: np.ndarray | int | None,
-) -> Interval:
-    """Accuracy minus the reference's on the same rows, in percentage points, with its interval (`mean`).
-
-    right, reference: (n,) bool; samples and options as in `mean`. Raises ValueError as it does.
-    """
-    return mean(right.astype(np.int8) - reference.astype(np.int8), samples, **options)  # type: ignore[arg-type]
+def paired_difference(right: np.ndarray, reference: np.ndarray, *samples: np.ndarray, **options: Any) -> Number:
+    """Accuracy minus the reference's on the same rows (n,) bool, in percentage points; samples, options and errors as of `mean`."""
+    return mean(right.astype(np.int8) - reference.astype(np.int8), *samples, **options)
 
 
 def mcnemar(right: np.ndarray, reference: np.ndarray) -> float:
-    """Exact two-sided p-value of McNemar's test: of the images that only one of two got right, is either favoured?
-
-    right, reference: (n,) bool on the same independent images. 1 when there is no such image.
-    """
+    """Exact two-sided p-value of McNemar's test on the same independent images (n,) bool; 1 where none differs."""
     gained, lost = int((right & ~reference).sum()), int((~right & reference).sum())
     return 1.0 if gained + lost == 0 else float(binomtest(gained, gained + lost, 0.5).pvalue)
 
 
-def p_value(estimate: Interval, null: float = 0.0) -> float:
-    """Two-sided p-value of an estimate against a value: the level at which its interval, made wider or narrower, ends there.
-
-    It is below 0.05 exactly where the interval excludes `null`. Degrees of freedom are the estimate's, or n - 1 where it has none.
-    Raises ValueError for an interval that has no width, is not finite or does not hold its estimate: it has no p-value.
-    """
-    value, low, high, n = estimate
-    if not (np.isfinite([value, low, high]).all() and low <= value <= high and low < high):
-        raise ValueError(f"a p-value needs a finite interval with a width around its estimate, found {tuple(estimate)}")
-    df = getattr(estimate, "df", None)
-    df = max(n - 1, 1) if df is None else df
-    towards = value - low if null < value else high - value
+def p_value(estimate: Number, null: float = 0.0) -> float:
+    """Two-sided p-value of an estimate against a value: the level at which its interval, made wider or narrower, ends there. NaN for one
+    without an interval, or whose interval has no width."""
+    value, df = estimate.value, max((estimate.n or 0) - 1, 1) if estimate.df is None else estimate.df
+    if not estimate.high > estimate.low:
+        return float("nan")
     if null == value:
         return 1.0
-    if towards == 0:  # an end at 0 or 100 %, where the interval was cut
+    towards = value - estimate.low if null < value else estimate.high - value
+    if towards <= 0:  # an end at 0 or 100 %, where the interval was cut
         return 0.0
     return float(2.0 * student.sf(student.ppf(0.5 + 0.5 * CONFIDENCE, df) * abs(value - null) / towards, df))
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's adjusted p-values (m,) of m tests made together: those below 0.05 hold with 5 % risk of any false one (Holm 1979).
-
-    NaN, a test that was not made, stays NaN and is not counted.
-    """
+    """Holm's adjusted p-values (m,) of m tests made together (Holm 1979); NaN, a test that was not made, stays and is not counted."""
     p = np.asarray(p_values, dtype=np.float64)
     made = np.flatnonzero(~np.isnan(p))
     order = made[np.argsort(p[made], kind="stable")]
@@ -317,10 +242,7 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
-    """Expected calibration error in percent: mean distance of confidence and accuracy over equally wide bins (Guo et al. 2017).
-
-    confidence: (n,) in 0..1 of the predicted class. right: (n,) bool.
-    """
+    """Expected calibration error in percent over equally wide bins (Guo et al. 2017): confidence (n,) in 0..1 of the predicted class."""
     bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # bins (0, 1/15], (1/15, 2/15], ...
     gap = np.bincount(bin_of, right.astype(float) - confidence, minlength=bins)
     return 100.0 * float(np.abs(gap).sum() / len(right))
@@ -328,43 +250,23 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = CAL
 
 def _enough(n: int, minimum: int) -> None:
     if n < minimum:
-        raise ValueError(
-            f"an interval needs at least {minimum} images, found {n}: raise the number of images (n in the profile)"
-        )
+        more = "raise the number of images (n in the profile)"
+        raise ValueError(f"an interval needs at least {minimum} images, found {n}: {more}")
 
 
-# --------------------------------------------------------------------------------------------------------- records in groups
+def groups(records: pd.DataFrame, conditions: Sequence[str] = CONDITION) -> dict[str, Any]:
+    """What `mean` has to know of records: which rows are of one image (in any condition), and what is averaged with the same weight."""
+    found = {"samples": records["sample"], "strata": records["dataset"], "seeds": records["seed"]}
+    found["conditions"] = records.groupby(list(conditions), sort=False).ngroup()
+    return {name: column.to_numpy() for name, column in found.items()}
 
 
-def mean_accuracy(
-    records: pd.DataFrame,
-    rule: str,
-    *,
-    conditions: Sequence[str] = ("dataset", "corruption", "severity"),
-    **options: int,
-) -> Interval | None:
-    """Accuracy under a rule as the mean over conditions, with its interval over images, and seeds where there are several (`mean`).
-
-    The corruptions, severities and seeds of one image of a dataset count as that one image. None as in `correct`.
-    """
-    right = correct(records, rule)
-    return None if right is None else mean(right, **_groups(records, conditions), **options)  # type: ignore[arg-type]
-
-
-def mean_difference(
-    records: pd.DataFrame, *, conditions: Sequence[str] = ("dataset", "corruption", "severity"), **options: int
-) -> Interval | None:
-    """final - teacher as the mean over conditions, in percentage points, with the interval of `mean_accuracy`."""
-    final, teacher = correct(records, "final"), correct(records, "teacher")
-    if final is None or teacher is None:
-        return None
-    return paired_difference(final, teacher, **_groups(records, conditions), **options)  # type: ignore[arg-type]
-
-
-def _groups(records: pd.DataFrame, conditions: Sequence[str]) -> dict[str, np.ndarray | None]:
-    return {
-        "samples": records["sample"].to_numpy(),
-        "conditions": records.groupby(list(conditions), sort=False).ngroup().to_numpy(),
-        "strata": records["dataset"].to_numpy(),
-        "seeds": records["seed"].to_numpy() if "seed" in records else None,
-    }
+def estimate(
+    records: pd.DataFrame, rule: str, *, conditions: Sequence[str] = CONDITION, **options: Any
+) -> Number | None:
+    """Accuracy under a rule, or `DIFFERENCE`, as the mean over conditions with the interval of `mean`; None as in `correct`."""
+    right, grouped = correct(records, "final" if rule == DIFFERENCE else rule), groups(records, conditions)
+    if rule == DIFFERENCE and right is not None:
+        reference = correct(records, "teacher")
+        return None if reference is None else paired_difference(right, reference, **grouped, **options)
+    return None if right is None else mean(right, **grouped, **options)

@@ -1,7 +1,4 @@
-"""Does it come out again? Every number of a results folder against data/expected/<profile>.csv.
-
-    python -m apm.analysis.verify --profile mini            # what `make verify` runs
-    python -m apm.analysis.verify --profile mini --accept   # the present numbers become the expected ones
+"""Does it come out again? Every number of a results folder against data/expected/<profile>.csv (`make verify`, `make accept`).
 
 A number is the same when it equals the expected one to the printed digits, "within" when it lies in the expected 95 % interval, else
 "outside". Losses and measures follow a training, which another processor rounds otherwise, and an interval over images, where they have
@@ -17,7 +14,6 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,67 +37,51 @@ def path_of(profile: str) -> Path:
 
 
 def expected(profile: str) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The numbers that a profile should give, and the machine that gave them.
-
-    Raises FileNotFoundError where a profile has none; ValueError for a file of another profile or version, or one cut off.
-    """
+    """The numbers that a profile should give, and the machine that gave them. Raises FileNotFoundError for none, ValueError for a file of
+    another profile or version, or one cut off."""
     path = path_of(profile)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: `make accept PROFILE={profile}` makes the present numbers the expected ones"
-        )
+        accept = f"`make accept PROFILE={profile}` makes the present numbers the expected ones"
+        raise FileNotFoundError(f"{path} does not exist: {accept}")
     first, _, body = path.read_text(encoding="utf-8").partition("\n")
     try:
         head = json.loads(first.removeprefix(HEAD))
         found, count, machine = (head["version"], head["profile"]), head["rows"], head["machine"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected a first line {HEAD!r} and what it holds, found {first[:60]!r}") from error
+    restore = "restore it from the repository, or write it anew with `make accept`"
     if found != (manifest.VERSION, profile):
-        raise ValueError(
-            f"{path} holds numbers of version {found[0]} and profile {found[1]}, not of {manifest.VERSION} and {profile}: restore it from "
-            "the repository, or write it anew with `make accept`"
-        )
-    whole = body[: body.rfind("\n") + 1]  # else its last row is half there
-    rows = numbers.parse(whole, str(path))
-    if len(rows) != count or whole != body:
-        raise ValueError(
-            f"{path} is cut off: expected {count} numbers, found {len(rows)}; restore it from the repository"
-        )
+        what = f"version {found[0]} and profile {found[1]}, not of {manifest.VERSION} and {profile}"
+        raise ValueError(f"{path} holds numbers of {what}: {restore}")
+    if not body.endswith("\n") or len(rows := numbers.parse(body, str(path))) != count:
+        raise ValueError(f"{path} is cut off: expected {count} numbers; {restore}")
     return rows, machine
 
 
 def compare(wanted: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
-    """Tidy rows against tidy rows: KEY, kind, expected, found, status (`STATUS`), distance.
-
-    distance: how far a number lies outside, in half-widths of its interval, or in printed units where it has none.
-    """
+    """Tidy rows against tidy rows, each with its `STATUS`; distance: in half-widths of the interval, or in printed units without one."""
     both = wanted.merge(found, on=KEY, how="outer", suffixes=("", "_found"), indicator=True, sort=False)
     kind = both["kind"].fillna(both["kind_found"])
     unit = 0.5 * 10.0 ** -both["decimals"].astype(float)
     gap = (both["value"] - both["value_found"]).abs()
     # values are stored with seven significant digits, which is what an exact one is held to
     near = gap <= np.maximum(unit.where(kind != "exact", 0.0), 1e-6 * both["value"].abs()) + ROUNDING
-    has_interval = both["low"].notna()
     inside = (both["value_found"] >= both["low"]) & (both["value_found"] <= both["high"])
     inside |= gap <= kind.map(NEAR).astype(float).fillna(0.0) * both["value"].abs()
     is_number = both["value"].notna() & both["value_found"].notna()
-    equal_words = both["text"] == both["text_found"]
-    status = np.select(
-        [
-            kind == "cost",
-            both["_merge"] == "left_only",
-            both["_merge"] == "right_only",
-            is_number & near,
-            is_number & inside,
-            ~is_number & both["value"].isna() & both["value_found"].isna() & equal_words,
-            kind == "verdict",
-            kind == "word",
-        ],
-        ["cost", "missing", "new", "same", "within", "same", "turned", "changed"],
-        "outside",
-    )
-    row = [both["table"], both["row"]]
-    met = pd.Series(np.isin(status, ("same", "within"))).where(has_interval).groupby(row).transform("min")
+    equal_words = both["value"].isna() & both["value_found"].isna() & (both["text"] == both["text_found"])
+    chosen = {
+        "cost": kind == "cost",
+        "missing": both["_merge"] == "left_only",
+        "new": both["_merge"] == "right_only",
+        "same": is_number & near | equal_words,
+        "within": is_number & inside,
+        "turned": kind == "verdict",
+        "changed": kind == "word",
+    }
+    status = np.select(list(chosen.values()), list(chosen), "outside")
+    met = pd.Series(np.isin(status, ("same", "within"))).where(both["low"].notna())
+    met = met.groupby([both["table"], both["row"]]).transform("min")
     status[(kind == "p") & (status == "outside") & (met == 1)] = "within"
     half = ((both["high"] - both["low"]) / 2).where(lambda h: h > 0, unit)
     shown = {
@@ -113,73 +93,56 @@ def compare(wanted: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(compared: pd.DataFrame) -> str:
-    """ "7,728 numbers: 7,728 same, 0 within their interval, 0 outside, 0 missing; 40 costs of the machine apart"."""
+    """One line: how many numbers have which status."""
     count = compared["status"].value_counts().reindex(STATUS, fill_value=0)
     judged = len(compared) - count["cost"] - count["new"]
-    line = (
+    return (
         f"{judged:,} numbers and words: {count['same']:,} same, {count['within']:,} within the expected interval, "
-        f"{count['outside']:,} outside, {count['missing']:,} missing, {count['turned']:,} verdicts turned, {count['changed']:,} other words changed"
+        f"{count['outside']:,} outside, {count['missing']:,} missing, {count['turned']:,} verdicts turned, "
+        f"{count['changed']:,} other words changed; {count['new']:,} new; {count['cost']:,} costs of the machine apart"
     )
-    return f"{line}; {count['new']:,} new; {count['cost']:,} costs of the machine apart"
 
 
 def worst(compared: pd.DataFrame) -> pd.DataFrame:
     """The rows that fail or have changed, the farthest first; at most `WORST`."""
-    order = ("turned", "outside", "missing", "changed", "within")
-    chosen = compared[compared["status"].isin(order)]
-    rank = chosen["status"].map(order.index)
-    return (
-        chosen.assign(rank=rank).sort_values(["rank", "distance"], ascending=[True, False]).drop(columns="rank")[:WORST]
-    )
+    order = ["turned", "outside", "missing", "changed", "within"]
+    chosen = compared[compared["status"].isin(order)].sort_values("distance", ascending=False)
+    return chosen.sort_values("status", key=lambda status: status.map(order.index), kind="stable")[:WORST]
 
 
-def judge(
-    profile: str, *, made: bool = False, folder: Path | None = None
-) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:
-    """(comparison, machine of the expected numbers, machine of these).
-
-    made: judge only the tables that are there, and the audit only where all are.
-
-    Raises as `expected` and `numbers.read`; ValueError for a half-made folder.
-    """
-    folder = project.results_dir(profile) if folder is None else folder
+def judge(profile: str, *, made: bool = False) -> tuple[pd.DataFrame, dict[str, str]]:
+    """A profile's results compared with its expected numbers, and the machine of those; made: only the tables that are there, and the audit
+    only where all are. Raises as `expected` and `present`."""
     rows, machine = expected(profile)
-    found = numbers.read(folder)
+    found = present(profile, whole=not made)
     if made:
         there = set(found["table"])
         if set(rows["table"]) - there:  # what reads the results of others is another where some are not there
             there = {table for table in there if not depends.reads_results(table)}
-            found = found[found["table"].isin(there)]
-        rows = rows[rows["table"].isin(there)]
-    else:
-        _whole(profile, folder)
-    return compare(rows, found), machine, _found_on(folder)
+        rows, found = (part[part["table"].isin(there)] for part in (rows, found))
+    return compare(rows, found), machine
 
 
-def _whole(profile: str, folder: Path) -> None:
-    """Raises ValueError where a notebook of a results folder did not run to its end."""
-    if half := [name for name, part in manifest.read(folder)["notebooks"].items() if not part["complete"]]:
-        raise ValueError(
-            f"{folder}: {', '.join(half)} did not run to its end: `make reproduce PROFILE={profile}` goes on with it"
-        )
+def present(profile: str, *, whole: bool = True) -> pd.DataFrame:
+    """The numbers of a profile's results. Raises as `numbers.read`; whole: ValueError where a notebook did not run to its end."""
+    folder = project.results_dir(profile)
+    half = [name for name, part in manifest.read(folder)["notebooks"].items() if not part["complete"]]
+    if whole and half:
+        what = f"{', '.join(half)} did not run to its end"
+        raise ValueError(f"{folder}: {what}: `make reproduce PROFILE={profile}` goes on with it")
+    return numbers.read(folder)
 
 
-def _found_on(folder: Path) -> dict[str, str]:
-    path = folder / "numbers" / "machine.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def machine_of(profile: str) -> dict[str, str]:
+    """The machine that a profile's results were made on; empty where that is not noted."""
+    return project.paths.kept(project.results_dir(profile) / "numbers" / "machine.json")
 
 
 def accept(profile: str) -> Path:
-    """Make the present numbers the expected ones. Raises ValueError for a half-made results folder."""
-    folder = project.results_dir(profile)
-    _whole(profile, folder)
-    rows = numbers.read(folder)
-    head = {"version": manifest.VERSION, "profile": profile, "rows": len(rows), "machine": _found_on(folder)}
+    """Make the present numbers the expected ones. Raises as `present`."""
+    rows = present(profile)
+    head = {"version": manifest.VERSION, "profile": profile, "rows": len(rows), "machine": machine_of(profile)}
     return numbers.write(rows, path_of(profile), HEAD + json.dumps(head, sort_keys=True))
-
-
-def _machine(machine: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in machine.items()) or "not noted"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -188,34 +151,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", default="mini")
     parser.add_argument("--accept", action="store_true", help="make the present numbers the expected ones")
     parser.add_argument("--made", action="store_true", help="judge only the tables that are there")
-    parser.add_argument("--line", action="store_true", help="print the summary line only, and exit 0")
     options = parser.parse_args(arguments)
+    failed = False
     try:
-        if options.accept and not path_of(options.profile).is_file():
+        if not options.accept or path_of(options.profile).is_file():
+            compared, theirs = judge(options.profile, made=options.made)
+            failed = bool(compared["status"].isin(FAILING).any())
+            print(f"verify: {summary(compared)}")
+            if len(rows := worst(compared)):
+                shown = rows.assign(distance=rows["distance"].map("{:.2g}".format))
+                print(shown.to_string(index=False, max_colwidth=60))
+            for said, machine in (("expected on: ", theirs), ("found on:    ", machine_of(options.profile))):
+                print(said + ", ".join(f"{name} {value}" for name, value in machine.items()))
+        if options.accept:
             print(f"accepted: {accept(options.profile)}")
-            return 0
-        compared, theirs, ours = judge(options.profile, made=options.made)
-    except FileNotFoundError as error:
-        print(f"verify: {error}", file=sys.stderr)
-        return 0 if options.line else 2
-    except ValueError as error:
+    except (FileNotFoundError, ValueError) as error:
         print(f"verify: {error}", file=sys.stderr)
         return 2
-    failed = compared["status"].isin(FAILING).any()
-    print(f"verify: {summary(compared)}")
-    if options.line:
-        if failed:
-            print(f"verify: `make verify PROFILE={options.profile}` shows which")
-        return 0
-    rows = worst(compared)
-    if len(rows):
-        shown = rows.assign(distance=rows["distance"].map("{:.2g}".format))
-        print(shown.to_string(index=False, max_colwidth=60))
-    print(f"expected on: {_machine(theirs)}\nfound on:    {_machine(ours)}")
-    if options.accept:
-        print(f"accepted: {accept(options.profile)}")
-        return 0
-    return int(failed)
+    return int(failed and not options.accept)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """Images with labels and class names, and what is published: datasets by name, corruptions, prompts, published numbers.
 
-    load("digits-test")            handwritten digits, the held-out half (scikit-learn, real scans)
-    load("printed-digits")         digits in matplotlib's bundled fonts: the natural shift of profile `mini`
+    load("digits-test")            made here: handwritten (scikit-learn) and printed digits (`digits`), other renditions (`derived`)
     load("imagenet-sample")        20 labelled photographs that a package carries (`samples`)
-    load("cifar10-grey")           another rendition of CIFAR-10's test images (`derived`)
     load("imagenet-a", root=DATA)  a published benchmark, read from disk (`published_sets`, `layouts`)
     load("folder:/data/imagenet")  any tree with one folder of images per class
 
@@ -21,8 +19,6 @@ from apm.data import derived, digits, files, layouts, published_sets, samples
 from apm.data.dataset import Dataset, Lazy, UnreadableImage, fingerprint
 from apm.data.files import photograph, read_image
 from apm.project import data_dir, unknown
-
-__all__ = ["Dataset", "Lazy", "UnreadableImage", "fingerprint", "load", "names", "photograph", "read_image", "register"]
 
 OWN: dict[str, Callable[..., Dataset]] = {}
 
@@ -45,11 +41,10 @@ def names() -> list[str]:
 def load(name: str, *, root: str | Path | None = None, seed: int = 0, partial: bool = False) -> Dataset:
     """The dataset of that name.
 
-    root: folder that holds datasets on disk, default: $DATA; a relative PATH of "folder:PATH" starts there. seed: of the split of the
-    handwritten digits and of the jitter of the printed ones. partial: take a published set of which some images or classes
-    are missing, and say so in its notes ($PARTIAL=1 does the same); the other sets are as large as they are.
-    Raises ValueError for an unknown name and for a published set with other counts than its authors', FileNotFoundError for
-    a missing folder.
+    root: folder of datasets on disk, default: $DATA; a relative PATH of "folder:PATH" starts there. seed: of the handwritten digits'
+    split and the printed ones' jitter. partial: take a published set of which images or classes are missing, and say so in its notes;
+    $PARTIAL=1 does the same. Raises ValueError for an unknown name and for a published set with other counts than its authors',
+    FileNotFoundError for a missing folder.
     """
     base = data_dir() if root is None else Path(root)
     partial = partial or os.environ.get("PARTIAL") == "1"

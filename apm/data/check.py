@@ -15,15 +15,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from apm.data import corruptions, derived, download, layouts
-from apm.data.corruptions import NAMES as CORRUPTIONS
-from apm.data.corruptions import SEVERITIES
-from apm.data.published_sets import SETS, Condition, MissingSet, WrongSet
-from apm.project import data_dir, profiles, unknown
+from apm.data.published_sets import SETS, Condition, MissingSet
+from apm.project import among, data_dir, profiles
 
 # what a profile that names the set can be given besides
 ALSO = {"cifar10": ("cifar10-c", "cifar10.1"), "cifar100": ("cifar100-c",), "coco-val": ("coco-train",)}
 # of a corruption benchmark that no profile is asked about: the level of the paper's Table 2
-USUAL = frozenset((corruption, 5) for corruption in CORRUPTIONS)
+USUAL = frozenset((corruption, 5) for corruption in corruptions.NAMES)
 
 
 def needs(profile: str) -> dict[str, frozenset[Condition]]:
@@ -44,7 +42,7 @@ def needs(profile: str) -> dict[str, frozenset[Condition]]:
                 found.setdefault(name, set()).update([(condition[0], int(condition[1]))] if len(condition) == 2 else [])
         if values.get("corruption_set"):
             kinds, levels = corruptions.selection(values["corruptions"], values["severities"])
-            curves = SEVERITIES if values.get("curve_samples") else ()
+            curves = corruptions.SEVERITIES if values.get("curve_samples") else ()
             found[values["corruption_set"]].update((kind, level) for kind in kinds for level in {*levels, *curves})
         if values.get("table10"):
             found[values["table10"]["corruption_set"]].update(USUAL)
@@ -62,17 +60,15 @@ def _texts(value: object) -> Iterator[str]:
 def check(
     name: str, data: Path | str | None, *, partial: bool = False, conditions: frozenset[Condition] = USUAL
 ) -> tuple[str, str]:
-    """("found", "missing" or "wrong", what to say about it) of one set; of a corruption benchmark in these conditions, by
-    default the 15 types at severity 5; with `partial`, in some of them. Raises ValueError for an unknown name."""
-    if name not in SETS:
-        raise unknown("published set", name, SETS)
+    """("found", "missing" or "wrong", what to say about it) of one set; of a corruption benchmark in these conditions, with
+    `partial` in some of them."""
     entry, found, lacking = SETS[name], [], dict[str, str]()
     for one in [f"{name}/{kind}/{level}" for kind, level in sorted(conditions)] if entry.origin else [name]:
         try:
             found.append(layouts.find(one, data, partial=partial))
         except MissingSet as error:
             lacking[one] = str(error)
-        except (WrongSet, OSError) as error:  # OSError: a folder that may not be read
+        except (ValueError, OSError) as error:  # wrong, or what may not be read
             return "wrong", str(error)
     if not found:
         return "missing", next(iter(lacking.values()))
@@ -87,7 +83,7 @@ def check(
         folder = layouts.folder_of(entry, Path(data or ".").expanduser())
         return "found", f"{size} in each of {len(found)} conditions in {folder}"
     said = listing.remark or (listing.note.rstrip(".") if listing.array is not None else "")
-    return "found", f"{size} in {listing.folder}" + (f": {said}" if said else "")
+    return "found", f"{size} in {listing.folder}{said and f': {said}'}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,11 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         needed = dict.fromkeys(options.only, USUAL) if options.only else needs(options.profile)
+        among("published set", needed, SETS)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    for name in needed:
-        if name not in SETS:
-            parser.error(str(unknown("published set", name, SETS)))
     optional = [] if options.only else [also for name in needed for also in ALSO.get(name, ()) if also not in needed]
     if not needed:
         print(f"profile {options.profile} needs no downloaded set")

@@ -3,27 +3,21 @@
     corrupt(image, "fog", 3)             one image, (H, W, 3) uint8 in and out
     corrupted(dataset, "fog", 3)         a Dataset of corrupted images: at once for arrays, on access for image files
 
-Source: Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR
-2019. Severity constants: github hendrycks/robustness, `ImageNet-C/create_c/make_cifar_c.py` (size regime "cifar-c", 32
-px) and `ImageNet-C/create_c/make_imagenet_c.py` (size regime "imagenet-c", 224 px); Tables 2 and 10-14 of the APM paper
-use the sets made with them. There is one implementation per corruption here and one table of constants per regime.
+Source: Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019. The severity
+constants (corruptions.yaml) are those of github hendrycks/robustness, `ImageNet-C/create_c/make_cifar_c.py` (size regime "cifar-c", 32 px)
+and `make_imagenet_c.py` ("imagenet-c", 224 px); Tables 2 and 10-14 of the APM paper use the sets made with them.
 
-Sizes. Images whose shorter side is at most 64 px use "cifar-c", others "imagenet-c", unless `regime` says otherwise
-(the repository's further table, for ImageNet at 64 px, is not used). The constants are in corruptions.yaml. Constants in pixels (blur radii, glass shifts,
-motion lengths, flake sizes, frost detail) are used as published whatever the size, so a larger image is corrupted
-more finely. Two follow the image: the elastic transform's constants are multiples of the shorter side (both scripts
-write side * k; the ImageNet one says 244 where the side is 224, kept here as side * 244 / 224), and the fog's map has
-the next power of two of the longer side (32 for 32 px, 256 for 224 px, as published). ImageNet-C was made from
-photographs first resized to 256 px and centre-cropped to 224.
+Sizes. Images whose shorter side is at most 64 px use "cifar-c", others "imagenet-c", unless `regime` says otherwise. Constants in pixels
+are used as published whatever the size, so a larger image is corrupted more finely. Two follow the image: the elastic transform's are
+multiples of the shorter side (`elastic_side`), and the fog's map has the next power of two of the longer side.
 
-Not pixel-identical to the published downloads, and no library is: the random draws differ, frost textures are made
-here (FROST_NOTE), and the published ImageNet-C files are JPEGs of quality 85. Kept from the scripts because they change
-the images: values are truncated, not rounded, to 8 bits, also by ImageMagick, which the scripts call for the motion blur
-of that corruption and of the snow (its arithmetic is repeated here, to the same pixels); and glass blur copies pixels
-(its swap runs on array views, so the second half of the exchange does nothing).
+Not pixel-identical to the published downloads, and no library is: the random draws differ, frost textures are made here (FROST_NOTE), and
+the published ImageNet-C files are JPEGs of quality 85. Kept from the scripts because they change the images: values are truncated, not
+rounded, to 8 bits, also by ImageMagick, which they call for motion blur and snow (its arithmetic is repeated here, to the same pixels);
+and glass blur copies pixels (its swap runs on array views, so the second half of the exchange does nothing).
 
-Why no library: the one that is alive, imagecorruptions-imaug, needs numba and an OpenCV that links libGL, has the
-ImageNet-C constants alone and another elastic transform. This module needs only numpy, scipy, scikit-image and Pillow.
+Why no library: the one that is alive, imagecorruptions-imaug, needs numba and an OpenCV that links libGL, has the ImageNet-C constants
+alone and another elastic transform.
 """
 
 from __future__ import annotations
@@ -71,11 +65,9 @@ def corrupt(
 ) -> np.ndarray:
     """One corrupted image, (H, W, 3) uint8 RGB like the given one, which is left as it is.
 
-    severity: 1 to 5. regime: "cifar-c", "imagenet-c" or None, by size. The result depends on the pixels, name,
-    severity, seed and index (the image's number in its dataset) alone: not on the order of calls, the process or
-    numpy's global generator. Severity constants: see the module's head.
-    Raises ValueError for an unknown name or regime, a severity outside 1..5 and images below 32 px, TypeError for
-    anything but a uint8 array (H, W, 3).
+    severity: 1 to 5. regime: "cifar-c", "imagenet-c" or None, by size. index: the image's number in its dataset. The result depends on
+    the arguments alone: not on the order of calls, the process or numpy's global generator. Raises ValueError for an unknown name or
+    regime, a severity outside 1..5 and images below 32 px, TypeError for anything but a uint8 array (H, W, 3).
     """
     _check_condition(name, severity, regime, seed)
     pixels = _checked(image, index)
@@ -92,9 +84,8 @@ def corrupt(
 def corrupted(dataset: Dataset, name: str, severity: int, *, seed: int = 0, regime: str | None = None) -> Dataset:
     """The dataset with every image corrupted; same name, labels, indices and groups, `corruption` and `severity` set.
 
-    Image i is corrupted with its `indices[i]`, so a subset of the corrupted set is the corrupted subset. Images in one
-    array (N, H, W, 3) are corrupted now; other sequences one by one on access, never held in memory.
-    regime, seed, errors: as in `corrupt`, and ValueError for a dataset that is corrupted already.
+    Image i is corrupted with its `indices[i]`, so a subset of the corrupted set is the corrupted subset. Images in one array
+    (N, H, W, 3) are corrupted now, others on access. Raises as `corrupt`, and ValueError for a dataset that is corrupted already.
     """
     _check_condition(name, severity, regime, seed)
     if dataset.severity:
@@ -135,10 +126,7 @@ def _corrupted(dataset: Dataset, name: str, severity: int, seed: int, regime: st
 def selection(
     names: str | Sequence[str] = "all", severities: str | Sequence[int] = "all"
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Corruption names and severities from a profile's values; "all" stands for the 15 types and for 1 to 5.
-
-    Raises ValueError for an unknown name and a severity outside 1..5.
-    """
+    """Corruption names and severities from a profile's values; "all": the 15 types, 1 to 5. Raises ValueError for others."""
     chosen = NAMES if names == "all" else tuple([names] if isinstance(names, str) else names)
     levels = SEVERITIES if severities == "all" else tuple([severities] if isinstance(severities, int) else severities)
     for name in chosen:
@@ -153,10 +141,8 @@ def regime_of(shape: Sequence[int]) -> str:
 
 
 def elastic_side(shape: Sequence[int], regime: str) -> float:
-    """Pixels by which the elastic transform's constants are multiplied: the shorter side of an image (H, W, ...).
-
-    make_imagenet_c.py has 244 where 224 was meant; its images were made with 244, so the ratio stays.
-    """
+    """Pixels that multiply the elastic transform's constants: the shorter side of an image (H, W, ...); of "imagenet-c" 244/224 of it,
+    because make_imagenet_c.py has 244 where 224 was meant, and its images were made so."""
     side = min(shape[:2])
     return side * 244 / 224 if regime == "imagenet-c" else float(side)
 
@@ -185,7 +171,6 @@ def _checked(image: np.ndarray, index: int) -> np.ndarray:
 
 
 def _generator(seed: int, name: str, severity: int, index: int) -> np.random.Generator:
-    """A generator of its own for every (seed, name, severity, index): no image's draws depend on another's."""
     digest = hashlib.sha256(f"{int(seed)}/{name}/{int(severity)}/{int(index)}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
@@ -226,11 +211,8 @@ def _defocus_blur(pixels: np.ndarray, c: tuple[float, float], rng: np.random.Gen
 
 @lru_cache(maxsize=32)
 def _disk(radius: float, alias: float) -> np.ndarray:
-    """Disk kernel (k, k), k odd, smoothed by 3 taps of a Gaussian (5 above radius 8), empty borders cut off.
-
-    Its sum is 1, except 1.013 and 1.011 at radius 8 and 10: there the published kernel touches the edge of its grid,
-    where the smoothing mirrors, so images get that much brighter. Kept.
-    """
+    """Disk kernel (k, k), k odd, smoothed by 3 taps of a Gaussian (5 above radius 8), empty borders cut off. As published, its sum is
+    1.013 and 1.011 at radius 8 and 10, where it touches the edge of its grid and the smoothing mirrors; else 1."""
     reach = max(8, int(radius))
     line = np.arange(-reach, reach + 1)
     disk = (line**2 + line[:, None] ** 2 <= radius**2).astype(float)
@@ -257,11 +239,9 @@ def _smoothed(pixels: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _displaced(pixels: np.ndarray, shift: int, rng: np.random.Generator) -> np.ndarray:
-    """One pass of the published loop over rows and columns from the last to the first: x[h, w] = x[h + dy, w + dx].
-
-    dx and dy are drawn from -shift..shift - 1. A pixel that copies from one already replaced gets that one's new value,
-    so copies form chains; following all chains at once, twice as far each round, gives exactly the sequential result.
-    """
+    """One pass of the published loop over rows and columns from the last to the first: x[h, w] = x[h + dy, w + dx], dx and dy drawn
+    from -shift..shift - 1. A pixel that copies from one already replaced gets that one's new value, so copies form chains; following
+    all chains at once, twice as far each round, gives exactly the sequential result."""
     height, width = pixels.shape[:2]
     rows, columns = np.mgrid[shift + 1 : height - shift + 1, shift + 1 : width - shift + 1]
     dy, dx = rng.integers(-shift, shift, size=(2, *rows.shape))
@@ -286,11 +266,8 @@ def _motion_blur(pixels: np.ndarray, c: tuple[int, float], rng: np.random.Genera
 
 
 def _moved(pixels: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarray:
-    """ImageMagick's motion blur of uint8 (H, W) or (H, W, C): one-sided Gaussian at angle (degrees), edges repeated.
-
-    Pixel for pixel what ImageMagick 6.9 with 16-bit quanta makes: grey levels are 257 quanta each, sums of weighted quanta are
-    rounded to whole ones, and the 8 bits of the result are truncated from them.
-    """
+    """ImageMagick's motion blur of uint8 (H, W) or (H, W, C): one-sided Gaussian at angle (degrees), edges repeated. Pixel for pixel
+    that of version 6.9 with 16-bit quanta: 257 a grey level, sums rounded to whole quanta, results truncated to 8 bits."""
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     weights /= weights.sum()
@@ -316,11 +293,8 @@ def _zoom_blur(pixels: np.ndarray, c: tuple[float, float], rng: np.random.Genera
 
 
 def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
-    """The centre of x (H, W, ...) enlarged by a factor >= 1 to H x W: scipy.ndimage.zoom(order=1), an axis at a time.
-
-    Except that scipy's default mode turns the last row black at some sizes (not 32 or 224), where its position is
-    rounded past the edge.
-    """
+    """The centre of x (H, W, ...) enlarged by a factor >= 1 to H x W: scipy.ndimage.zoom(order=1), an axis at a time; scipy's own turns
+    the last row black at some sizes (not 32 or 224), where its position is rounded past the edge."""
     for axis in (0, 1):
         low, weight = _zoom_grid(x.shape[axis], factor)
         weight = weight.reshape([-1 if a == axis else 1 for a in range(x.ndim)])
@@ -352,10 +326,8 @@ def _snow(pixels: np.ndarray, c: tuple[float, ...], rng: np.random.Generator) ->
     return _uint8(whitened + flakes + flakes[::-1, ::-1])
 
 
-FROST_STEP = {
-    "cifar-c": 5,
-    "imagenet-c": 1,
-}  # make_cifar_c.py shrinks its photographs to a fifth, by leaving out pixels
+# make_cifar_c.py shrinks its photographs to a fifth, by leaving out pixels
+FROST_STEP = {"cifar-c": 5, "imagenet-c": 1}
 FROST_SIDE = 640  # pixels of a texture, which repeats beyond its edges
 # mean and standard deviation of R, G, B of each texture, as in the five photographs of the published scripts
 FROST_COLOURS = (
@@ -378,20 +350,16 @@ def _frost(pixels: np.ndarray, c: tuple[float, float], rng: np.random.Generator,
 
 @lru_cache(maxsize=len(FROST_COLOURS))
 def frost_texture(which: int) -> np.ndarray:
-    """Ice crystals on a pane, (640, 640, 3) uint8, the same for every seed; left and right, top and bottom edges fit.
-
-    Feathers (a spine with branches at 60 degrees) of many lengths and directions over noise whose power falls as
-    frequency^-2.2, in the colours of FROST_COLOURS[which].
-    """
+    """Ice crystals on a pane, (640, 640, 3) uint8, the same for every seed; opposite edges fit. Feathers (a spine with branches at 60
+    degrees) of many lengths and directions over noise whose power falls as frequency^-2.2, in the colours of FROST_COLOURS[which]."""
     rng = np.random.default_rng([20190107, which])
     n, feathers, points = FROST_SIDE, 320, 160
     centre = rng.uniform(0, n, size=(feathers, 1, 1, 2))
     heading = rng.uniform(0, 2 * np.pi, size=(feathers, 1, 1))
     length = rng.gamma(2, 35, size=(feathers, 1, 1)) + 20
     along = np.linspace(0, 1, points)
-    branches = np.concatenate(
-        [[0], np.repeat(np.linspace(0.1, 0.9, 9), 2)]
-    )  # where each leaves the spine; the first is the spine
+    # where each leaves the spine; the first is the spine
+    branches = np.concatenate([[0], np.repeat(np.linspace(0.1, 0.9, 9), 2)])
     turn = np.concatenate([[0], np.tile([-1, 1], 9)]) * np.pi / 3
     reach = np.concatenate([[1], 0.4 * (1 - branches[1:])])
     direction = (heading + turn[:, None])[..., None]  # (feathers, strokes, 1, 1)
@@ -415,7 +383,6 @@ def frost_texture(which: int) -> np.ndarray:
 
 
 def _unit(angle: np.ndarray) -> np.ndarray:
-    """(..., 2) unit vectors of angles (..., 1) in radians."""
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
 
 
@@ -433,11 +400,9 @@ def _fog(pixels: np.ndarray, c: tuple[float, float], rng: np.random.Generator) -
 
 
 def _plasma(side: int, decay: float, rng: np.random.Generator) -> np.ndarray:
-    """Diamond-square height map in 0..1 on a torus; its side is the next power of two >= side.
-
-    Each halving of the scale sets the middle of every square, then of every edge, to the mean of its four neighbours
-    plus uniform noise. The noise falls by decay^2 per halving (the published scripts apply their amplitude twice).
-    """
+    """Diamond-square height map in 0..1 on a torus; its side is the next power of two >= side. Each halving of the scale sets the middle
+    of every square, then of every edge, to the mean of its four neighbours plus uniform noise, which falls by decay^2 per halving
+    (the published scripts apply their amplitude twice)."""
     grid, amplitude = np.zeros((1, 1)), 1.0
     while len(grid) < side:
         n = len(grid)
@@ -480,9 +445,7 @@ def _elastic_transform(
     centre, third = np.array([height // 2, width // 2]), min(height, width) // 3
     corners = centre + third * np.array([[1, 1], [-1, 1], [-1, -1]])  # (3, 2): y, x
     moved = corners + rng.uniform(-jitter, jitter, size=corners.shape)
-    affine = np.linalg.solve(
-        np.column_stack([moved, np.ones(3)]), corners
-    )  # (3, 2): where each output pixel comes from
+    affine = np.linalg.solve(np.column_stack([moved, np.ones(3)]), corners)  # (3, 2): where output pixels come from
     source = np.einsum("chw,cd->dhw", grid, affine[:2]) + affine[2][:, None, None]
     x = _sampled(pixels / 255, source, mode="mirror")
     if shift > 0:

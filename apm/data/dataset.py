@@ -78,11 +78,10 @@ class Dataset:
         return len(self.labels)
 
     def subset(self, which: int | Sequence[int] | np.ndarray, seed: int | None = None) -> Dataset:
-        """Some of the images, as a Dataset with the same fingerprint and the matching `indices`.
+        """Some of the images, with the same fingerprint and the matching `indices`.
 
-        which: positions in this dataset, kept in the given order; or a count n, for a stratified choice in the set's
-        order: the same (n, seed) gives the same images, and the choice for n contains the one for every smaller n.
-        Raises ValueError for a count outside 1..N and for positions outside 0..N-1 or given twice.
+        which: positions in this dataset, kept in the given order; or a count n, for a stratified choice in the set's order, which
+        contains the one for every smaller n. Raises ValueError for a count outside 1..N and for positions outside 0..N-1 or given twice.
         """
         if isinstance(which, int | np.integer):
             positions = self._stratified(int(which), seed or 0)
@@ -136,11 +135,8 @@ class Dataset:
         return self.subset(first), self.subset(np.setdiff1d(np.arange(len(self)), first))
 
     def readable(self, on_error: str = "raise", most: int | None = None) -> Dataset:
-        """The images that can be read, the first `most` of them.
-
-        on_error: "raise": one that cannot be read raises UnreadableImage, which names it; "record": it is left out.
-        Raises ValueError for another on_error and where no image is left.
-        """
+        """The images that can be read, the first `most` of them. on_error: what one that cannot be read does: "raise" UnreadableImage;
+        "record": it is left out. Raises ValueError for another on_error and where no image is left."""
         if on_error not in ("raise", "record"):
             raise unknown("on_error", on_error, ("raise", "record"))
         found: list[int] = []

@@ -24,7 +24,6 @@ LABEL_SPACES: dict[str, dict[str, Any]] = facts(__file__)
 
 
 def names() -> list[str]:
-    """Names that `load` knows."""
     return [*DIGIT_RENDITIONS, "digits-hard", *RENDITIONS, *LABEL_SPACES]
 
 
@@ -34,10 +33,7 @@ def base(name: str) -> str:
 
 
 def load(name: str, root: Path | str | None, *, seed: int = 0, partial: bool = False) -> Dataset:
-    """A set made from another. seed: of the digits' split and of random renditions. root, partial: of CIFAR-10.
-
-    Raises as `apm.data.layouts.load` where CIFAR-10 is not there.
-    """
+    """A set made from another. seed: of the digits' split and of random renditions. root, partial, raises: as `layouts.load` for CIFAR-10."""
     if name in DIGIT_RENDITIONS:
         return _digit_rendition(name, seed)
     if name == "digits-hard":

@@ -16,20 +16,15 @@ from apm.data.dataset import Dataset, made
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIDE = 32  # pixels of the made sets
 FONTS = {  # family -> files that matplotlib carries
-    "DejaVu Sans": ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"],
-    "DejaVu Sans Mono": [
-        "DejaVuSansMono",
-        "DejaVuSansMono-Bold",
-        "DejaVuSansMono-Oblique",
-        "DejaVuSansMono-BoldOblique",
-    ],
-    "DejaVu Serif": ["DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"],
-    "STIX": ["STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"],
-    "Computer Modern": ["cmr10", "cmb10", "cmss10", "cmtt10"],
+    "DejaVu Sans": "DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSans-BoldOblique",
+    "DejaVu Sans Mono": "DejaVuSansMono DejaVuSansMono-Bold DejaVuSansMono-Oblique DejaVuSansMono-BoldOblique",
+    "DejaVu Serif": "DejaVuSerif DejaVuSerif-Bold DejaVuSerif-Italic DejaVuSerif-BoldItalic",
+    "STIX": "STIXGeneral STIXGeneralBol STIXGeneralItalic STIXGeneralBolIta",
+    "Computer Modern": "cmr10 cmb10 cmss10 cmtt10",
 }
-_FACES = {file: family for family, files in FONTS.items() for file in files}
+_FACES = [file for files in FONTS.values() for file in files.split()]
 # The faces that draw Eastern Arabic numerals; the bundled LastResort has them too, but draws placeholders.
-_ARABIC_FACES = {file: "" for file in ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSansMono-Bold")}
+_ARABIC_FACES = ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSansMono-Bold"]
 _CANVAS = 256  # pixels at which a glyph is drawn before it is reduced
 
 
@@ -39,10 +34,8 @@ def handwritten(half: str, seed: int = 0) -> Dataset:
     from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
-    train, test = train_test_split(
-        np.arange(len(bunch.target)), test_size=0.5, stratify=bunch.target, random_state=seed
-    )
-    chosen = np.sort(train if half == "train" else test)
+    halves = train_test_split(np.arange(len(bunch.target)), test_size=0.5, stratify=bunch.target, random_state=seed)
+    chosen = np.sort(halves[half == "test"])
     return made(
         _enlarged(bunch.images[chosen]),
         bunch.target[chosen],
@@ -61,24 +54,31 @@ def _enlarged(counts: np.ndarray) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
-def _printed(signs: str, faces: dict[str, str], copies: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One class per sign: images (N, 32, 32, 3) uint8, labels (N,); for every face and sign some jittered copies.
+def _printed(
+    name: str, signs: str, faces: list[str], copies: int, seed: int, *, notes: str, draws: bytes, **fields: Any
+) -> Dataset:
+    """One class per sign; for every face and sign some jittered copies, by a generator of the seed and `draws`.
 
     They are scanned as the handwritten ones were: a 32 x 32 bitmap, the set pixels counted in 4 x 4 blocks. So the shift
     is in what is written, not in resolution or sharpness.
     """
     import matplotlib
 
-    images, labels = [], []
+    rng = np.random.default_rng([seed, *draws])
+    images = []
     for face in faces:
         path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{face}.ttf")
         font = ImageFont.truetype(str(path), _CANVAS // 2)
-        for label, sign in enumerate(signs):
-            glyph = _glyph(font, sign)
+        for glyph in (_glyph(font, sign) for sign in signs):
             images += [_jittered(glyph, rng) for _ in range(copies)]
-            labels += [label] * copies
     bitmaps = np.stack(images) >= 64  # (N, 32, 32); set where a quarter is covered, so that hairlines survive
-    return _enlarged(bitmaps.reshape(-1, 8, 4, 8, 4).sum(axis=(2, 4))), np.array(labels)
+    return made(
+        _enlarged(bitmaps.reshape(-1, 8, 4, 8, 4).sum(axis=(2, 4))),
+        np.tile(np.repeat(np.arange(len(signs)), copies), len(faces)),
+        name=name,
+        notes=notes.format(faces=len(faces), seed=seed),
+        **{"classnames": NAMES, "templates": prompts.DIGITS, **fields},
+    )
 
 
 def _glyph(font: ImageFont.FreeTypeFont, text: str) -> Image.Image:
@@ -106,51 +106,27 @@ def _jittered(glyph: Image.Image, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(moved.resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
-def _printed_digits(seed: int) -> Dataset:
-    images, labels = _printed("0123456789", _FACES, 4, np.random.default_rng([seed, 1]))
-    return made(
-        images,
-        labels,
-        name="printed-digits",
-        classnames=NAMES,
-        templates=prompts.DIGITS,
-        notes=f"Digits rendered in {len(_FACES)} faces of {len(FONTS)} font families bundled with matplotlib (DejaVu, STIX and "
-        f"BaKoMa Computer Modern, free licences), 4 jittered copies each, seed {seed}; scanned to 8 x 8 px and enlarged "
-        "to 32 x 32 as the handwritten digits were. The dotted zero of DejaVu Sans Mono is close to an 8 at this size.",
-        groups=tuple(family for family in _FACES.values() for _ in range(40)),
-    )
-
-
-def _printed_signs(name: str, signs: str, faces: dict[str, str], copies: int, seed: int, **fields: Any) -> Dataset:
-    images, labels = _printed(signs, faces, copies, np.random.default_rng([seed, 2, *name.encode()]))
-    fields["notes"] = fields["notes"].format(faces=len(faces), seed=seed)
-    return made(images, labels, name=name, **fields)
-
-
 # name -> the set for a seed: of the split of the handwritten ones, of the jitter of the printed ones
 SETS: dict[str, Callable[[int], Dataset]] = {
     "digits-train": partial(handwritten, "train"),
     "digits-test": partial(handwritten, "test"),
-    "printed-digits": _printed_digits,
+    "printed-digits": partial(
+        _printed, "printed-digits", "0123456789", _FACES, 4, draws=b"\1",
+        notes=f"Digits rendered in {{faces}} faces of {len(FONTS)} font families bundled with matplotlib (DejaVu, STIX and BaKoMa "
+        "Computer Modern, free licences), 4 jittered copies each, seed {seed}; scanned to 8 x 8 px and enlarged to 32 x 32 as the "
+        "handwritten digits were. The dotted zero of DejaVu Sans Mono is close to an 8 at this size.",
+        groups=tuple(np.repeat(list(FONTS), 4 * 10 * 4).tolist()),
+    ),
     "printed-arabic-indic": partial(
-        _printed_signs,
-        "printed-arabic-indic",
-        "".join(map(chr, range(0x0660, 0x066A))),
-        _ARABIC_FACES,
-        7,
-        classnames=NAMES,
-        templates=prompts.DIGITS,
+        _printed, "printed-arabic-indic", "".join(map(chr, range(0x0660, 0x066A))), _ARABIC_FACES, 7,
+        draws=b"\2printed-arabic-indic",
         notes="Eastern Arabic numerals, the digits zero to nine in another script, in {faces} faces of DejaVu, jittered and scanned "
         "as printed-digits, seed {seed}. Some look like Latin digits, of the same value or another.",
     ),
     "printed-letters": partial(
-        _printed_signs,
-        "printed-letters",
-        "ABCDEFGHIJ",
-        _FACES,
-        2,
+        _printed, "printed-letters", "ABCDEFGHIJ", _FACES, 2, draws=b"\2printed-letters",
         classnames=tuple(f"letter {letter}" for letter in "ABCDEFGHIJ"),
         templates=prompts.templates("general"),
         notes="The capital letters A to J in the {faces} faces of printed-digits, jittered and scanned as they are, seed {seed}.",
     ),
-}
+}  # fmt: skip

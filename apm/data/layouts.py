@@ -71,13 +71,10 @@ class Place:
 def load(name: str, root: Path | str | None, *, partial: bool = False) -> Dataset:
     """A published set as a `Dataset`: images decoded on access, its class names and prompts, a fingerprint of its bytes.
 
-    A condition of a corruption benchmark carries the name of its clean set, `corruption` and `severity`, as those made by
-    `apm.data.corruptions.corrupted`: in ImageNet-C and ImageNet an image has the same place in `indices`, and so in CIFAR-10-C and
-    CIFAR-10 in torchvision's format (not in class folders, which lose the published order).
+    A condition of a corruption benchmark carries the name of its clean set, `corruption` and `severity`, and has an image at the same
+    place in `indices` as that (but not as CIFAR in class folders, which lose the published order).
     partial: allow missing images and classes and note their number; wrong labels stay errors.
-
-    Raises ValueError for an unknown name, MissingSet (FileNotFoundError) when it is not there, WrongSet (ValueError) when
-    counts, labels, list files or arrays are not as published.
+    Raises ValueError for an unknown name, MissingSet where it is not there, WrongSet where it is not as published.
     """
     entry, condition = parse(name)
     listing = find(name, root, partial=partial)
@@ -261,7 +258,6 @@ def _ground_truth(at: Place) -> tuple[dict[str, str], Path]:
 def _devkit_ids(meta: Path, numbers: Path) -> dict[str, str]:
     """The devkit's own numbers, as text -> WordNet ids. They are not in the order of the class labels."""
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     if not meta.is_file():
         raise MissingSet(
@@ -272,7 +268,7 @@ def _devkit_ids(meta: Path, numbers: Path) -> dict[str, str]:
         synsets = np.atleast_1d(loadmat(meta, squeeze_me=True)["synsets"])
         leaves = synsets[synsets["num_children"].astype(int) == 0]
         return {str(int(i)): str(w) for i, w in zip(leaves["ILSVRC2012_ID"], leaves["WNID"], strict=True)}
-    except (ValueError, KeyError, TypeError, OSError, NotImplementedError, MatReadError) as error:
+    except Exception as error:
         raise WrongSet(
             f"{meta}: expected the devkit's structure `synsets` (ILSVRC2012_ID, WNID, num_children): {error}"
         ) from error
@@ -313,7 +309,7 @@ def _not_published(files: Sequence[Path]) -> str:
     try:
         with Image.open(file or "") as image:  # reads the header only
             quality = jpeg_quality(image.quantization[0])  # type: ignore[attr-defined]
-    except (OSError, AttributeError):  # none; or no image, which is said when it is decoded
+    except Exception:  # none; or no image, which is said when it is decoded
         return lossless
     levels = CONSTANTS["cifar-c"]["jpeg_compression"]  # from the mildest, the highest quality, on
     passed = sum(quality <= level for level in levels)
@@ -370,7 +366,7 @@ def _arrays(at: Place, images: str, labels: str) -> tuple[np.ndarray, np.ndarray
             raise at.missing(f"no file {path}")
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+        except Exception as error:
             raise at.wrong(f"{path} is no readable .npy array: {error}") from error
         if array.ndim == 0 or array.shape[1:] != shape or not np.issubdtype(array.dtype, kind):
             expected = f"{kind.__name__} of shape (N{''.join(f', {side}' for side in shape)})"
@@ -409,7 +405,7 @@ def _coop(at: Place) -> Listing:
         # a list made on Windows has backslashes
         lists = {p: [(str(f).replace("\\", "/"), int(label), str(name)) for f, label, name in split[p]] for p in split}
         test = lists["test"]
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
+    except Exception as error:
         raise WrongSet(
             f'{path}: expected {{"train": [[path, label, class name], ...], "val": ..., "test": ...}}: {error!r}'
         ) from error
@@ -490,7 +486,7 @@ def _official(at: Place) -> Listing:
     try:
         read = kind(root=at.root, split="test", loader=Path)  # the path in place of the image
         pairs = [read[i] for i in range(len(read))]
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise at.wrong(f"torchvision cannot read {at.folder}: {error}") from error
     images = [Path(path).relative_to(at.folder).as_posix() for path, _ in pairs]
     names = [name.replace("_", " ") for name in read.classes]

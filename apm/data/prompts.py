@@ -23,15 +23,11 @@ _ALIASES = {
 
 
 def names() -> list[str]:
-    """Names that `templates` knows."""
     return [*_FIXED, *_FROM_OPEN_CLIP]
 
 
 def templates(name: str) -> tuple[str, ...]:
-    """The templates of that name. "imagenet-80" and "imagenet-7" are read from open_clip (imports torch).
-
-    Raises ValueError with the known names for any other.
-    """
+    """The templates of that name. "imagenet-80" and "imagenet-7" are read from open_clip (imports torch). Raises ValueError for others."""
     if name in _FIXED:
         return _FIXED[name]
     if name in _FROM_OPEN_CLIP:

@@ -5,30 +5,16 @@ A value nobody found is empty, never guessed. Every row says where its value was
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pandas as pd
 
 from apm import project
 
-COLUMNS = ("table", "row", "column", "value", "unit", "source")
+COLUMNS = ["table", "row", "column", "value", "unit", "source"]
+_OTHERS = project.facts(__file__)
+OTHERS_NOTES: dict[str, str] = {benchmark: found["note"] for benchmark, found in _OTHERS.items()}
 
 
-def folder() -> Path:
-    """Where the CSV files are."""
-    return project.root() / "data" / "published"
-
-
-def names(where: Path | str | None = None) -> list[str]:
-    """Names of the tables, as `load` takes them. Raises FileNotFoundError when there is none."""
-    where = folder() if where is None else Path(where)
-    found = sorted(path.stem for path in where.glob("*.csv"))
-    if not found:
-        raise FileNotFoundError(f"no published tables (*.csv) in {where}: restore data/published from the repository")
-    return found
-
-
-def load(name: str, where: Path | str | None = None) -> pd.DataFrame:
+def load(name: str) -> pd.DataFrame:
     """One file of published numbers, one row per value.
 
     name: the file's stem, or a beginning that fits one file only, such as "table1".
@@ -38,17 +24,19 @@ def load(name: str, where: Path | str | None = None) -> pd.DataFrame:
     Raises ValueError for an unknown or ambiguous name, for other columns than expected, and for a number without a source;
     FileNotFoundError when there are no files.
     """
-    where = folder() if where is None else Path(where)
-    known = names(where)
-    fitting = [name] if name in known else [stem for stem in known if stem.startswith(name)]
-    if not fitting or not name:
+    folder = project.root() / "data" / "published"
+    known = sorted(path.stem for path in folder.glob("*.csv"))
+    if not known:
+        raise FileNotFoundError(f"no published tables (*.csv) in {folder}: restore data/published from the repository")
+    fitting = [name] if name in known else [stem for stem in known if name and stem.startswith(name)]
+    if not fitting:
         raise project.unknown("published table", name, known)
     if len(fitting) > 1:
         raise ValueError(f"published table {name!r} fits several: {', '.join(fitting)}. Name one of them")
-    path = where / f"{fitting[0]}.csv"
+    path = folder / f"{fitting[0]}.csv"
     frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    if list(frame.columns) != list(COLUMNS):
-        raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}; found {', '.join(frame.columns)}")
+    if list(frame) != COLUMNS:
+        raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}; found {', '.join(frame)}")
     text = frame["value"].str.strip()
     frame["value"] = pd.to_numeric(text, errors="coerce").astype(float)
     frame.insert(4, "text", text)
@@ -60,10 +48,7 @@ def load(name: str, where: Path | str | None = None) -> pd.DataFrame:
 
 def number(text: str) -> float:
     """The number that a published cell begins with: 241.7 of "241.7 (s+u)", 10 of "10 (s)"; NaN where it begins with none."""
-    try:
-        return float(text.split(maxsplit=1)[0])
-    except (IndexError, ValueError):
-        return float("nan")
+    return float(pd.to_numeric(text.partition(" ")[0], errors="coerce"))
 
 
 def wide(published: pd.DataFrame, table: str | None = None) -> pd.DataFrame:
@@ -72,23 +57,15 @@ def wide(published: pd.DataFrame, table: str | None = None) -> pd.DataFrame:
     table: which of the tables in the file, by the column `table`; needed when the file holds several. Raises ValueError when
     it is missing or unknown, or a cell is given twice.
     """
-    known = list(dict.fromkeys(published["table"]))
-    if table is None:
-        if len(known) != 1:
-            raise ValueError(f"this file holds several tables: choose one of {', '.join(known)}")
-        (table,) = known
+    known = list(published["table"].unique())
+    if table is None and len(known) > 1:
+        raise ValueError(f"this file holds several tables: choose one of {', '.join(known)}")
+    table = table or known[0]
     if table not in known:
         raise project.unknown("table", table, known)
     cells = published[published["table"] == table]
-    twice = cells[cells.duplicated(["row", "column"])]
-    if len(twice):
-        raise ValueError(f"{table}: {twice.iloc[0]['row']} / {twice.iloc[0]['column']} is given twice")
-    rows, columns = list(dict.fromkeys(cells["row"])), list(dict.fromkeys(cells["column"]))
-    return cells.set_index(["row", "column"])["value"].unstack().reindex(index=rows, columns=columns)  # noqa: PD010
-
-
-_OTHERS = project.facts(__file__)
-OTHERS_NOTES: dict[str, str] = {benchmark: found["note"] for benchmark, found in _OTHERS.items()}
+    layout = cells.pivot(index="row", columns="column", values="value")  # noqa: PD010 - pivot_table would average cells given twice
+    return layout.reindex(index=cells["row"].unique(), columns=cells["column"].unique())
 
 
 def other_methods(benchmark: str) -> pd.DataFrame:
@@ -99,6 +76,6 @@ def other_methods(benchmark: str) -> pd.DataFrame:
     benchmark.
     """
     if benchmark not in _OTHERS:
-        raise project.unknown("benchmark of other methods", benchmark, list(_OTHERS))
+        raise project.unknown("benchmark of other methods", benchmark, _OTHERS)
     parts = {said: wide(load(name), table) for name, table, said in _OTHERS[benchmark]["tables"]}
     return pd.concat(parts, names=["published in", "method"]).rename_axis(columns=None).reset_index()

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from apm.data.corruptions import NAMES as CORRUPTIONS
-from apm.data.corruptions import SEVERITIES
+from apm.data.corruptions import NAMES, SEVERITIES
 from apm.project import facts, unknown
 
-EXTRA_CORRUPTIONS = ("gaussian_blur", "saturate", "spatter", "speckle_noise")  # in the downloads, in no average
+CORRUPTIONS = (*NAMES, "gaussian_blur", "saturate", "spatter", "speckle_noise")  # the last are in no average
 Condition = tuple[str, int]  # corruption, severity
 
 
@@ -33,7 +32,7 @@ class PublishedSet:
     title: str
     images: int  # of a corruption benchmark: in each condition
     classes: int
-    places: tuple[str, ...]
+    places: list[str]
     layout: str
     source: str
     licence: str
@@ -52,9 +51,7 @@ class PublishedSet:
 
 _FACTS = facts(__file__)
 CLASSES: dict[str, tuple[str, ...]] = {name: tuple(found) for name, found in _FACTS.pop("class names").items()}
-SETS: dict[str, PublishedSet] = {
-    name: PublishedSet(name, **{**said, "places": tuple(said["places"])}) for name, said in _FACTS.items()
-}
+SETS: dict[str, PublishedSet] = {name: PublishedSet(name, **said) for name, said in _FACTS.items()}
 
 
 def names() -> list[str]:
@@ -64,36 +61,31 @@ def names() -> list[str]:
 
 def parse(name: str) -> tuple[PublishedSet, Condition | None]:
     """The set, and for a corruption benchmark the condition, that a name means. Raises ValueError for anything else."""
-    head, *rest = name.split("/")
+    head, *condition = name.split("/")
     if head not in SETS:
         raise unknown("published set", name, names())
     entry = SETS[head]
+    if not entry.origin and condition:
+        raise ValueError(f"dataset {name}: {head} has no conditions, found {'/'.join(condition)!r} after its name")
     if not entry.origin:
-        if rest:
-            raise ValueError(f"dataset {name}: {head} has no conditions, found {'/'.join(rest)!r} after its name")
         return entry, None
-    if len(rest) != 2:
+    if len(condition) != 2:
         raise ValueError(f"dataset {name}: name a condition, such as {head}/gaussian_noise/5")
-    corruption, severity = rest
-    if corruption not in (*CORRUPTIONS, *EXTRA_CORRUPTIONS):
-        raise unknown("corruption", corruption, [*CORRUPTIONS, *EXTRA_CORRUPTIONS])
-    if severity not in [str(s) for s in SEVERITIES]:
+    corruption, severity = condition
+    if corruption not in CORRUPTIONS:
+        raise unknown("corruption", corruption, CORRUPTIONS)
+    if severity not in map(str, SEVERITIES):
         raise ValueError(f"dataset {name}: severity must be 1 to 5, found {severity!r}")
     return entry, (corruption, int(severity))
 
 
 @cache
-def wnids(subset: str = "imagenet1k") -> tuple[str, ...]:
-    """WordNet ids of ImageNet's classes in the order of their labels, as timm ships them; they are in sorted order too.
+def wnids(subset: str = "imagenet") -> tuple[str, ...]:
+    """WordNet ids of the 1000 classes of ImageNet in the order of their labels, which is sorted, as timm ships them.
 
-    subset: "imagenet1k" (1000), or "imagenet_a" and "imagenet_r", whose 200 are among them.
+    subset: "imagenet_a" or "imagenet_r" for the 200 of them that these have.
     """
-    if subset == "imagenet1k":
-        from timm.data import ImageNetInfo
-
-        return tuple(ImageNetInfo().label_names())
-    text = (resources.files("timm.data") / "_info" / f"{subset}_synsets.txt").read_text(encoding="utf-8")
-    return tuple(text.split())
+    return tuple((resources.files("timm.data") / "_info" / f"{subset}_synsets.txt").read_text("utf-8").split())
 
 
 @cache
@@ -110,5 +102,5 @@ def class_folders(entry: PublishedSet) -> dict[str, str]:
         return {name: name for name in CLASSES[f"cifar{entry.classes}"]}
     if entry.name == "imagenet-v2":
         return {str(label): name for label, name in enumerate(imagenet_names().values())}
-    subset = {"imagenet-a": "imagenet_a", "imagenet-r": "imagenet_r"}.get(entry.name, "imagenet1k")
-    return {wnid: imagenet_names()[wnid] for wnid in wnids(subset)}
+    own = entry.name in ("imagenet-a", "imagenet-r")
+    return {wnid: imagenet_names()[wnid] for wnid in wnids(entry.name.replace("-", "_") if own else "imagenet")}

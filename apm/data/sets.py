@@ -24,7 +24,7 @@ def check_samples(samples: Any) -> None:
 
 
 def load_sets(
-    names: Sequence[str], samples: int | str = "all", *, ensemble: str | None = None, **options: str | bool | None
+    names: Sequence[str], samples: int | str = "all", *, ensemble: str | None = None, **options: Any
 ) -> list[Dataset]:
     """The datasets of these names, of each a choice of images (`Dataset.take`).
 
@@ -34,19 +34,16 @@ def load_sets(
     check_samples(samples)
     if not names or len(set(names)) != len(names):
         raise ValueError(f"expected names of datasets, each once, found {list(names)}")
-    loaded = [load_dataset(name, **options) for name in names]  # type: ignore[arg-type]
-    if ensemble is not None:
-        loaded = [replace(d, templates=prompts.templates(ensemble)) for d in loaded]
-    return [d.take(samples) for d in loaded]
+    loaded = [load_dataset(name, **options).take(samples) for name in names]
+    return loaded if ensemble is None else [replace(d, templates=prompts.templates(ensemble)) for d in loaded]
 
 
 def examples(dataset: Dataset, count: int) -> list[np.ndarray]:
     """Up to `count` images (H, W, 3) of a stratified choice, to be shown; a grey square for one that cannot be read."""
     shown = []
-    chosen = dataset.subset(min(count, len(dataset)), seed=0)
-    for i in range(len(chosen)):
+    for i in dataset.positions(count):
         try:
-            shown.append(np.asarray(chosen.images[i]))
+            shown.append(np.asarray(dataset.images[i]))
         except UnreadableImage:
             shown.append(np.full((SIDE, SIDE, 3), 128, dtype=np.uint8))
     return shown
@@ -64,17 +61,15 @@ def corrupted_sets(
     conditions = [(kind, level) for level in levels for kind in kinds]
     if source is None:
         return [corruptions.corrupted(data, kind, level, seed=seed) for kind, level in conditions]
-    made = []
+    made, last = [], int(data.indices.max())
     for kind, level in conditions:
-        name, last = f"{source}/{kind}/{level}", int(data.indices.max())
-        whole = load_dataset(name)
+        whole = load_dataset(name := f"{source}/{kind}/{level}")
         if len(whole) <= last:
             raise ValueError(
                 f"{name} has {len(whole)} images, {data.name} refers to image {last}: is it the corrupted form of another set?"
             )
         part = whole.subset(data.indices)
-        agreeing = float(np.mean(part.labels == data.labels))
-        if agreeing < 1:
+        if (agreeing := (part.labels == data.labels).mean()) < 1:
             raise ValueError(
                 f"{name} and {data.name} have the same label on {100 * agreeing:.1f} % of the images only, so they are in another "
                 "order. The download follows the published order: read the clean images in it too (CIFAR: torchvision's files, not "

@@ -1,12 +1,9 @@
 """Ablations: one line of a profile each, all on the same images, seeds and teacher (Tables 5, 8 and 9 and the text of the paper).
 
-A line names what it changes over the common settings:
-
     {part: losses, name: L_cls + L_rgb, training: {loss_rgb: 1}, published: ["Lcls + Lrgb", CIFAR-10]}
 
-Lines with the same settings share one run. A line is compared with the profile's base on the same images and seeds, or with the
-line that it names as `against`; where that one ran for more iterations, with its predictions after as many. Besides the APM, the
-student may be another network (`apm.experiments.other_students`).
+Lines with the same settings share one run. A line is compared with the profile's base on the same images and seeds, or with the line
+that it names as `against`; where that one ran for more iterations, with its predictions after as many.
 """
 
 from __future__ import annotations
@@ -20,13 +17,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import chi2
 from torch.nn.functional import cosine_similarity
 
 from apm import methods, project, teachers, ttt
-from apm.analysis import stats, tables
+from apm.analysis import stats
 from apm.analysis.numbers import Number
 from apm.data import Dataset
 from apm.data import load as load_dataset
+from apm.experiments import judge
 from apm.experiments.other_students import OneSampleStudent
 from apm.model import APMConfig, count_parameters
 from apm.project import profiles
@@ -36,8 +35,9 @@ from apm.ttt import TTTConfig
 from apm.typed import check_fields, checked
 
 MINIMUM_SEEDS = 3  # a spread over fewer says nothing
-
-# ---------------------------------------------------------------------------------------------------- lines of a profile
+KEY = ["dataset", "corruption", "severity", "sample", "seed"]  # which prediction is compared with which
+SIDES = ("below", "not told apart", "above")
+AGAINST = {"final - teacher": "against its teacher", "difference": "against that"}  # a difference and its verdict
 
 
 @checked
@@ -58,6 +58,10 @@ class Ablation:
     against: str | None = None  # name of the line that it is compared with; None: the base
     published: tuple[str, str] | None = None  # row and column of data/published/table5_and_appendix.csv
 
+    def __post_init__(self) -> None:
+        check_fields(self.student, APMConfig, "student")
+        check_fields(self.training, TTTConfig, "training")
+
 
 def load(profile: str, file: str) -> list[Ablation]:
     """The lines of profiles/<profile>/<file>. Raises as `apm.project.profiles.load_lines` and `parse`, naming the file."""
@@ -69,49 +73,42 @@ def load(profile: str, file: str) -> list[Ablation]:
 
 
 def parse(lines: Sequence[Mapping[str, Any]]) -> list[Ablation]:
-    """The lines of a profile. Raises ValueError, naming the line, for an unknown or missing option, a value of another type than its
-    option's, a name used twice, and a line to compare with that is not there."""
-    known = [option.name for option in fields(Ablation)]
-    parsed: dict[str, Ablation] = {}
+    """The lines of a profile. Raises ValueError, naming the line, for bad options, a name used twice, an unknown line to compare with."""
+    parsed: list[Ablation] = []
     for number, line in enumerate(lines, 1):
         if not isinstance(line, Mapping):
-            raise ValueError(
-                f"ablation {number}: expected {{part: ..., name: ..., ...}}, found {type(line).__name__} {line!r}"
-            )
+            found = f"{type(line).__name__} {line!r}"
+            raise ValueError(f"ablation {number}: expected {{part: ..., name: ..., ...}}, found {found}")
         try:
-            project.among("option", line, known)
+            project.among("option", line, [option.name for option in fields(Ablation)])
             if not (line.get("part") and line.get("name")):
                 raise ValueError(f"needs a part and a name, found {line.get('part')!r} and {line.get('name')!r}")
-            made = Ablation(**line)
-            check_fields(made.student, APMConfig, "student")
-            check_fields(made.training, TTTConfig, "training")
-            if made.name in parsed:
-                raise ValueError(f"the name {made.name!r} is used twice")
+            parsed.append(Ablation(**line))
             others = [str(other.get("name")) for other in lines if isinstance(other, Mapping) and other is not line]
-            if made.against is not None and made.against not in others:
-                raise project.unknown("line to compare with", made.against, others)
+            if line["name"] in others:
+                raise ValueError(f"the name {line['name']!r} is used twice")
+            project.among("line to compare with", filter(None, [parsed[-1].against]), others)
         except ValueError as error:
             raise ValueError(f"ablation {number} ({line.get('name', 'without name')}): {error}") from None
-        parsed[made.name] = made
-    return list(parsed.values())
+    return parsed
 
 
 def method(
     line: Ablation, teacher: Teacher, student: Mapping[str, Any] | None, training: Mapping[str, Any] | None
 ) -> methods.APM | OneSampleStudent:
     """The method of a line: its changes over the common student and training. Raises ValueError naming the line."""
+    name = f"ablation {line.name}"
     try:
-        config = methods.training_config(
-            teacher, {**(student or {}), **line.student}, {**(training or {}), **line.training}
-        )
+        changed = {**(student or {}), **line.student}, {**(training or {}), **line.training}
+        config = methods.training_config(teacher, *changed)
         if line.network == "apm":
             if line.size is not None or line.init is not None:
                 raise ValueError("size and init are options of other networks; the APM's are student and training")
-            return methods.APM(teacher, config, name=f"ablation {line.name}", picture=line.picture or "teacher")
+            return methods.APM(teacher, config, name=name, picture=line.picture or "teacher")
         if line.student or line.picture:
             raise ValueError(f"the options student and picture describe the APM, not the network {line.network}")
         size = line.size or config.student.image_size[0]
-        return OneSampleStudent(teacher, line.network, config, size, f"ablation {line.name}", line.init or "default")
+        return OneSampleStudent(teacher, line.network, config, size, name, line.init or "default")
     except ValueError as error:
         raise ValueError(f"ablation {line.name!r}: {error}") from error
 
@@ -127,27 +124,22 @@ def run(
     training: Mapping[str, Any] | None = None,
     on_error: str = "raise",
 ) -> pd.DataFrame:
-    """Records of all lines over all seeds; lines with equal settings run once.
+    """Records of all lines over all seeds; lines with equal settings and images run once. on_error: as of `apm.runs.records.run`.
 
-    Further columns: part, variant, parameters; against (the line that it names, or ""); same_as: the first line with the same
-    settings on the same images, "" for that line itself. on_error: as of `apm.runs.records.run`.
-
-    Raises ValueError for fewer than 3 seeds, for `samples` out of range and as `method` does, before anything is computed.
+    Further columns: part, variant, parameters, against (the line that it names), same_as (an earlier line that is the same run), "" for
+    none. Raises ValueError for fewer than 3 seeds, `samples` out of range and as `method`, before it runs.
     """
     if len(set(seeds)) != len(seeds) or len(seeds) < MINIMUM_SEEDS:
-        raise ValueError(
-            f"expected at least {MINIMUM_SEEDS} different seeds for a spread over seeds, found {list(seeds)}: set seeds in the profile"
-        )
+        wanted = f"at least {MINIMUM_SEEDS} different seeds for a spread over seeds"
+        raise ValueError(f"expected {wanted}, found {list(seeds)}: set seeds in the profile")
     chosen = []
-    sets = {name: load_dataset(name) for name in dict.fromkeys(line.dataset for line in lines) if name}
+    own = {name: load_dataset(name) for name in dict.fromkeys(line.dataset for line in lines) if name}
     for line in lines:
-        made = method(line, teacher, student, training)
-        data = sets[line.dataset] if line.dataset else dataset
-        n = line.samples or min(len(dataset), len(data))
-        if not stats.MINIMUM_SAMPLES <= n <= len(data):
-            raise ValueError(
-                f"ablation {line.name!r}: samples must be {stats.MINIMUM_SAMPLES} (for an interval) to {len(data)}, found {n}"
-            )
+        made, data = method(line, teacher, student, training), own.get(line.dataset or "", dataset)
+        n, least = line.samples or min(len(dataset), len(data)), stats.MINIMUM_SAMPLES
+        if not least <= n <= len(data):
+            allowed = f"{least} (for an interval) to {len(data)}"
+            raise ValueError(f"ablation {line.name!r}: samples must be {allowed}, found {n}")
         chosen.append((line, made, data if n == len(data) else data.subset(n, seed=0)))
     options: dict[str, Any] = {"folder": folder, "teacher_method": methods.ZeroShot(teacher), "on_error": on_error}
     done: dict[str, tuple[str, pd.DataFrame]] = {}
@@ -164,115 +156,89 @@ def run(
     return pd.concat(frames, ignore_index=True)
 
 
-# ----------------------------------------------------------------------------------------------------------------- tables
-
-
-KEY = ["dataset", "corruption", "severity", "sample", "seed"]  # which prediction is compared with which
-SIDES = ("below", "not told apart", "above")
-AGAINST = {"final - teacher": "against its teacher", "difference": "against that"}  # a difference and its verdict
-
-
 def side(difference: Number) -> str:
     """Whether an interval of points leaves out 0 by more than one image would move it: below, above, not told apart."""
     image = 100 / (difference.n or 1)
     return SIDES[0] if difference.high < -image else SIDES[2] if difference.low > image else SIDES[1]
 
 
-def measured(values: Any, least: float, most: float, unit: str = "") -> Number:
-    """Mean of a measure (n,) between least and most over images, with its 95 % t interval; without one for a single image."""
-    values = np.asarray(values, dtype=np.float64)
-    if len(values) < 2:
-        return Number(float(values.mean()), n=len(values), unit=unit, kind="measure")
-    mean = stats.mean(values, minimum=2)
-    return Number(mean.value / 100, max(least, mean.low / 100), min(most, mean.high / 100), mean.n, unit, "measure")
+def spread(right: np.ndarray, seeds: Any) -> Number:
+    """Standard deviation over seeds of the accuracy, points, shown without its interval. right, seeds: (n,), as many rows of each seed.
+
+    The interval is that of normal values (chi-square), taken of what one answer less and one more make of the deviation: seeds that
+    agree do not say that others would.
+    """
+    count = pd.Series(right).groupby(np.asarray(seeds)).sum()
+    n, point = len(count), 100 * len(count) / len(right)  # what one answer is to the accuracy of its seed
+    deviation, answer = point * float(count.std()), point / math.sqrt(n)  # the most that one moves the deviation
+    low, high = np.sqrt((n - 1) / chi2.ppf([0.5 + 0.5 * stats.CONFIDENCE, 0.5 - 0.5 * stats.CONFIDENCE], n - 1))
+    ends = float(low) * max(round(deviation - answer, 9), 0.0), min(float(high) * (deviation + answer), 100.0)
+    return Number(deviation, *ends, n, "points", "measure", brief=True)
 
 
-def updates(own: pd.DataFrame) -> int:
-    """K, the number of updates of a variant's records."""
-    return stats.paths(own).shape[1] - 1
+def _right(own: pd.DataFrame) -> pd.DataFrame:
+    """Whether each prediction of a variant's records (index `KEY`) is right after k = 0..K updates."""
+    return pd.DataFrame(stats.paths(own) == own[["label"]].to_numpy(), pd.MultiIndex.from_frame(own[KEY]))
 
 
 def stopped(own: pd.DataFrame, k: int) -> dict[str, Any]:
-    """What a variant reaches had it been stopped after k updates: training does not know how long it will last.
+    """What a variant, given by its records, reaches had it been stopped after k updates: a run of K updates begins with the run of k < K.
 
-    own: its records. images, seeds, k; accuracies: final, teacher, as teacher (same prediction), any (right after at least one of
-    the first k updates); final - teacher; each a Number with its interval over images and seeds; sd over seeds (points).
-
-    Raises ValueError for a k beyond its last update.
+    any: right after at least one of the k updates. Raises ValueError for a k beyond its last update.
     """
-    if not 1 <= k <= updates(own):
-        raise ValueError(f"{own['variant'].iloc[0]} was trained for {updates(own)} iterations; found k = {k}")
-    path, label, seeds = stats.paths(own)[:, : k + 1], own["label"].to_numpy(), own["seed"].to_numpy()
-    teacher = own["teacher_prediction"].fillna(-2).to_numpy(dtype=np.int64)  # -2: nobody's answer
-    right = path == label[:, None]
-    final = right[:, k]
-    found = {
-        "final": final,
-        "teacher": teacher == label,
-        "as teacher": path[:, k] == teacher,
-        "any": right[:, 1:].any(axis=1),
-    }
-    by_seed = 100 * pd.Series(final).groupby(seeds).mean()
+    path, label = stats.paths(own), own["label"].to_numpy()
+    if not 1 <= k < path.shape[1]:
+        raise ValueError(f"{own['variant'].iloc[0]} was trained for {path.shape[1] - 1} iterations; found k = {k}")
+    asked = own["teacher_prediction"].fillna(-2).to_numpy(dtype=np.int64)  # -2: nobody's answer
+    final, teacher, options = path[:, k] == label, asked == label, {"samples": own["sample"], "seeds": own["seed"]}
+    right = (path[:, 1 : k + 1] == label[:, None]).any(axis=1)
+    found = {"final": final, "teacher": teacher, "as teacher": path[:, k] == asked, "any": right}
     return {
         "images": own["sample"].nunique(),
-        "seeds": len(by_seed),
+        "seeds": own["seed"].nunique(),
         "k": k,
-        **{name: tables.percent(stats.mean(each, own["sample"], seeds=seeds)) for name, each in found.items()},
-        "final - teacher": _points(stats.paired_difference(final, teacher == label, own["sample"], seeds=seeds)),
-        "sd over seeds": Number(float(by_seed.std(ddof=1)), n=len(by_seed), unit="points", kind="measure"),
+        **{name: stats.mean(each, **options) for name, each in found.items()},
+        "final - teacher": stats.paired_difference(final, teacher, **options),
+        "sd over seeds": spread(final, own["seed"]),
     }
 
 
 def compared(own: pd.DataFrame, other: pd.DataFrame, k: int, k_other: int) -> Number | None:
-    """Accuracy of a variant after k updates minus another's after k_other, on the same images and seeds, percentage points.
-
-    None where the two are on different datasets. Raises ValueError for images that the other one has not seen.
-    """
+    """Accuracy of a variant after k updates minus another's after k_other, on the same images and seeds, percentage points; None for
+    two datasets. Raises ValueError for images that the other one has not seen."""
     if set(own["dataset"]) != set(other["dataset"]):
         return None
-    place = pd.Series(np.arange(len(other)), index=pd.MultiIndex.from_frame(other[KEY]))
-    found = place.reindex(pd.MultiIndex.from_frame(own[KEY])).to_numpy()
-    if np.isnan(found).any():
-        raise ValueError(
-            f"variant {own['variant'].iloc[0]!r} has {own.loc[np.isnan(found), 'sample'].nunique()} images that "
-            f"{other['variant'].iloc[0]!r}, with which it is compared, has not seen: give it at most "
-            f"{other['sample'].nunique()} samples, or the other one more"
-        )
-    label = own["label"].to_numpy()
-    theirs = stats.paths(other)[found.astype(np.int64), k_other]
-    right = stats.paths(own)[:, k] == label
-    return _points(stats.paired_difference(right, theirs == label, own["sample"], seeds=own["seed"]))
-
-
-def _points(difference: stats.Interval) -> Number:
-    return tables.percent(difference, kind="difference", unit="points")
+    right, theirs = _right(own)[k], _right(other)[k_other]
+    unseen = right.index.difference(theirs.index)
+    if len(unseen):
+        mine, its = (part["variant"].iloc[0] for part in (own, other))
+        found = f"{unseen.unique('sample').size} images that {its!r}, with which it is compared, has not seen"
+        todo = f"give it at most {other['sample'].nunique()} samples, or the other one more"
+        raise ValueError(f"variant {mine!r} has {found}: {todo}")
+    theirs = theirs.reindex(right.index).to_numpy()
+    return stats.paired_difference(right.to_numpy(), theirs, own["sample"], seeds=own["seed"].to_numpy())
 
 
 def after(rows: pd.DataFrame, base: str, k: int | None = None) -> pd.DataFrame:
     """One row per variant (index part, variant) after k updates, or after its last for None: what it reaches, how it compares.
 
-    Columns: those of `stopped`; compared with (the line, base where it names none), its k; difference; for both differences which
-    `side`. Variants trained for fewer than k updates have no row; a variant is compared with another after as many updates, where
-    that one has them (without k: after its last where it has fewer).
-
-    Raises ValueError for an unknown base, when no variant was trained for k updates, and as `compared`.
+    A variant is compared with the line that it names, or base, after as many updates, where that one has them (without k: after its last
+    where it has fewer). Raises ValueError for an unknown base, when no variant was trained for k updates, and as `compared`.
     """
     parts = {str(variant): own for variant, own in rows.groupby("variant", sort=False)}
-    if base not in parts:
-        raise project.unknown("variant", base, parts)
+    project.among("variant", [base], parts)
+    last = {variant: stats.paths(own).shape[1] - 1 for variant, own in parts.items()}
     lines: dict[tuple[str, str], dict[str, Any]] = {}
     for variant, own in parts.items():
-        last = updates(own)
-        chosen = last if k is None else k
-        if chosen > last:
+        chosen = last[variant] if k is None else k
+        if chosen > last[variant]:
             continue
-        line = lines[own["part"].iloc[0], variant] = stopped(own, chosen)
         against = own["against"].iloc[0] or base
-        theirs = updates(parts[against])
-        at = min(chosen, theirs)
+        at = min(chosen, last[against])
         found = compared(own, parts[against], chosen, at) if against != variant and at >= (k or 1) else None
-        named = against if at == theirs else f"{against}, k = {at}"
-        line |= {"compared with": named if found else None, "difference": found}
+        named = None if found is None else against if at == last[against] else f"{against}, k = {at}"
+        key = own["part"].iloc[0], variant
+        lines[key] = {**stopped(own, chosen), "compared with": named, "difference": found}
     if not lines:
         raise ValueError(f"no variant was trained for {k} iterations: name fewer")
     table = pd.DataFrame.from_dict(lines, orient="index").rename_axis(["part", "variant"])
@@ -282,50 +248,15 @@ def after(rows: pd.DataFrame, base: str, k: int | None = None) -> pd.DataFrame:
     return table[[*shown, "compared with", "difference", "against that"]]
 
 
-def over_iterations(own: pd.DataFrame, counts: Sequence[int]) -> pd.DataFrame:
-    """One variant's records had it been stopped after k updates, for k in counts: index "k = 5" and so on.
-
-    A run of K updates begins with the run of k < K. Columns: those of `stopped`, but for the teacher's, and final minus that after
-    the last of counts, paired. Raises ValueError for a k beyond its last update.
-    """
-    last = counts[-1]
-    lines = {
-        f"k = {k}": {**stopped(own, k), f"final - final after {last}": compared(own, own, k, last)} for k in counts
-    }
-    table = pd.DataFrame.from_dict(lines, orient="index").rename_axis("stopped").drop(columns=["k", "teacher"])
-    table.iloc[-1, -1] = None  # the last with itself
-    return table
-
-
-def settings(rows: pd.DataFrame) -> pd.DataFrame:
-    """What every variant is: data, images, seeds, K, weights, same run as, medians of first and last loss. Index part, variant."""
-    table = rows.groupby(["part", "variant"], sort=False).agg(
-        **{
-            "data": ("dataset", "first"),
-            "images": ("sample", "nunique"),
-            "seeds": ("seed", "nunique"),
-            "K": ("path", lambda paths: len(paths.dropna().iloc[0]) - 1),
-            "weights": ("parameters", "first"),
-            "loss before": ("first_loss", "median"),
-            "loss after": ("last_loss", "median"),
-            "same run as": ("same_as", "first"),
-        }
-    )
-    return table if len(set(table["data"])) > 1 else table.drop(columns="data")
-
-
 def moved(found: Mapping[str, pd.DataFrame], same: Sequence[str]) -> pd.DataFrame:
-    """How many distinct runs are below, above or not told apart from their teacher and from the line that they are compared with.
-
-    found: name of a row -> table of `after`. same: variants that are the same run as an earlier one, no findings of their own.
-    of them p (Holm) < 0.05: of those below or above, how many survive the correction for as many tests.
-    """
+    """How many distinct runs are on which side of their teacher and of the line that they are compared with, in tables of `after`; same:
+    variants that are the same run as an earlier one, no findings of their own."""
     lines = {}
     for (name, table), column in itertools.product(found.items(), AGAINST):
         runs = table[column].droplevel("part").dropna()
         runs = runs[~runs.index.isin(list(same))]
         sides = runs.map(side)
-        holm = stats.holm([tables.p_value(difference) for difference in runs])
+        holm = stats.holm([stats.p_value(difference) for difference in runs])
         lines[name, "its teacher" if column == "final - teacher" else "the line compared with"] = {
             "runs": len(runs),
             **{word: int((sides == word).sum()) for word in SIDES},
@@ -337,46 +268,35 @@ def moved(found: Mapping[str, pd.DataFrame], same: Sequence[str]) -> pd.DataFram
 
 
 def published_cells(lines: Sequence[Ablation], published: pd.DataFrame) -> dict[str, Number | str]:
-    """Variant -> the published value, or what the paper's text says of it where no number was found.
-
-    published: `apm.data.published.load("table5")`. Raises ValueError for a row and column that are not there.
-    """
+    """Variant -> its value in published ("table5"), or what the paper's text says where none was found; ValueError for an unknown cell."""
     known = {(cell.row, cell.column): cell for cell in published.itertuples()}
     cells: dict[str, Number | str] = {}
-    for line in lines:
-        if line.published is None:
-            continue
-        if line.published not in known:
-            raise ValueError(
-                f"ablation {line.name!r}: {project.unknown('published cell', line.published, map(str, known))}"
-            )
-        cell = known[line.published]
-        text = cell.text.removeprefix("not found ").strip("()")
-        cells[line.name] = text if math.isnan(cell.value) else Number(cell.value, kind="published")
+    for name, place in ((line.name, line.published) for line in lines if line.published):
+        project.among(f"published cell of ablation {name!r}", [place], known)
+        text = known[place].text.removeprefix("not found ").strip("()")
+        cells[name] = text if math.isnan(known[place].value) else Number(known[place].value, kind="published")
     return cells
 
 
-# --------------------------------------------------------------------------------------------- students and their targets
-
-
 def feature_and_tokens(teacher: Teacher, dataset: Dataset, *, images: int = 32) -> Number:
-    """Mean cosine of the teacher's image feature and the mean of its patch tokens, over some images of a dataset.
-
-    1: the target of L_grid, folded, is that of L_cls. Empty for a teacher without patch tokens or where no image can be read.
-    """
-    whole, _ = methods.readable(dataset, np.arange(min(images, len(dataset))))
-    if teacher.grid is None or not len(whole):
+    """Mean cosine of the teacher's image feature and the mean of its patch tokens, over some images; empty for a teacher without tokens
+    or where no image can be read."""
+    try:
+        some = dataset.readable("record", most=images)
+    except ValueError:
+        some = None
+    if teacher.grid is None or some is None:
         return Number(math.nan, unit="", kind="measure")
-    encoding = teacher.encode(teacher.transform(teachers.pictures(dataset, whole)), tokens=True)
+    encoding = teacher.encode(teacher.transform(teachers.pictures(some, np.arange(len(some)))), tokens=True)
     assert encoding.tokens is not None
-    return measured(cosine_similarity(encoding.feature, encoding.tokens.mean(dim=(1, 2)), dim=-1), -1, 1, "cosine")
+    cosine = cosine_similarity(encoding.feature, encoding.tokens.mean(dim=(1, 2)), dim=-1)
+    return judge.mean(cosine, "cosine", least=1, ends=(-1, 1))
 
 
 def towards_target(teacher: Teacher, dataset: Dataset, config: TTTConfig, counts: Sequence[int]) -> pd.DataFrame:
-    """How close students come to their targets: one row per number of updates in counts (0: random weights), at most K.
+    """How close students, seed 0, come to their targets after each number of updates in counts (0: random weights), at most K.
 
-    Columns: images, loss, cosine to the target (means over images with t intervals), as teacher (same class, Wilson). Images are
-    all of the dataset, seed 0. Raises ValueError for a count beyond K.
+    Loss and cosine are means over images with t intervals; as teacher: same class, Wilson. Raises ValueError for a count beyond K.
     """
     if max(counts) > config.iterations:
         raise ValueError(f"the student is trained for {config.iterations} iterations; found k = {max(counts)}")
@@ -393,9 +313,9 @@ def towards_target(teacher: Teacher, dataset: Dataset, config: TTTConfig, counts
     lines = {
         k: {
             "images": len(dataset),
-            "loss": measured(result.losses[:, k].cpu(), 0, math.inf),
-            "cosine to the target": measured(cosine[:, k], -1, 1, "cosine"),
-            "as teacher": tables.percent(stats.accuracy(same[:, k].cpu().numpy(), minimum=1)),
+            "loss": judge.mean(result.losses[:, k].cpu(), least=1, ends=(0, math.inf)),
+            "cosine to the target": judge.mean(cosine[:, k], "cosine", least=1, ends=(-1, 1)),
+            "as teacher": stats.accuracy(same[:, k].cpu().numpy(), minimum=1),
         }
         for k in counts
     }

@@ -7,7 +7,7 @@ numbers of a batch: such an answer, or one vector an image, which a linear map o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,20 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm.analysis.numbers import Number
+from apm.analysis.numbers import Number, verdict
+from apm.experiments import judge
 from apm.experiments.field import Field, look
-from apm.experiments.judge import mean as number
 from apm.experiments.material import Batch, Material
 
 Reader = Callable[[Batch], Tensor]
 Source = Field | Tensor | Reader | None
 PENALTIES = tuple(10.0**power for power in range(-6, 1))  # of a ridge, in units of an input's mean variance
 CHOOSING = 64  # locations by which a ridge chooses its penalty, at most
+BLOCK = 1024  # images among which the nearest one is looked for at a time
 PSNR_LIMIT = 100.0  # dB; 8-bit images that differ in one value of one pixel of a million lie just above
 
 
 def pixels(batch: Batch, side: int = 32) -> Tensor:
-    """(n, 3 * S * S) the images as they are; those of more than `side` px are averaged down to side x side."""
+    """(n, 3 * S * S) the images; those of more than `side` px are averaged down to side x side."""
     return F.adaptive_avg_pool2d(batch.images, min(side, *batch.images.shape[2:])).flatten(1)
 
 
@@ -40,12 +41,7 @@ def patch_means(batch: Batch) -> Tensor:
 
 def column(trained: Field) -> Reader:
     """The reader of a field's trigger column: a batch -> (n, column_width) float32."""
-
-    def read(batch: Batch) -> Tensor:
-        with torch.no_grad():
-            return trained.perceive(batch.images).column.float()
-
-    return read
+    return torch.no_grad()(lambda batch: trained.perceive(batch.images).column.float())
 
 
 def folded(trained: Field) -> Reader:
@@ -59,7 +55,6 @@ class Linear(NamedTuple):
     read: Reader
     weights: Tensor  # (d + 1, L * C); the last row belongs to the constant
     mean: Tensor  # (L, C) of the training images, to which it is added
-    penalty: float
 
     def __call__(self, batch: Batch) -> Tensor:
         return self.of(self.read(batch))
@@ -72,19 +67,13 @@ class Linear(NamedTuple):
 def ridge(read: Reader, data: Material, what: str) -> Linear:
     """Ridge regression in closed form from what `read` sees of an image to all its "tokens" (of unit length) or "colours": a control.
 
-    The penalty is the one of `PENALTIES` with the smallest error on every fifth image after a fit to the others, at up to `CHOOSING`
-    locations; the weights are then fitted to all images. Only d x d and d x (L * C) numbers are held, whatever the number of
-    images. Raises ValueError for fewer than 10 images.
+    Every fifth image chooses the penalty of `PENALTIES`, at up to `CHOOSING` locations. Raises ValueError for fewer than 10 images.
     """
     if len(data) < 10:
-        raise ValueError(
-            f"a ridge with a penalty chosen on held-back images needs at least 10 images, found {len(data)}"
-        )
+        raise ValueError(f"a ridge whose penalty held-back images choose needs at least 10 images, found {len(data)}")
     mean = data.spread(what).mean.to(data.device).double()  # (L, C)
     some = torch.linspace(0, len(mean) - 1, min(CHOOSING, len(mean)), device=data.device).long()
-    d = read(data.batch([0])).shape[1]
-    widths = {"xx": d + 1, "xy": mean.numel(), "xx back": d + 1, "xy back": mean[some].numel()}
-    sums = {name: torch.zeros(d + 1, n, dtype=torch.float64, device=data.device) for name, n in widths.items()}
+    sums: dict[str, Tensor] = {}
     squares, first = 0.0, 0
     for batch in data.batches():
         x = F.pad(read(batch).double(), (0, 1), value=1.0)
@@ -93,9 +82,10 @@ def ridge(read: Reader, data: Material, what: str) -> Linear:
         x_back, y_back = x[back], y[back][:, some].flatten(1)
         pairs = {"xx": (x, x), "xy": (x, y.flatten(1)), "xx back": (x_back, x_back), "xy back": (x_back, y_back)}
         for name, (left, right) in pairs.items():
-            sums[name].addmm_(left.T, right)
+            sums[name] = sums[name].addmm_(left.T, right) if name in sums else left.T @ right
         squares += float(y_back.square().sum())
         first += len(x)
+    d = len(sums["xx"]) - 1
     n = float(sums["xx"][-1, -1])
     centre = sums["xx"][:-1, -1] / n
     scale = float(sums["xx"].diagonal()[:-1].sum() / n - centre.square().sum()) / d
@@ -113,45 +103,37 @@ def ridge(read: Reader, data: Material, what: str) -> Linear:
 
     penalty = min(PENALTIES, key=error)
     parts = [solved(sums["xx"], part, penalty) for part in sums["xy"].split(2**16, dim=1)]
-    return Linear(read, torch.cat([part.float() for part in parts], dim=1), mean.float(), penalty)
+    return Linear(read, torch.cat([part.float() for part in parts], dim=1), mean.float())
 
 
 def nearest_image(pictures: Tensor, known: Material) -> tuple[Tensor, Tensor]:
-    """Root mean square distance (n,) of pictures (n, h * w * 3) to the nearest image of a material, as patch means, and its position.
-
-    The material is read a block at a time.
-    """
+    """Root mean square distance (n,) of pictures (n, h * w * 3) to the nearest image of a material, as patch means, and its position."""
     asked = pictures.double()
-    distance = torch.full((len(asked),), math.inf, dtype=torch.float64, device=asked.device)
-    place = torch.zeros(len(asked), dtype=torch.long, device=asked.device)
-    for start in range(0, len(known), 1024):
-        block = torch.from_numpy(known.colours[known.rows[start : start + 1024]]).to(asked).flatten(1)
-        found, where = torch.cdist(asked, block).min(dim=1)
-        place = torch.where(found < distance, where + start, place)
-        distance = torch.minimum(found, distance)
+    found = []
+    for start in range(0, len(known), BLOCK):
+        block = torch.from_numpy(known.colours[known.rows[start : start + BLOCK]]).to(asked).flatten(1)
+        found.append(torch.cdist(asked, block).min(dim=1))
+    distances, places = (torch.stack(some) for some in zip(*found, strict=True))  # (blocks, n)
+    distance, which = distances.min(dim=0)
+    place = places.gather(0, which[None])[0] + BLOCK * which
     return distance / asked.shape[1] ** 0.5, place
 
 
 def of_nearest(known: Material) -> tuple[Reader, Reader]:
     """Unit tokens and colours of the training image that is nearest to each image: a control that only remembers."""
 
-    def of(what: str) -> Reader:
-        return lambda batch: known.batch(nearest_image(patch_means(batch), known)[1].tolist()).target(what)
+    def nearest(batch: Batch) -> Batch:
+        return known.batch(nearest_image(patch_means(batch), known)[1].tolist())
 
-    return of("tokens"), of("colours")
-
-
-# --------------------------------------------------------------------------------------------------------------- measuring
+    return lambda batch: nearest(batch).target("tokens"), lambda batch: nearest(batch).colours
 
 
 def measure(answers: Mapping[str, tuple[Source, Source]], data: Material) -> dict[str, pd.DataFrame]:
     """Answers for every image against the teacher's grid and the patch means, in batches: only numbers per image are kept.
 
     answers: name -> (who gives the features, who gives the colours): a field, one grid (L, D) or image (L, 3) for all images, a
-    reader, or None. Per answer one row an image, with the columns that it has: cosine to the teacher's grid (mean over the
-    locations), MSE of the RGB in 0..1, PSNR (dB, at most `PSNR_LIMIT`: without any error there is no finite ratio), chroma (mean
-    squared error of the colour: of RGB without its mean over the three channels), L_grid + L_rgb (the plain sum, of unit tokens).
-    Raises ValueError for features where there are no teacher tokens.
+    reader, or None. Per answer one row an image; RGB in 0..1, chroma: mean squared error of RGB without its mean over the three
+    channels, L_grid + L_rgb: the plain sum, of unit tokens. Raises ValueError for features where there are no teacher tokens.
     """
 
     def given(source: Source, what: str, batch: Batch) -> Tensor:
@@ -179,59 +161,26 @@ def measure(answers: Mapping[str, tuple[Source, Source]], data: Material) -> dic
     return {name: pd.concat(found, ignore_index=True) for name, found in parts.items()}
 
 
-def less(values: Any, others: Any) -> np.ndarray:
-    """values - others, image by image; of right and wrong: -1, 0 or 1."""
-    values, others = np.asarray(values), np.asarray(others)
-    return values.astype(np.int8) - others.astype(np.int8) if values.dtype == bool else values - others
-
-
-def table(
-    measured: Mapping[str, Mapping[str, Any]], paired: Collection[str], options: Mapping[str, dict[str, str]]
-) -> pd.DataFrame:
-    """Means over images with their intervals: a row an answer, a column a measure, one value an image each (`number`).
-
-    paired: measures with a column "field - this" beside them, the first answer less this one. options: of `number`, by measure.
-    """
-    rows: dict[str, dict[str, Number | None]] = {name: {} for name in measured}
-    ours = next(iter(measured))
-    for name, values in measured.items():
-        for what, own in values.items():
-            rows[name][what] = number(own, **options.get(what, {}))
-            if what in paired:
-                difference = None if name == ours else number(less(measured[ours][what], own), **options.get(what, {}))
-                rows[name][f"field - this: {what.split(': ')[-1]}"] = difference
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
 def against_best(ours: Any, controls: Mapping[str, Any], *, higher: bool = True, unit: str = "") -> dict[str, Any]:
-    """The field beside the best of several controls on the same images: one row of a table.
-
-    ours, controls: one value an image (n,). higher: whether a larger value is better. The best control is chosen on these very
-    images, which is to the field's disadvantage. "field better": yes where the whole interval of the paired difference says so,
-    no where all of it says the contrary, else undecided.
-    """
-    sign = 1 if higher else -1
-    best = max(controls, key=lambda name: sign * float(np.mean(controls[name])))
-    difference = number(less(ours, controls[best]), unit)
-    low, high = sorted((sign * difference.low, sign * difference.high))
+    """The field beside the best of several controls, one value an image (n,) each: one row of a table. The best control is chosen on these
+    very images, to the field's disadvantage; "field better": whether the whole interval of the paired difference says so."""
+    best = (max if higher else min)(controls, key=lambda name: float(np.mean(controls[name])))
+    difference = judge.mean(ours, unit, less=controls[best])
+    better, worse = ("above", "below") if higher else ("below", "above")
     return {
-        "field": number(ours, unit),
+        "field": judge.mean(ours, unit),
         "best control": best,
-        "control": number(controls[best], unit),
+        "control": judge.mean(controls[best], unit),
         "field - control": difference,
-        "field better": "yes" if low > 0 else "no" if high < 0 else "undecided",
+        "field better": {better: "yes", worse: "no"}.get(verdict(difference), "undecided"),
     }
 
 
 def colour_share(chroma: np.ndarray | pd.Series, of_mean: np.ndarray | pd.Series) -> Number:
-    """Share in percent of the colour (what is left of RGB without its mean over the three channels) that is decoded.
-
-    chroma: (N,) of the answer, of_mean: (N,) of the mean training image (`measure`), which is worth 0 %. The truth itself is worth
-    100 %; the right grey picture without colour about 0 % or less. The interval is that of a ratio of two means. Empty (NaN) for
-    images without colour beyond their mean.
-    """
+    """Share in percent of the colour that is decoded, with the interval of a ratio of means, from the chroma (N,) of the answer and of the
+    mean training image (`measure`), which is worth 0 %. NaN for images without colour beyond their mean."""
     left = of_mean.mean()
     if left <= 1e-12:
         return Number(math.nan, n=len(chroma))
     ratio = chroma.mean() / left
-    return number(100.0 * (1.0 - ratio - (chroma - ratio * of_mean) / left), "%")
+    return judge.mean(100.0 * (1.0 - ratio - (chroma - ratio * of_mean) / left), "%")

@@ -1,4 +1,4 @@
-"""The tables of costs beside the published figures (Table 4, Figure 2): counts, whole runs, memory and times.
+"""The tables of costs beside the published figures (Table 4, Figure 2).
 
 `said`: published cells as printed, by (table, row, column).
 """
@@ -16,16 +16,7 @@ import pandas as pd
 
 from apm.analysis.numbers import Number
 from apm.data.published import number
-from apm.experiments.compute import (
-    FORMULATIONS,
-    Memory,
-    Timing,
-    chunk_cost,
-    feature_width,
-    prompt_backward,
-    student_cost,
-    tower_cost,
-)
+from apm.experiments.compute import FORMULATIONS, feature_width, prompt_backward, student_cost, tower_cost
 from apm.model import APMConfig
 
 REFERENCE = "ViT-B-16"  # the tower that the paper compares with
@@ -35,20 +26,16 @@ Said = Mapping[tuple[str, str, str], str]
 def conventions(students: Mapping[str, APMConfig], towers: Sequence[str], said: Said) -> pd.DataFrame:
     """One forward pass for one image under every convention, beside the published figure of the same network.
 
-    students: name -> settings; the first is the one of the published figures. towers: open_clip models. The first rows count what
-    published figures count, the others are like for like: from the image to its feature, all columns, image tower only. "meets it
-    in" names the unit in which a count is within 3 % of the published figure, if any.
+    students: by name; the first is that of the published figures. The first rows count what those count, the others are like for like.
+    "meets it in": the unit in which a count is within 3 % of the published figure.
     """
     first, released = next(iter(students.items()))
-    published = {
-        first: float(said["Fig 2", "APM", "GFLOPs total, 224x224 image"]),
-        REFERENCE: float(said["Fig 2", "CLIP ViT-B/16", "GFLOPs, 224x224 image"]),
-    }
-    half, quarter = released.locations // 2, math.prod(side // 2 for side in released.grid)
-    pixels = f"{released.image_size[0] // 2} px"
+    published = {first: float(said["Fig 2", "APM", "GFLOPs total, 224x224 image"])}
+    published[REFERENCE] = float(said["Fig 2", "CLIP ViT-B/16", "GFLOPs, 224x224 image"])
+    half, pixels = released.locations // 2, released.image_size[0] // 2
     rows = [
         (first, "MLP + head, half the columns", student_cost(released, half, part="columns")),
-        (first, f"MLP + head, {pixels}", student_cost(released, quarter, part="columns")),
+        (first, f"MLP + head, {pixels} px", student_cost(released, _quarter(released), part="columns")),
         (first, "MLP + head, all columns", student_cost(released, part="columns")),
         (REFERENCE, "image + one text", tower_cost(REFERENCE, "both")),
     ]
@@ -62,7 +49,7 @@ def conventions(students: Mapping[str, APMConfig], towers: Sequence[str], said: 
     table["parameters (M)"] = [cost.parameters / 1e6 for cost in costs]
     table["multiply-adds (G)"] = [cost.gmac for cost in costs]
     table["operations (GFLOP)"] = 2 * table["multiply-adds (G)"]
-    table[f"/ {REFERENCE} image"] = [cost.forward / tower_cost(REFERENCE).forward for cost in costs]
+    table[f"/ {REFERENCE} image"] = table["multiply-adds (G)"] / tower_cost(REFERENCE).gmac
     table['published "GFLOPs"'] = [Number(value, unit="", kind="published") for value in printed]
     table["meets it in"] = np.where(np.isnan(printed), "", "neither")
     for unit in ("operations (GFLOP)", "multiply-adds (G)"):
@@ -70,82 +57,60 @@ def conventions(students: Mapping[str, APMConfig], towers: Sequence[str], said: 
     return table
 
 
-def ratios(student: APMConfig, iterations: int, said: Said) -> pd.DataFrame:
-    """The student's operations over CLIP's, by what is put beside what: "one pass" (Figure 2), and all `iterations` (Table 4).
+def _quarter(student: APMConfig) -> int:
+    """Columns of a picture of half the side."""
+    return math.prod(side // 2 for side in student.grid)
 
-    Columns: ratio, published (that of the figures which the paper prints), beside (what the student stands beside).
-    """
+
+def ratios(student: APMConfig, iterations: int, said: Said) -> pd.DataFrame:
+    """The student's operations over CLIP's: "one pass" (Figure 2), and all `iterations` (Table 4); beside: what it stands beside."""
     image, both = tower_cost(REFERENCE), tower_cost(REFERENCE, "both")
     small, large = (replace(student, width=feature_width(name)) for name in (REFERENCE, "ViT-L-14"))
-    quarter = student_cost(small, math.prod(side // 2 for side in small.grid)).forward
+    quarter = student_cost(small, _quarter(small)).forward
     half = student_cost(large, large.locations // 2, part="columns").forward
     tower, towers = f"{REFERENCE} image tower", f"{REFERENCE}, image and one text"
-    once = [
-        ("as published: MLP + head, half the columns", half / both.forward, towers),
-        (f"student of {REFERENCE}, a picture of half the side, plain", quarter / image.forward, tower),
+    one, every, run = "one pass", f"{iterations} iterations", f"{towers} in every iteration, forward"
+    rows = [
+        (one, "as published: MLP + head, half the columns", half / both.forward, towers),
+        (one, f"student of {REFERENCE}, a picture of half the side, plain", quarter / image.forward, tower),
     ]
-    every = []
     forward, whole = iterations * both.forward, iterations * (both.forward + both.backward)
     for f in FORMULATIONS:
-        cost = student_cost(small, formulation=f)
+        cost, of_large = student_cost(small, formulation=f), student_cost(large, formulation=f)
         looks = image.forward + (iterations + 1) * cost.forward
         trained = looks + iterations * cost.backward
-        of_large = student_cost(large, formulation=f).forward
-        once += [
-            (f"student of {REFERENCE}, {f}", cost.forward / image.forward, tower),
-            (f"student of ViT-L-14, {f}", of_large / image.forward, tower),
+        rows += [
+            (one, f"student of {REFERENCE}, {f}", cost.forward / image.forward, tower),
+            (one, f"student of ViT-L-14, {f}", of_large.forward / image.forward, tower),
+            (every, f"forward and backward beside forward alone, {f}", trained / forward, run),
+            (every, f"forward, {f}", looks / forward, run),
+            (every, f"forward and backward, {f}", trained / whole, f"{run} and backward"),
         ]
-        run = f"{towers} in every iteration, forward"
-        every += [
-            (f"forward and backward beside forward alone, {f}", trained / forward, run),
-            (f"forward, {f}", looks / forward, run),
-            (f"forward and backward, {f}", trained / whole, f"{run} and backward"),
-        ]
-    passes = "GFLOPs total, 224x224 image", "GFLOPs, 224x224 image"
-    fig2, table4 = (
-        number(said[table, ours, of_ours]) / number(said[table, "CLIP ViT-B/16", of_clip])
-        for table, ours, of_ours, of_clip in (
-            ("Fig 2", "APM", *passes),
-            ("Table 4", "APM Peak Use", "GFlops_meas", "GFlops_meas"),
-        )
-    )
-    found = {
-        (scope, name): (
-            Number(ratio, unit="ratio", kind="exact"),
-            Number(theirs, unit="ratio", kind="published"),
-            beside,
-        )
-        for scope, rows, theirs in (("one pass", once, fig2), (f"{iterations} iterations", every, table4))
-        for name, ratio, beside in rows
-    }
-    table = pd.DataFrame.from_dict(found, orient="index", columns=["ratio", "published", "beside"])
-    return table.set_index(pd.MultiIndex.from_tuples(found, names=["scope", "student"]))
+    rows.sort(key=lambda row: row[0] == every)
+    figure = number(said["Fig 2", "APM", "GFLOPs total, 224x224 image"])
+    clip = number(said["Fig 2", "CLIP ViT-B/16", "GFLOPs, 224x224 image"])
+    ours, theirs = (number(said["Table 4", row, "GFlops_meas"]) for row in ("APM Peak Use", "CLIP ViT-B/16"))
+    published = {one: figure / clip, every: ours / theirs}
+    table = pd.DataFrame(rows, columns=["scope", "student", "ratio", "beside"])
+    table["ratio"] = [Number(value, unit="ratio", kind="exact") for value in table["ratio"]]
+    table.insert(3, "published", [Number(published[scope], unit="ratio", kind="published") for scope in table["scope"]])
+    return table.set_index(["scope", "student"])
 
 
 def ttt_costs(
-    student: APMConfig,
-    teachers: Sequence[str],
-    iterations: int,
-    said: Said,
-    *,
-    views: int,
-    classes: int,
-    steps: int,
+    student: APMConfig, teachers: Sequence[str], iterations: int, said: Said, *, views: int, classes: int, steps: int
 ) -> pd.DataFrame:
     """Multiply-adds of whole runs for one image: Table 4's counting first, then everything that a run computes.
 
-    student: settings of the preset; its width follows the teacher. teachers: open_clip models; Table 4's is REFERENCE. views,
-    classes, steps: of test-time prompt tuning. Index run, counted. Columns in GMAC count 1e9 multiply-adds, the last counts 1e9
-    operations. A run of `apm.ttt` has one more forward pass than iterations, the one after the last update. Raises ValueError for
-    fewer than 1 iteration, and for unknown models.
+    student: its width follows the teacher. views, classes, steps: of test-time prompt tuning. A run of `apm.ttt` has one more forward
+    pass than iterations. Raises ValueError for fewer than 1 iteration, and for unknown models.
     """
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, found {iterations}")
     image, text, clip = (tower_cost(REFERENCE, tower).gmac for tower in ("image", "text", "both"))
     both, peak, tpt, none = f"{REFERENCE} image and one text", "APM Peak Use", "TPT [90]", (0.0, 0)
-    rows: list[
-        tuple[Any, ...]
-    ] = []  # run, row of Table 4, counted, once, (GMAC, number) of forward and of backward passes
+    # run, row of Table 4, counted, once, (GMAC, number) of forward and of backward passes
+    rows: list[tuple[Any, ...]] = []
     for columns in (student.locations // 2, student.locations):
         counted = f"{both} once, then MLP + head on {columns} columns, forward only"
         passes = student_cost(student, columns, part="columns").gmac, iterations - 1
@@ -170,61 +135,3 @@ def ttt_costs(
         table[f'published "GFLOPs", {what}'] = [said.get(("Table 4", row, column), "") for row in table["row"]]
     table["total (GFLOP)"] = 2 * table["total (GMAC)"]
     return table.drop(columns="row").set_index(["run", "counted"])
-
-
-def memory_table(
-    student: APMConfig,
-    chunks: Sequence[int],
-    runs: Mapping[str, Memory],
-    towers: Mapping[str, Memory],
-    said: Said,
-) -> pd.DataFrame:
-    """Peak memory in MB (1e6 bytes): columns by chunk, training runs by precision, image towers; published figures with unit.
-
-    runs: precision -> `ttt_run(...)[1]`, at least one. towers: open_clip model -> `tower_memory(model)`.
-    """
-    ours, theirs = (
-        f"{said['Table 4', row, 'M_i (ideal)']} GB ideal, {said['Table 4', row, 'M_meas']} GB measured"
-        for row in ("APM Peak Use", "CLIP ViT-B/16 (u) [90]")
-    )
-    alone = f"{said['Text sec.4', 'APM', 'memory of student alone']} MB"
-    rows = [
-        (f"student forward, {f}", f"{chunk} at a time", chunk_cost(student, chunk, formulation=f)[1], "")
-        for f, chunk in itertools.product(FORMULATIONS, chunks)
-    ]
-    rows += [("student, test-time training", precision, found, alone) for precision, found in runs.items()]
-    precision, found = next(iter(runs.items()))
-    resident = 4 * tower_cost(REFERENCE, "both").parameters
-    together = Memory(found.held + resident, found.peak + resident)
-    rows.append((f"the same with {REFERENCE} resident, both towers", precision, together, ours))
-    for name, found in towers.items():
-        rows.append((f"{name} image tower, forward", "float32", found, theirs if name == REFERENCE else ""))
-    table = pd.DataFrame(
-        [(what, detail, m.held / 1e6, m.added / 1e6, m.peak / 1e6, published) for what, detail, m, published in rows],
-        columns=["what", "detail", "held before (MB)", "above it (MB)", "peak (MB)", "published"],
-    )
-    return table.set_index(["what", "detail"])
-
-
-def timing_table(timings: Sequence[Timing]) -> pd.DataFrame:
-    """Seconds by network and columns at a time, costs of this machine. With CUDA's own peak of memory where there is one."""
-    chunks = [f"{t.chunk} at a time" if t.chunk else "" for t in timings]
-    table = pd.DataFrame(timings).set_index(["network", pd.Index(chunks, name="columns at a time")])
-    table = table.drop(columns="chunk").dropna(axis="columns", how="all")
-    table["share"] *= 100
-    if "cuda_peak" in table:
-        table["cuda_peak"] /= 1e6
-    return table.rename(columns={"share": "columns run (%)", "cuda_peak": "CUDA peak (MB)"})
-
-
-def time_ratios(timings: Sequence[Timing]) -> pd.DataFrame:
-    """How much longer the smallest chunk takes than the fastest, by formulation, and the fastest beside the towers: median times."""
-    rows = {}
-    for f in FORMULATIONS:
-        own = {t.chunk: t.seconds for t in timings if t.chunk and t.network.endswith(f)}
-        least, whole = min(own), own[max(own)]
-        rows[f, f"{least} at a time / the fastest number at a time"] = own[least] / min(own.values())
-        rows[f, f"{least} at a time / all at once"] = own[least] / whole
-        for tower in (t for t in timings if not t.chunk):
-            rows[f, f"all at once / {tower.network}"] = whole / tower.seconds
-    return pd.DataFrame({"times": rows}).rename_axis(["student", "compared"])

@@ -4,12 +4,11 @@
     student = train(data, config, seed=0, folder=path)
     look(student, data.batch([0, 3]).images).features      # every location of an image from one forward pass
 
-The loss is the mean squared error of the feature grid to the teacher's patch tokens of unit length, plus that of the decoded RGB to
-the mean colour of each patch. By default each is in units of what the mean answer leaves (`balance`), and Adam's rate falls along a
-cosine. The authors' released training, with the student `five_layer`, differs: the plain sum of the two losses
-(`balance: false`) on the teacher's tokens as they are, Adam at a constant 1e-4, batches of 64 images in BGR order, scaled between the
-least and the largest value of each. Its teacher, DINOv2 with four registers, gets raw BGR values 0 to 255, and its tokens
-[CLS, 4 registers, patches] are cut as `[:-5]` instead of `[5:]`, which shifts the grid by five cells. Nothing here sees a label.
+The loss is the mean squared error of the feature grid to the teacher's patch tokens of unit length, plus that of the decoded RGB to the
+mean colour of each patch. The authors' released training, with the student `five_layer`, differs: the plain sum (`balance: false`) on
+tokens as they are, Adam at a constant 1e-4, batches of 64 images in BGR order, scaled between the least and the largest value of each.
+Its teacher, DINOv2 with four registers, gets raw BGR values 0 to 255, and its tokens [CLS, 4 registers, patches] are cut as `[:-5]`
+instead of `[5:]`, which shifts the grid by five cells. Nothing here sees a label.
 """
 
 from __future__ import annotations
@@ -18,36 +17,31 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from apm import methods, model, project, teachers
-from apm.analysis.numbers import Number
+from apm import model, project, teachers
 from apm.experiments.material import Batch, Material
 from apm.lockstep import caller_free
 from apm.model import APM, APMConfig, Percept
 from apm.project.identity import code_of, code_version
-from apm.project.progress import progress as progress_bar
+from apm.project.progress import progress
 from apm.typed import checked
 
 PRECISIONS = ("float32", "float64")  # of a training
 LOSSES = ("L_grid", "L_rgb")
-SHORT = (4.0, 7.0)  # percent over the last fifth: below, a loss is nearly level; above, its training was cut short
+EVERY = 5  # epochs between two checkpoints
 
 
 @checked
 @dataclass(frozen=True)
 class FieldConfig:
-    """Everything that determines a training over a dataset but the data, the teacher and the seed.
-
-    Raises ValueError on construction for values that make no sense.
-    """
+    """Everything that determines a training over a dataset but the data, the teacher and the seed."""
 
     student: APMConfig = field(default_factory=APMConfig)
     epochs: int = 30
@@ -55,46 +49,28 @@ class FieldConfig:
     learning_rate: float = 3e-3  # AdamW's, falling to zero along a cosine
     loss_grid: float = 1.0  # weight of L_grid: every location against the teacher's token there; 0: no teacher (App. F)
     loss_rgb: float = 1.0  # weight of L_rgb: decoded RGB against the mean colour of the patch
-    # Each loss in units of what the mean answer leaves: predicting, at every location, the mean over the training images
-    # has loss 1, whatever the teacher's scale. False: the plain sum of the paper.
-    balance: bool = True
-    # Processors round differently, and a training makes a rounding larger by many orders of magnitude: what is 1e-7 in float32
-    # shows in the numbers, what is 1e-16 in float64 does not. It takes less than twice the time.
+    balance: bool = True  # each loss in units of what the mean training image leaves; False: the paper's plain sum
+    # A training makes roundings, which differ between processors, larger by many orders of magnitude: 1e-7 of float32 shows in the
+    # numbers, 1e-16 of float64 does not. It takes less than twice the time.
     precision: str = "float32"
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch) < 1 or not self.learning_rate > 0:
-            raise ValueError(
-                "epochs and batch must be at least 1 and learning_rate must be positive, found "
-                f"{self.epochs}, {self.batch}, {self.learning_rate}"
-            )
+            found = f"{self.epochs}, {self.batch}, {self.learning_rate}"
+            raise ValueError(f"epochs and batch must be at least 1 and learning_rate must be positive, found {found}")
         if min(self.loss_grid, self.loss_rgb) < 0 or self.loss_grid + self.loss_rgb == 0:
-            raise ValueError(
-                f"the loss weights (grid, rgb) must be >= 0 and not both zero, found {self.loss_grid}, {self.loss_rgb}"
-            )
+            found = f"{self.loss_grid}, {self.loss_rgb}"
+            raise ValueError(f"the loss weights (grid, rgb) must be >= 0 and not both zero, found {found}")
         if self.loss_rgb and not self.student.rgb_head:
             raise ValueError("loss_rgb > 0 needs a student with rgb_head=True")
-        if self.precision not in PRECISIONS:
-            raise project.unknown("precision", self.precision, PRECISIONS)
-        if self.student.column != "conv":
-            raise ValueError(
-                f"the field reads images through its trigger column: column='conv', found {self.student.column!r}"
-            )
+        project.among("precision", [self.precision], PRECISIONS)
+        if (column := self.student.column) != "conv":
+            raise ValueError(f"the field reads images through its trigger column: column='conv', found {column!r}")
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of weights, optimiser state, inputs and targets."""
-        return torch.float64 if self.precision == "float64" else torch.float32
-
-
-def settings(
-    teacher: teachers.Teacher, student: Mapping[str, Any] | None = None, training: Mapping[str, Any] | None = None
-) -> FieldConfig:
-    """The settings of a training from a profile's plain values: fields of the student, as `apm.methods.training_config` takes them,
-    and of `FieldConfig`. Raises ValueError for an unknown field, with the list of known ones."""
-    known = [f.name for f in fields(FieldConfig) if f.name != "student"]
-    project.among("field of the training", training or {}, known)
-    return FieldConfig(methods.training_config(teacher, student).student, **(training or {}))
+        return getattr(torch, self.precision)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +79,7 @@ class Field:
 
     model: APM
     config: FieldConfig
-    losses: (
-        pd.DataFrame
-    )  # by epoch: mean of L_grid and L_rgb, in units of the mean answer if config.balance; NaN where off
+    losses: pd.DataFrame  # by epoch: mean of L_grid and L_rgb, in units of the mean answer if balanced; NaN where off
     resumed: int  # how many of the epochs were read from a checkpoint
 
     @property
@@ -118,48 +92,33 @@ class Field:
         return self.model.perceive(images.to(self.device, self.config.dtype))
 
 
-# -------------------------------------------------------------------------------------------------------------- training
-
-
 @caller_free()
 def train(
-    data: Material,
-    config: FieldConfig,
-    *,
-    seed: int = 0,
-    folder: Path | str | None = None,
-    every: int = 5,
-    progress: str = "training the field",
-    callback: Callable[[int, APM], None] | None = None,
+    data: Material, config: FieldConfig, *, seed: int = 0, folder: Path | str | None = None, name: str = "training"
 ) -> Field:
     """Train one student over all images (dataset-scale training; App. E.1 and F of the paper).
 
-    data: images, teacher tokens and colours (`apm.experiments.material.prepare`), read a batch at a time; with loss_grid = 0 the
-        tokens are not read. seed: of the weights and of the order of images. progress: what the progress bar says.
-    folder: where the checkpoint lies, under a name that carries the hash of all that determines the weights; written whole after
-        every `every` epochs and at the end. If it exists, training goes on from it, and the weights are bit for bit those of a run
-        without a break. One that cannot be read is said on standard output and made anew. None: no checkpoint.
-    callback(epoch, model): called after every epoch.
+    seed: of the weights and of the order of images. folder: where the checkpoint lies, under a name with the hash of all that determines
+    the weights, written every `EVERY` epochs. Training goes on from it to weights that are bit for bit those of a run without a break; one
+    that is damaged is made anew, with a warning. None: no checkpoint. name: for the progress bar.
 
-    The biases of both outputs start at the mean over the training set: the RGB head ends in a ReLU, which has no gradient
-    below zero, so that a channel which happens to start there would stay black. One thread on a CPU: their number changes the rounding.
+    The biases of both outputs start at the mean over the training set: the RGB head ends in a ReLU, which has no gradient below zero, so
+    that a channel which starts there would stay black. One thread on a CPU: their number changes the rounding.
 
-    Raises ValueError for another grid or width than the student's and non-finite targets; RuntimeError for a loss that is not finite.
+    Raises ValueError for missing tokens and non-finite targets; RuntimeError for a loss that is not finite.
     """
-    data = _fitting(data, config)
+    data = data if config.loss_grid else data.without_tokens()
     made_by = project.plain({"config": asdict(config), "seed": seed, "of": data.identity, **RECIPE})
     path = None if folder is None else Path(folder) / f"field-{project.sha256_of(made_by)[:24]}.safetensors"
     with one_thread(data.device):
         state = _State(data, config, seed)
-        if path is not None and path.is_file():
+        if path is not None:
             state.restore(path)
         resumed = state.epoch
-        with progress_bar(total=(config.epochs - resumed) * len(data), desc=progress, unit="image") as bar:
+        with progress(total=(config.epochs - resumed) * len(data), desc=f"field: {name}", unit="image") as bar:
             while state.epoch < config.epochs:
                 state.advance(bar.update)
-                if callback is not None:
-                    callback(state.epoch, state.model)
-                if path is not None and (state.epoch % every == 0 or state.epoch == config.epochs):
+                if path is not None and (state.epoch % EVERY == 0 or state.epoch == config.epochs):
                     teachers.save(state.tensors(), path, made_by)
     epochs = range(1, config.epochs + 1)
     losses = pd.DataFrame(state.losses.numpy(), pd.Index(epochs, name="epoch"), LOSSES).replace(0.0, math.nan)
@@ -232,11 +191,8 @@ class _State:
         return {key: value.detach().cpu().contiguous().clone() for key, value in found.items()}
 
     def restore(self, path: Path) -> None:
-        """Continue from `tensors` in a file, if it can be read."""
-        try:
-            saved = load_file(path)
-        except Exception as error:  # safetensors raises types of its own for a cut or foreign file
-            print(f"the checkpoint {path.name} cannot be read ({type(error).__name__}): training from the start")
+        """Continue from `tensors` in a file, if it is whole."""
+        if (saved := teachers.kept(path)) is None:
             return
         with torch.no_grad():
             for name, value in self.model.weights.items():
@@ -256,22 +212,6 @@ class _State:
 RECIPE = {"recipe": code_of(_State), "code": code_version(("model",)), "torch": str(torch.__version__)}
 
 
-def _fitting(data: Material, config: FieldConfig) -> Material:
-    """The data without what the losses do not need. Raises ValueError where they do not fit the student."""
-    made, student = data.student, config.student
-    if (made.grid, made.patch) != (student.grid, student.patch):
-        raise ValueError(
-            f"{data.dataset.name} was prepared for a grid {made.grid} of patches of {made.patch} px, this student has "
-            f"{student.grid} of {student.patch} px"
-        )
-    if not config.loss_grid:
-        return data.without_tokens()
-    if data.tokens is None or data.tokens.shape[-1] != student.width:
-        found = "none" if data.tokens is None else f"tokens of width {data.tokens.shape[-1]}"
-        raise ValueError(f"L_grid needs teacher tokens of the student's width {student.width}, found {found}")
-    return data
-
-
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
     """Operations of torch on a CPU with one thread, for the same rounding on every number of cores."""
@@ -287,16 +227,9 @@ def one_thread(device: torch.device) -> Iterator[None]:
 def train_all(
     jobs: Mapping[str, tuple[Material, FieldConfig]], *, seed: int = 0, folder: Path | str | None = None
 ) -> dict[str, Field]:
-    """Train several fields, each with its own checkpoint in a folder, default `field` in the project's cache; raises as `train` does.
-
-    On a CPU, with images in memory, as many at a time as there are cores; images on disk are read by processes of their own, so that
-    one training at a time keeps the cores busy. Each has the weights that it would have alone.
-    """
+    """`train` several fields in a folder, default `field` in the project's cache; each has the weights that it would have alone. On a CPU,
+    with images in memory, as many at a time as there are cores."""
     where = project.cache_dir() / "field" if folder is None else folder
-
-    def one(name: str) -> Field:
-        return train(*jobs[name], seed=seed, folder=where, progress=f"field: {name}")
-
     cores = torch.get_num_threads()
     together = all(data.device.type == "cpu" and data.in_memory for data, _ in jobs.values())
     try:
@@ -304,7 +237,8 @@ def train_all(
         # and a training that ends must not change the rounding of one that goes on
         workers = min(cores, len(jobs)) if together else 1
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return dict(zip(jobs, pool.map(one, jobs), strict=True))
+            made = pool.map(lambda name: train(*jobs[name], seed=seed, folder=where, name=name), jobs)
+            return dict(zip(jobs, made, strict=True))
     finally:
         torch.set_num_threads(cores)
 
@@ -313,30 +247,6 @@ def untrained(config: FieldConfig, seed: int = 0, device: str | torch.device = "
     """The same student with the weights that it starts from, outputs not centred: a control. No losses."""
     net = APM(config.student, torch.Generator().manual_seed(seed), std=None, dtype=config.dtype)
     return Field(net.requires_grad_(False).to(device), config, pd.DataFrame(columns=LOSSES, dtype=float), 0)
-
-
-def training_table(trained: Mapping[str, Field]) -> pd.DataFrame:
-    """Losses of the last epoch, and how much the whole loss fell over the last fifth of the epochs; one row per field.
-
-    The learning rate ends at zero, so a loss ends flat wherever it is: a large fall says that the training was cut short, a
-    small one does not prove that more epochs would bring nothing. "cut short": by the limits `SHORT`.
-    """
-    rows = {}
-    for name, one in trained.items():
-        whole = (one.losses * [one.config.loss_grid, one.config.loss_rgb]).sum(axis=1).to_numpy()
-        before = len(whole) - 1 - max(1, len(whole) // 5)
-        fell = 100.0 * float(1 - whole[-1] / whole[before]) if before >= 0 else math.nan
-        rows[name] = {
-            "epochs": len(whole),
-            "losses in units of": "the mean answer's" if one.config.balance else "1 (plain sum)",
-            **{part: Number(one.losses[part].iloc[-1], unit="", kind="loss") for part in LOSSES},
-            "fell over the last fifth": Number(fell, unit="%", kind="loss"),
-            "cut short": "yes" if fell > SHORT[1] else "nearly level" if fell < SHORT[0] else "undecided",
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("field")
-
-
-# --------------------------------------------------------------------------------------------------------------- looking
 
 
 class Look(NamedTuple):

@@ -1,42 +1,44 @@
 """Looks into the student's grid while it learns: the features of every location, at chosen iterations, and what they are worth.
 
-Places whose features agree form *islands* (section 3.5, Figures 3 and 7 of the paper; the word is GLOM's). A picture of them
-stretches whatever variation there is to full colour, so the pictures come with numbers: how large the variation is, how much
-neighbours agree more than distant places, how many clusters there are, and whether they lie where the object lies.
-
-Grids are arrays (N, h, w, D): N images, h x w places, features of width D. Distances between places count grid steps. Measures raise
-ValueError for grids with NaN or infinite values, which a training that diverged leaves.
+Places whose features agree form *islands* (section 3.5, Figures 3 and 7). A picture stretches whatever variation there is to full colour,
+so numbers stand beside it. Grids are arrays (N, h, w, D). Measures raise ValueError for grids with NaN or infinite values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
+from skimage.filters import threshold_otsu
+from sklearn.metrics import adjusted_rand_score, silhouette_score
 from torch import Tensor
 
 from apm.analysis import figures, numbers
 from apm.experiments import judge
 from apm.experiments.judge import one_thread
 from apm.model import APMConfig, Parameters, activations, head, patches, perceive
-from apm.project import unknown
 from apm.ttt import TTTConfig, TTTResult, adapt
 
-METHODS = ("pca", "tsne")
-CLUSTER_COUNTS = (2, 3, 4, 5, 6)  # numbers of clusters that the silhouette chooses from
+CLUSTER_COUNTS = (2, 3, 4, 5, 6)
 OTHERS = 5  # masks of that many other images are the control of an image's own mask
 MOST = 0.9  # from which R2 of P and the likeness to another image's map are those of a map of place
+CHANGED = "larger where the whole interval of the change is above 0, smaller where it is below, else not decided"
+Measures = Mapping[str, pd.DataFrame]  # rows of `measure` by source of the grids
+WHOSE = (
+    f"A map of place: R2 of P and the CKA with another image's map are at least {MOST} (yes where both whole intervals are, no where one "
+    "whole interval is below). Shows its own image: own - other masks is above 0 (yes where the whole interval is, no where it is below), and "
+    "larger than that of another image's map (the whole interval of the difference above 0)."
+)
 
 
 class Snapshots:
-    """Callback for `apm.ttt.adapt` that keeps the feature grids of all images after chosen numbers of updates.
+    """Callback for `apm.ttt.adapt` that keeps the grids of all images after chosen numbers of updates; training does not depend on it.
 
-    student: the config that is trained (`TTTConfig.trained`). images: (N, 3, H, W), those passed to `adapt`.
-    iterations: numbers of updates to look at, 0 for the random weights. tokens: (N, h*w, D') for column="tokens".
-
-    `grids[k]` is an array (N, h, w, D) after `adapt` has returned (`feature_grids`). It only looks: training does not depend on it.
+    student: `TTTConfig.trained`. images: (N, 3, H, W), and tokens (N, h*w, D') or None: those passed to `adapt`. `grids[k]`, (N, h, w, D)
+    of `feature_grids`, is there after `adapt` has returned.
     """
 
     def __init__(
@@ -47,7 +49,6 @@ class Snapshots:
         self.grids = {k: np.full((len(images), *student.grid, student.width), np.nan) for k in self.iterations}
 
     def __call__(self, k: int, part: slice, parameters: Mapping[str, Tensor]) -> None:
-        """Called by `adapt` after k updates of the images in `part`."""
         if k in self.grids:
             tokens = None if self.tokens is None else self.tokens[part]
             self.grids[k][part] = feature_grids(parameters, self.images[part], self.student, tokens)
@@ -64,18 +65,15 @@ class Snapshots:
         return self.grids[self.iterations[-1]]
 
     def colours(self, image: int = 0) -> list[np.ndarray]:
-        """One RGB picture (h, w, 3) in 0..1 per iteration, in the colours of the last: its principal components, each look stretched."""
-        return [picture(self.grids[k][image], fit=self.last[image]) for k in self.iterations]
+        """One RGB picture (h, w, 3) in 0..1 per look, in the colours of the last."""
+        return [picture(grids[image], fit=self.last[image]) for grids in self.grids.values()]
 
 
 def feature_grids(
     parameters: Parameters, images: Tensor, student: APMConfig, tokens: Tensor | None = None
 ) -> np.ndarray:
-    """Feature grids (N, h, w, D) of N students (stacked weights) on N images (N, 3, H, W), computed in float64.
-
-    At small random weights the places differ by less than float32 resolves. Weight set k looks at image k: with the images rolled,
-    every student looks at an image it was not trained on.
-    """
+    """Feature grids (N, h, w, D) of N students (stacked weights) on N images (N, 3, H, W), in float64: at small random weights the places
+    differ by less than float32 resolves."""
     weights = {name: value.double() for name, value in parameters.items()}
     routed = None if tokens is None else tokens.double()
     with torch.no_grad():
@@ -87,35 +85,16 @@ def watch(
     images: Tensor,
     targets: Tensor,
     config: TTTConfig,
-    iterations: Sequence[int],
-    *,
+    looks: Sequence[int],
     tokens: Tensor | None = None,
     seed: int = 0,
 ) -> tuple[TTTResult, Snapshots]:
-    """Train one student per image (`apm.ttt.adapt`) and look at the grids after the given numbers of updates.
-
-    The result holds the final weights. Raises ValueError as `adapt`, and for a look after the last update.
-    """
-    if late := [k for k in iterations if not 0 <= k <= config.iterations]:
-        raise ValueError(
-            f"expected looks after 0 to {config.iterations} iterations, found {late}: change them or iterations"
-        )
-    shots = Snapshots(config.trained, images, iterations, tokens)
+    """Train one student per image (`apm.ttt.adapt`), look at the grids after the given numbers of updates, and keep the final weights.
+    Raises ValueError as `adapt`, and for a look after the last update."""
+    if late := [k for k in looks if not 0 <= k <= config.iterations]:
+        raise ValueError(f"expected looks after 0 to {config.iterations} iterations, found {late}: change either")
+    shots = Snapshots(config.trained, images, looks, tokens)
     return adapt(images, targets, config, seed=seed, tokens=tokens, keep_parameters=True, callback=shots), shots
-
-
-def rounding(targets: Tensor, dtype: torch.dtype) -> float:
-    """Mean squared error of unit-length targets (N, D) when no number of them may be finer than `dtype` resolves at its size.
-
-    The mean of (half the distance to the next number of that type)^2 / 3: what rounding to nearest leaves on average, the loss
-    below which a feature kept in that type is not expected to fall.
-    """
-    size = torch.nn.functional.normalize(targets.double(), dim=-1).abs()
-    step = torch.finfo(dtype).eps * torch.exp2(torch.floor(torch.log2(size.clamp_min(torch.finfo(dtype).tiny))))
-    return float((step / 2).square().mean() / 3)
-
-
-# ------------------------------------------------------------------------------------------------------------ measures
 
 
 def centred(grids: np.ndarray) -> np.ndarray:
@@ -128,20 +107,15 @@ def centred(grids: np.ndarray) -> np.ndarray:
 
 
 def spread(grids: np.ndarray) -> np.ndarray:
-    """How much places differ, per image (N,): root mean square distance from the mean feature, as a share of its length.
-
-    Near 0 all places say the same; colours show the differences at full contrast however small they are.
-    """
+    """How much places differ, per image (N,): root mean square distance from the mean feature, as a share of its length."""
     length = np.linalg.norm(np.asarray(grids, dtype=np.float64).mean(axis=(1, 2)), axis=-1)
     return np.sqrt(np.square(centred(grids)).sum(axis=-1).mean(axis=(1, 2))) / length
 
 
 def cosines(grids: np.ndarray, *, centre: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Mean cosine similarity, per image (N,), of neighbouring places (above, below, left, right) and of distant ones.
+    """Mean cosine similarity, per image (N,), of neighbouring places and of those at least half the grid's longer side apart.
 
-    Distant: at least half the grid's longer side apart, by row or by column. centre: of the features less the image's mean; without
-    it, features that share a large common part have cosines near 1 everywhere. A place with a feature of length zero has no
-    direction and is left out; NaN where no pair remains.
+    centre: of the features less the image's mean. A place with a feature of length zero is left out; NaN where no pair remains.
     """
     grids, difference = np.asarray(grids, dtype=np.float64), centred(grids)
     n, h, w, d = grids.shape
@@ -170,9 +144,7 @@ def first_component(grids: np.ndarray) -> np.ndarray:
 def position_share(grids: np.ndarray) -> np.ndarray:
     """R2 (N,) of the features predicted linearly from the positional code: the share of variation that is a row's or a column's.
 
-    The code P[i, j] = (Px[j], Py[i]) is separable, so what is linear in it is exactly a sum of a term per row and a term per
-    column; the least squares fit is then the row means and column means. A map that has nothing to do with rows or columns has
-    (h + w - 2) / (h w - 1) on average. NaN for a grid without variation.
+    P[i, j] = (Px[j], Py[i]) is separable, so the least squares fit is the sum of row means and column means. NaN without variation.
     """
     flat = centred(grids)
     h, w = flat.shape[1:3]
@@ -183,11 +155,8 @@ def position_share(grids: np.ndarray) -> np.ndarray:
 
 @one_thread
 def alike(grids: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """How alike two grids are as maps, pair by pair (N,): linear CKA (Kornblith et al. 2019), 0 to 1; NaN without variation.
-
-    grids: (N, h, w, D), others: (N, h, w, D'). Rotating or scaling the features changes nothing, so students with different random
-    weights can be compared: 1 means that the same places differ in the same way.
-    """
+    """How alike grids (N, h, w, D) and others (N, h, w, D') are as maps, pair by pair (N,): linear CKA (Kornblith et al. 2019), 0 to 1;
+    NaN without variation."""
     values = np.empty(len(grids))
     for i, (x, y) in enumerate(zip(centred(grids), centred(others), strict=True)):
         x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
@@ -196,35 +165,20 @@ def alike(grids: np.ndarray, others: np.ndarray) -> np.ndarray:
     return values
 
 
-def shuffled(grids: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Grids (N, h, w, D) with the places of each image in random order: the control in which no map is left."""
-    n, h, w, d = grids.shape
-    rng = np.random.default_rng(seed)
-    return np.stack([grid[rng.permutation(h * w)] for grid in grids.reshape(n, h * w, d)]).reshape(n, h, w, d)
-
-
 def clusters(grid: np.ndarray, counts: Sequence[int] = CLUSTER_COUNTS, *, seed: int = 0) -> np.ndarray:
-    """k-means groups (h, w) of one grid's features (h, w, D), with the number of groups of highest mean silhouette (Rousseeuw 1987).
-
-    counts: numbers of groups to choose from, at least 2. The silhouette compares divisions and cannot say that there is none:
-    features that change smoothly over the grid are divided as well, so compare with the controls.
+    """k-means groups (h, w) of one grid's features (h, w, D), with the number of groups (>= 2) of highest mean silhouette (Rousseeuw 1987).
 
     Raises ValueError for no possible number of groups, as for fewer different features than the smallest number.
     """
-    from sklearn.metrics import silhouette_score
-
     rows = _unit_scale(grid)
     different = len(np.unique(rows.round(9), axis=0))
     possible = [k for k in counts if 2 <= k <= min(different, len(rows) - 1)]
     if not possible:
-        raise ValueError(
-            f"cannot divide {len(rows)} places with {different} different features into {list(counts)} groups: at least 2, and no "
-            "more than there are different features"
-        )
-    divisions = [judge.kmeans(rows, k, starts=4, seed=seed) for k in possible]
-    if len(divisions) > 1:
-        divisions.sort(key=lambda labels: silhouette_score(rows, labels), reverse=True)
-    return divisions[0].reshape(grid.shape[:2])
+        places = f"{len(rows)} places with {different} different features"
+        raise ValueError(f"cannot divide {places} into {list(counts)} groups: at least 2, no more than those")
+    first, *others = [judge.kmeans(rows, k, starts=4, seed=seed) for k in possible]
+    best = max([first, *others], key=lambda labels: silhouette_score(rows, labels)) if others else first
+    return best.reshape(grid.shape[:2])
 
 
 def _unit_scale(grid: np.ndarray) -> np.ndarray:
@@ -235,41 +189,27 @@ def _unit_scale(grid: np.ndarray) -> np.ndarray:
 
 
 def foreground(images: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Which places (N, h, w) hold a bright object: the patch's mean brightness exceeds Otsu's threshold on the image's pixels.
+    """Which places (N, h, w) hold a bright object: the patch's mean brightness exceeds Otsu's threshold (1979) on the image's pixels.
 
-    images: (N, H, W, 3) RGB with sides that are multiples of the grid; brightness is the mean of the channels. Raises ValueError for
-    an image of one brightness.
+    images: (N, H, W, 3) RGB with sides that are multiples of the grid. Raises ValueError for an image of one brightness.
     """
     bright = np.asarray(images, dtype=np.float64).mean(axis=-1)
     n, height, width = bright.shape
-    flat = np.flatnonzero(np.ptp(bright.reshape(n, -1), axis=1) == 0)
-    if len(flat):
-        raise ValueError(
-            f"image(s) {flat.tolist()[:10]} have one brightness throughout: no foreground can be told apart"
-        )
+    if (flat := np.flatnonzero(np.ptp(bright, axis=(1, 2)) == 0)).size:
+        raise ValueError(f"image(s) {flat.tolist()[:10]} have one brightness throughout: no foreground to tell apart")
     h, w = grid
-    return judge.foreground(bright.reshape(n, h, height // h, w, width // w).mean(axis=(2, 4)), bright)
+    thresholds = np.array([threshold_otsu(image) for image in bright])
+    return bright.reshape(n, h, height // h, w, width // w).mean(axis=(2, 4)) > thresholds[:, None, None]
 
 
 def mask_agreement(labels: np.ndarray, masks: np.ndarray, others: int = OTHERS) -> tuple[np.ndarray, np.ndarray]:
-    """Adjusted Rand index (N,) of each image's groups with its own mask, and with the masks of other images (mean).
-
-    labels: (N, h, w) groups. masks: (N, h, w) bool. 1: the same division, 0: as by chance. Objects often stand in the middle, so that
-    any division into middle and border does better than chance; the masks of the `others` images that follow (the first after the
-    last) show how much. Only what the own mask has more than they can come from the image.
-
-    Raises ValueError for no more than `others` images.
-    """
-    from sklearn.metrics import adjusted_rand_score
-
+    """Adjusted Rand index (N,) of each image's groups (N, h, w) with its own mask (N, h, w), and with the masks of the `others` images that
+    follow (mean): objects often stand in the middle, and that alone agrees."""
     n = len(labels)
-    if others >= n:
-        raise ValueError(f"expected more than {others} images, found {n}: other images' masks are the control")
-    pairs = [
-        [adjusted_rand_score(masks[(i + k) % n].ravel(), labels[i].ravel()) for k in range(others + 1)]
-        for i in range(n)
-    ]
-    return np.array(pairs)[:, 0], np.array(pairs)[:, 1:].mean(axis=1)
+    found = np.empty((n, others + 1))
+    for i, k in np.ndindex(found.shape):
+        found[i, k] = adjusted_rand_score(masks[(i + k) % n].ravel(), labels[i].ravel())
+    return found[:, 0], found[:, 1:].mean(axis=1)
 
 
 @one_thread
@@ -283,9 +223,8 @@ def measure(
 ) -> pd.DataFrame:
     """Every measure of N grids (N, h, w, D), one row per image, under the headings of the tables.
 
-    masks: (N, h, w) foreground. another: (N, h, w, D) the grids that the image before (the last before the first) gives, in the same
-    weights where there are weights. Columns that need what is not given are left out. counts: numbers of clusters to choose from.
-    Raises ValueError as the single measures do.
+    masks: (N, h, w) foreground. another: (N, h, w, D) the grids that another image gives in the same weights. counts: numbers of clusters
+    to choose from. Raises ValueError as the single measures do.
     """
     found = {"spread (%)": 100 * spread(grids)}
     found["neighbours, raw"], found["far, raw"] = cosines(grids)
@@ -298,10 +237,8 @@ def measure(
     found["clusters"] = np.array([len(np.unique(labels)) for labels in divided], dtype=np.float64)
     if masks is not None:
         found["ARI, chosen number"] = mask_agreement(divided, masks, 1)[0]
-        found["ARI, 2 clusters"], found["ARI, 2 clusters, other masks"] = own, other = mask_agreement(
-            _each(grids, [2], seed), masks
-        )
-        found["own - other masks"] = own - other
+        own, other = mask_agreement(_each(grids, [2], seed), masks)
+        found |= {"ARI, 2 clusters": own, "ARI, 2 clusters, other masks": other, "own - other masks": own - other}
         if another is not None:
             own, other = mask_agreement(_each(another, [2], seed), masks)
             found["own - other masks, another image's map"] = own - other
@@ -310,69 +247,30 @@ def measure(
 
 def _each(grids: np.ndarray, counts: Sequence[int], seed: int) -> np.ndarray:
     """The division (N, h, w) of each grid; one serves all where they are the same, as the positional code's are."""
-    same = all(np.array_equal(grids[0], grid) for grid in grids)
-    divided = [clusters(grid, counts, seed=seed) for grid in (grids[:1] if same else grids)]
-    return np.stack(divided * len(grids) if same else divided)
+    different = grids[:1] if (grids == grids[:1]).all() else grids
+    divided = np.stack([clusters(grid, counts, seed=seed) for grid in different])
+    return np.broadcast_to(divided, np.shape(grids)[:3])
 
 
-def table(measures: Mapping[str, pd.DataFrame], names: Sequence[str]) -> pd.DataFrame:
-    """Means over images with intervals: one row per source of features, one column per measure of these names.
-
-    measures: rows of `measure` by source. Raises ValueError for too few images.
-    """
-    rows = {
-        source: {name: judge.mean(frame[name], "%" if name == "spread (%)" else "") for name in names}
-        for source, frame in measures.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("features")
-
-
-CHANGED = "larger where the whole interval of the change is above 0, smaller where it is below, else not decided"
-
-
-def changes(
-    before: Mapping[str, pd.DataFrame], after: Mapping[str, pd.DataFrame], names: Sequence[str]
-) -> pd.DataFrame:
-    """What training changed: measures of the same students on the same images before and after it, paired by image.
-
-    before, after: rows of `measure` by student. Index: measure, student. Columns: random weights, trained, change, verdict (CHANGED).
-    Raises ValueError for too few images.
-    """
+def changes(before: Measures, after: Measures, names: Sequence[str]) -> pd.DataFrame:
+    """What training changed, with a verdict (CHANGED): measures of the same students on the same images before and after it."""
     words = {"above": "larger", "below": "smaller", "undecided": "not decided"}
-    rows = {}
-    for name in names:
-        for student in after:
-            change = judge.mean(after[student][name] - before[student][name])
-            rows[name, student] = {
-                "random weights": judge.mean(before[student][name]),
-                "trained": judge.mean(after[student][name]),
-                "change": change,
-                "training made it": words[numbers.verdict(change)],
-            }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["measure", "student"])
+    pairs = {(name, student): (before[student][name], after[student][name]) for name in names for student in after}
+    found = {what: [judge.mean(x), judge.mean(y), judge.mean(y - x)] for what, (x, y) in pairs.items()}
+    frame = pd.DataFrame(found, ["random weights", "trained", "change"]).T.rename_axis(["measure", "student"])
+    return frame.assign(**{"training made it": frame["change"].map(numbers.verdict).map(words)})
 
 
-WHOSE = (
-    f"A map of place: R2 of P and the CKA with another image's map are at least {MOST} (yes where both whole intervals are, no where one "
-    "whole interval is below). Shows its own image: own - other masks is above 0 (yes where the whole interval is, no where it is below), and "
-    "larger than that of another image's map (the whole interval of the difference above 0)."
-)
-
-
-def whose(measures: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Whose map the grid of each source is, by the rule WHOSE: place, the image, both or neither. One row per source.
-
-    measures: rows of `measure`, with masks and another image's maps, by source. Raises ValueError as `table`.
-    """
-    found = table(
-        measures, ["R2 of P", "CKA, another image", "own - other masks", "own - other masks, another image's map"]
-    )
+def whose(measures: Measures) -> pd.DataFrame:
+    """Whose map the grid of each source is, by the rule WHOSE: place, the image, both or neither; with masks and other maps."""
+    gain = "own - other masks"
+    found = judge.table(measures, ["R2 of P", "CKA, another image", gain, f"{gain}, another image's map"])
     verdicts = {}
     for source, frame in measures.items():
-        linear, same, gain, _ = found.loc[source]
-        more = judge.mean(frame["own - other masks"] - frame["own - other masks, another image's map"])
+        linear, same, own, _ = found.loc[source]
+        more = judge.mean(frame[gain] - frame[f"{gain}, another image's map"])
         place, not_place = min(linear.low, same.low) >= MOST, min(linear.high, same.high) < MOST
-        image, not_image = min(gain.low, more.low) > 0, gain.high < 0
+        image, not_image = min(own.low, more.low) > 0, own.high < 0
         verdicts[source] = {
             "a map of place": "yes" if place else "no" if not_place else "not decided",
             "shows its own image": "yes" if image else "no" if not_image else "not decided",
@@ -380,25 +278,12 @@ def whose(measures: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return found.join(pd.DataFrame.from_dict(verdicts, orient="index"))
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
-
-
 def picture(grid: np.ndarray, method: str = "pca", components: int = 3, *, fit: np.ndarray | None = None) -> np.ndarray:
-    """One grid (h, w, D) as RGB (h, w, 3), reduced to components by "pca" (`apm.analysis.figures.grid_rgb`) or "tsne".
+    """One grid (h, w, D) as RGB (h, w, 3), reduced to 1 (viridis), 2 (orange, blue) or 3 components by "pca" or "tsne".
 
-    fit: the look (h, w, D) whose principal components, with their signs, are the colours: give one grid for all looks at a student,
-    or colours flip from look to look while the map stays. The range is the grid's own, one scale for all components. t-SNE has no such
-    thing, each of its pictures has its own colours, each component stretched from its 1st to 99th percentile; without variation: grey.
-    One component is shown as viridis, two as orange (first) and blue (second), three as RGB.
-
-    Raises ValueError for an unknown method or another number of components.
+    fit: the look (h, w, D) whose principal components are the colours: one for all looks at a student, or colours flip from look to look.
+    Each picture of t-SNE has colours of its own, stretched from the 1st to the 99th percentile; without variation: grey.
     """
-    import matplotlib as mpl
-
-    if method not in METHODS:
-        raise unknown("embedding method", method, METHODS)
-    if components not in (1, 2, 3):
-        raise ValueError(f"expected 1, 2 or 3 components to show as colour, found {components}")
     if method == "pca":
         found = figures.grid_rgb(grid, fit=fit, own_range=True)[..., :components]
     elif (rows := _unit_scale(grid)).any():
@@ -414,16 +299,10 @@ def picture(grid: np.ndarray, method: str = "pca", components: int = 3, *, fit: 
 
 def shares(grids: np.ndarray, fits: np.ndarray) -> pd.DataFrame:
     """What the colours of N grids (N, h, w, D) hold, a row each, in percent: spread, and the share of the variation that each channel
-    of the `picture` in the colours of fits (N, h, w, D) shows; what is missing to 100 is not shown."""
+    of the `picture` in the colours of fits (N, h, w, D) shows."""
     flat = centred(grids).reshape(len(grids), -1, grids.shape[-1])
     shown = np.stack([rows @ figures.components(fit).T for rows, fit in zip(flat, fits, strict=True)])
     held = np.square(shown).sum(axis=1) / np.square(flat).sum(axis=(1, 2))[:, None]
     found = pd.DataFrame(100 * held, columns=["red (%)", "green (%)", "blue (%)"])
     found.insert(0, "spread (%)", 100 * spread(grids))
     return found
-
-
-def swapped(own: np.ndarray, other: np.ndarray) -> list[np.ndarray]:
-    """A student's grid (h, w, D) with its own image and with another one in the same colours (PCA of the first), each less its mean."""
-    own, other = centred(np.stack([own, other]))
-    return [figures.grid_rgb(own), figures.grid_rgb(other, fit=own)]

@@ -1,18 +1,13 @@
 """What a field is trained on and held against: images read when a batch needs them, teacher tokens and colours in files.
 
-    data = prepare(teacher, dataset, student)     # encodes once; later calls find the files
-    data.batch([0, 3])                            # images, teacher tokens and patch colours of two images
-    for batch in data.batches(64): ...            # all of them, some at a time
-
-Memory does not grow with the number of images: the teacher's patch tokens and the mean colours of the patches lie in
-memory-mapped files of the cache, and images on disk are decoded by worker processes.
+Memory does not grow with the number of images: teacher tokens and patch colours lie in memory-mapped files of the cache, and images on
+disk are decoded by worker processes. The names of what is kept carry the hash of this module's code.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,7 +28,7 @@ BLOCK = 2**22  # numbers of which a statistic is taken at a time
 
 
 class Batch(NamedTuple):
-    """Some images of a material, as tensors."""
+    """Some images of a material, as tensors; NumPy arrays before `to`."""
 
     images: Tensor  # (n, 3, H, W) float32, normalised
     tokens: Tensor | None  # (n, h*w, D) the teacher's patch tokens, in the type in which they are kept
@@ -41,11 +36,11 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Batch:
         """The same on a device, all of one type."""
-        moved = (None if x is None else x.to(device, non_blocking=True).to(dtype) for x in self)
+        moved = (None if x is None else torch.as_tensor(x).to(device, non_blocking=True).to(dtype) for x in self)
         return Batch(*moved)  # type: ignore[arg-type]
 
     def target(self, what: str) -> Tensor:
-        """(n, h*w, C) what is learned: "tokens", brought to unit length, or "colours". Raises ValueError where there was no teacher."""
+        """(n, h*w, C) what is learned: "tokens" of unit length, or "colours"."""
         if what == "colours":
             return self.colours
         if self.tokens is None:
@@ -62,10 +57,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """N images of a dataset on a student's grid, with the teacher's patch tokens where there is a teacher.
-
-    `prepare` makes one. len() is N; every image of `dataset` can be read.
-    """
+    """N images of a dataset, all of which can be read, on a student's grid, with the teacher's patch tokens where there is a teacher."""
 
     dataset: Dataset
     tokens: np.ndarray | None = field(repr=False)  # (M, h*w, D), memory-mapped; None: no teacher
@@ -82,7 +74,7 @@ class Material:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that determines what a training on this reads, as plain data: for the name of a checkpoint."""
+        """All that determines what a training on this reads: for the name of a checkpoint."""
         return {**self.made_of, **(self.taught_by if self.tokens is not None else {})}
 
     @property
@@ -102,14 +94,15 @@ class Material:
         return replace(self, tokens=None)
 
     def __getitems__(self, positions: Sequence[int]) -> Batch:
-        """The images at these positions, on the CPU (torch's DataLoader asks so)."""
+        """The images at these positions, NumPy arrays until `Batch.to` (torch's DataLoader asks so)."""
         pictures = [self.dataset.images[int(i)] for i in positions]
         rows = self.rows[np.asarray(positions)]
-        return Batch(
-            teachers.student_images(pictures, self.student.image_size[0]),
-            None if self.tokens is None else torch.from_numpy(np.array(self.tokens[rows])),
-            torch.from_numpy(np.array(self.colours[rows])),
+        parts = (
+            teachers.student_images(pictures, self.student.image_size[0]).numpy(),
+            None if self.tokens is None else np.array(self.tokens[rows]),
+            np.array(self.colours[rows]),
         )
+        return Batch._make(parts)
 
     def batch(self, positions: Iterable[int]) -> Batch:
         """The images at these positions, on the teacher's device."""
@@ -125,28 +118,11 @@ class Material:
         return torch.cat([read(batch).cpu() for batch in self.batches()]).numpy()
 
     def loader(self, order: list[list[int]]) -> Iterable[Batch]:
-        """The batches of positions in `order`, on the CPU; the list may change between two passes.
-
-        Images on disk are read by worker processes, one per core and at most 8, those in memory by the caller.
-        """
-        workers = _workers(self.dataset)
-        return torch.utils.data.DataLoader(
-            self,  # type: ignore[arg-type]
-            batch_sampler=order,
-            collate_fn=_as_it_is,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            multiprocessing_context="fork" if workers else None,  # another way would copy the mapped files
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # its own: else it would draw from the global one
-        )
+        """The batches of positions in `order`, before `Batch.to`; the list may change between two passes."""
+        return teachers.reading(self, self.dataset, BATCH, batch_sampler=order, collate_fn=_as_it_is)
 
     def spread(self, what: str) -> Spread:
-        """Mean over the images of "tokens", brought to unit length, or "colours", and what it leaves.
-
-        One pass over the file, a block at a time, added up in float64. Raises ValueError for values that are not finite; it
-        says of which images.
-        """
+        """Mean over the images of "tokens" of unit length, or "colours", and what it leaves; ValueError for values that are not finite."""
         if what not in self._spreads:
             values = self.tokens if what == "tokens" else self.colours
             if values is None:
@@ -182,15 +158,11 @@ def prepare(
     on_error: str = "raise",
     folder: Path | str | None = None,
 ) -> Material:
-    """A dataset on a student's grid. At first use the teacher encodes it in batches; the files are kept.
+    """A dataset on a student's grid. At first use the teacher encodes it; the files are kept, default in `field` of the project's cache.
 
-    tokens: False for a training without a teacher. token_dtype: in which tokens are kept, "float32" or "float16" (half the
-    disk, cosines change by about 1e-3). on_error: "raise": an image that cannot be read stops; "record": it is left out, and
-    `left_out` says so. folder: of the files, default `field` in the project's cache; their names carry the hash of all that
-    determines what they hold.
-
-    Raises ValueError for a student that is not square or not of the teacher's width, a tower without tokens, another type or
-    on_error, and where no image can be read; `apm.data.UnreadableImage`, which names the file.
+    tokens: False for a training without a teacher. token_dtype: "float32" or "float16" (half the disk, cosines change by about 1e-3).
+    on_error: at an image that cannot be read: "raise", or "record": it is left out, and `left_out` says so. Raises ValueError for a
+    student, tower, type or on_error that does not fit, and where no image can be read; `apm.data.UnreadableImage`, which names the file.
     """
     h, w = student.image_size
     if h != w:
@@ -211,12 +183,7 @@ def prepare(
         "material": code_version(("experiments.material",)),
     }
     made_of = {**images, "patch": student.patch}
-    taught_by = {
-        "teacher": teacher.hash,
-        "precision": teacher.precision,
-        "token_dtype": token_dtype,
-        "batch": BATCH,
-    }
+    taught_by = {"teacher": teacher.hash, "precision": teacher.precision, "token_dtype": token_dtype, "batch": BATCH}
     where = project.cache_dir() / "field" if folder is None else Path(folder)
     colours_file = where / f"colours-{project.sha256_of(made_of)[:24]}.npy"
     colours = teachers.stored(
@@ -260,13 +227,6 @@ def prepare(
         taught_by,
         teacher.device,
     )
-
-
-def _workers(dataset: Dataset) -> int:
-    """Processes that read images: none for images in memory, or for so few that starting them takes longer."""
-    if isinstance(dataset.images, np.ndarray) or len(dataset) < 4 * BATCH:
-        return 0
-    return min(8, os.cpu_count() or 1)
 
 
 def _as_it_is(found: Any) -> Any:

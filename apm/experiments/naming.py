@@ -1,18 +1,12 @@
 """What a teacher's text tower can name: does zero-shot classification fail because the image is not seen, or not named?
 
-A student of test-time training is drawn to the teacher's image feature and classified with the teacher's text features. So it
-cannot name what the text tower cannot. Two measurements tell where a label space fails:
-
-- the accuracy of a linear probe on the frozen image features, fitted with labels: what the image tower tells apart;
-- which words of the class names never occurred in the captions that taught the teacher, where those are known.
-
-An accuracy above chance is no proof of naming: directions that mean nothing fall somewhere too. So the names are also dealt to the
-classes at random: how many such namings would have scored as well?
+A student cannot name what its teacher's text tower cannot. A linear probe on the frozen image features, fitted with labels, says what the
+image tower tells apart. An accuracy above chance is no proof of naming, so the names are also dealt to the classes at random: how many such
+namings would have scored as well?
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from itertools import permutations
@@ -20,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from apm import teachers
-from apm.analysis import compare, stats, tables
+from apm.analysis import compare, stats
 from apm.analysis.numbers import Number
 from apm.data import Dataset
 from apm.experiments import judge
@@ -37,49 +32,37 @@ PROBE_NOTE = (
 
 def unread_words(teacher: Any, texts: Sequence[str], captions: Iterable[str]) -> tuple[str, ...]:
     """The words of texts with a token that no caption has, each once, in order: the tower's idea of them is untrained."""
-
-    def tokens(texts: Iterable[str]) -> set[int]:
-        return set(np.unique(np.asarray(teacher.tokenizer(list(texts)))).tolist())
-
-    known = tokens(captions)
-    words = dict.fromkeys(word for text in texts for word in re.findall(r"\w+", text))
-    return tuple(word for word in words if not tokens([word]) <= known)
+    known = np.unique(teacher.tokenizer(list(captions)))
+    words = dict.fromkeys(re.findall(r"\w+", " ".join(texts)))
+    return tuple(word for word in words if not np.isin(teacher.tokenizer([word]), known).all())
 
 
 @judge.one_thread
 def probe(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which images (n,) a linear probe (`judge.probe`) on features (n, D) gets right, each predicted by one not fitted on it.
-
-    Stratified folds with a fixed seed. Raises ValueError for a class with fewer images than folds.
-    """
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-
+    """Which images (n,) a linear probe on features (n, D) gets right, each predicted by one not fitted on it. Raises ValueError for a class
+    with fewer images than folds."""
     values, counts = np.unique(labels, return_counts=True)
     if len(values) < 2 or counts.min() < FOLDS:
-        raise ValueError(
-            f"a probe with {FOLDS} folds needs two classes or more with {FOLDS} images each, found {len(values)} classes, the "
-            f"smallest with {counts.min()} images: raise the number of images"
-        )
+        found = f"{len(values)} classes, the smallest with {counts.min()} images: raise the number of images"
+        needed = f"two classes or more with {FOLDS} images each"
+        raise ValueError(f"a probe with {FOLDS} folds needs {needed}, found {found}")
     split = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     return cross_val_predict(judge.probe(), np.asarray(features, dtype=np.float64), labels, cv=split) == labels
 
 
-def random_namings(
-    labels: np.ndarray, prediction: np.ndarray, classes: int, *, draws: int = 10_000, seed: int = 0
-) -> float:
-    """Share in percent of all ways to deal the names to the classes that score at least what the true one scores.
+def random_namings(labels: np.ndarray, prediction: np.ndarray, classes: int) -> float:
+    """Share in percent of all ways to deal the names to the classes that score at least what the true one scores: small where names fit.
 
-    labels, prediction: (n,) class indices, -1 for a failed prediction. Small where names fit the images; never below 50 with
-    two classes, where there is only one other way. All ways up to seven classes, else `draws` of them and the true one.
+    labels, prediction: (n,), -1 for a failed one. All ways up to seven classes, else the true one and 10,000 of them.
     """
     confusion = np.zeros((classes, classes), dtype=np.int64)
     named = prediction >= 0
     np.add.at(confusion, (labels[named], prediction[named]), 1)
-    if math.factorial(min(classes, 8)) <= 5040:
+    if classes <= 7:
         ways = np.array(list(permutations(range(classes))))  # (C!, C)
     else:
-        rng = np.random.default_rng(seed)
-        ways = np.stack([np.arange(classes), *(rng.permutation(classes) for _ in range(draws))])
+        rng = np.random.default_rng(0)
+        ways = np.stack([np.arange(classes), *(rng.permutation(classes) for _ in range(10_000))])
     scores = confusion[np.arange(classes), ways].sum(axis=1)  # (ways,)
     return 100.0 * float((scores >= np.trace(confusion)).mean())
 
@@ -89,9 +72,7 @@ def naming(
 ) -> pd.DataFrame:
     """One row per set: chance, zero-shot accuracy of the teacher, of the probe, and how the names fare in the text tower.
 
-    records: of one method on these sets, with the teacher's predictions. captions: those that taught the teacher; None where
-    unknown, and then the column of unread words is missing. An image that could not be read has no feature: the probe leaves it out,
-    and its n says so. Raises ValueError for sets with classes of fewer images than the probe needs.
+    records: of one method. captions: those that taught the teacher, None for unknown. Raises ValueError as `probe`.
     """
     captions = None if captions is None else list(captions)
     rows = {}
@@ -106,17 +87,15 @@ def naming(
         said = answers["teacher_prediction"].fillna(-1).to_numpy(dtype=np.int64)
         by_chance = random_namings(answers["label"].to_numpy(), said, len(dataset.classnames))
         text = teacher.text_features(dataset.classnames, dataset.templates).cpu().numpy()
-        closest = float(
-            (text @ text.T)[~np.eye(len(text), dtype=bool)].max()
-        )  # near 1, the tower says the same for both
+        closest = float((text @ text.T)[~np.eye(len(text), dtype=bool)].max())  # near 1: both names say the same
         rows[dataset.name] = {
             "n": len(dataset),
             "chance": Number(chance),
-            "teacher (zero-shot)": tables.percent(named),
+            "teacher (zero-shot)": named,
             "above chance": compare.above_chance(named.low, named.high, chance),
             "random namings as good": Number(by_chance, kind="measure"),
-            PROBE: tables.percent(seen),
-            "APM, final": tables.percent(final),
+            PROBE: seen,
+            "APM, final": final,
             "largest cosine of two names": Number(closest, unit="", kind="measure"),
         }
         if captions is not None:

@@ -67,12 +67,9 @@ _GLOBAL_SEED = threading.Lock()
 class OneSampleStudent:
     """Test-time training of another network towards the teacher's feature, one image at a time.
 
-    New weights, optimiser and schedule for every image; a batch is that one image, so batch normalisation takes its
-    statistics from it alone. init: "default" (the network's own initialisation) or "normal" (every parameter N(0, std), as
-    the paper initialises its student).
-
-    Of `config` only iterations, learning rate, decay, target and init_std apply. Raises ValueError for an unknown network
-    or init, and for settings that only a student with a grid can have.
+    All is new for every image; a batch is that image, from which alone batch normalisation takes its statistics. init: "default" (the
+    network's own) or "normal" (every parameter N(0, std), as the paper's student). Of `config` only iterations, learning rate, decay,
+    target and init_std apply. Raises ValueError for an unknown network or init, and for settings of a student with a grid.
     """
 
     teacher: Teacher

@@ -10,57 +10,53 @@ from apm.data import published
 ROUNDING = 0.1  # points: a mean of numbers printed with one decimal, itself printed with one
 _SHIFTS = ["ImageNet", "ImageNet-A", "ImageNet-v2", "ImageNet-R", "ImageNet-Sketch"]
 _AVERAGES = ("Average", "OOD Average", "Average (printed)")
-# rows of Table 1 that name a teacher, that of its student, and what open_clip publishes under which tags
-_TEACHERS = (
-    ("OpenCLIP-VIT-H/14", "OpenCLIP ViT-H/14", "ViT-H-14-quickgelu / dfn5b", "ViT-H-14-378-quickgelu / dfn5b"),
-    ("CLIP VIT-L/14", "CLIP ViT-L/14", "ViT-L-14 / openai"),
-    ("Ensemble", "CLIP ViT-B/16", "ViT-B-16 / openai"),
-)
+# table, its average, what it is over
+_MEANS = (1, "OOD Average", "{} shifted sets"), (2, "Average (printed)", "{} columns"), (3, "Average", "{} columns")
+# what open_clip publishes under which tag, the row of Table 1 that names that teacher, and that of its student
+_TEACHERS = {
+    "ViT-H-14-quickgelu / dfn5b": ("OpenCLIP-VIT-H/14", "OpenCLIP ViT-H/14"),
+    "ViT-H-14-378-quickgelu / dfn5b": ("OpenCLIP-VIT-H/14", "OpenCLIP ViT-H/14"),
+    "ViT-L-14 / openai": ("CLIP VIT-L/14", "CLIP ViT-L/14"),
+    "ViT-B-16 / openai": ("Ensemble", "CLIP ViT-B/16"),
+}
 
 
 def _wide(name: str) -> pd.DataFrame:
     return published.wide(published.load(name))
 
 
-def _sets(wide: pd.DataFrame) -> list[str]:
-    """The columns that averages are over."""
+def _sets(wide: pd.DataFrame, average: str = "Average") -> list[str]:
+    """The columns that an average is over."""
+    if _SHIFTS[0] in wide:
+        return _SHIFTS[average == "OOD Average" :]
     return [column for column in wide if column not in _AVERAGES and not column.startswith("P (")]
 
 
-def published_means() -> pd.DataFrame:
-    """Printed averages against the mean of their printed rows (Tables 1 to 3).
+def _agrees(differences: pd.Series) -> np.ndarray:
+    return np.where(differences.abs().round(9) <= ROUNDING, "yes", "no")
 
-    Columns: table, row, mean of, computed, printed, difference, agrees (within 0.1, the rounding of one decimal).
-    """
-    one, two, three = (_wide(name) for name in ("table1", "table2", "table3"))
+
+def published_means() -> pd.DataFrame:
+    """Printed averages against the mean of their printed rows; agrees: within 0.1, the rounding of one decimal."""
     parts = []
-    for table, wide, what, sets, average in (
-        ("Table 1", one, "5 sets", _SHIFTS, "Average"),
-        ("Table 1", one, "4 shifted sets", _SHIFTS[1:], "OOD Average"),
-        ("Table 2", two, f"{len(_sets(two))} columns", _sets(two), "Average (printed)"),
-        ("Table 3", three, f"{len(_sets(three))} columns", _sets(three), "Average"),
-    ):
-        part = pd.DataFrame({"computed": wide[sets].mean(axis=1), "printed": wide[average]}).reset_index(names="row")
-        parts.append(part.assign(table=table, row=part["row"].map(short), **{"mean of": what}))
-    means = pd.concat(parts, ignore_index=True)[["table", "row", "mean of", "computed", "printed"]]
+    for number, average, what in ((1, "Average", "{} sets"), *_MEANS):
+        wide = _wide(f"table{number}")
+        sets = _sets(wide, average)
+        part = {"table": f"Table {number}", "row": wide.index.map(short), "mean of": what.format(len(sets))}
+        parts.append(pd.DataFrame({**part, "computed": wide[sets].mean(axis=1), "printed": wide[average]}))
+    means = pd.concat(parts, ignore_index=True)
     means["difference"] = (means["computed"] - means["printed"]).round(9)
-    means["agrees"] = np.where(means["difference"].abs() <= ROUNDING, "yes", "no")
-    return means
+    return means.assign(agrees=_agrees(means["difference"]))
 
 
 def published_teachers() -> pd.DataFrame:
-    """Teacher rows of Table 1 and the APM rows above them against open_clip's own zero-shot values of the same weights.
-
-    Columns: teacher (open_clip model and tag), set, open_clip (%), printed teacher, printed APM, printed - open_clip,
-    APM - printed teacher, APM - open_clip.
-    """
+    """Teacher rows of Table 1 and the APM rows above them against open_clip's own zero-shot values of the same weights, in %."""
     one, source = _wide("table1"), _wide("teacher_zero_shot").rename(columns={"ImageNet-V2": "ImageNet-v2"})
     parts = {}
-    for teacher, student, *tags in _TEACHERS:
-        for tag in tags:
-            own = {"open_clip": source.loc[tag], "printed teacher": one.loc[teacher]}
-            own["printed APM"] = one.loc[f"APM (Ours) [teacher {student}]"]
-            parts[tag] = pd.DataFrame(own).loc[_SHIFTS]
+    for tag, (teacher, student) in _TEACHERS.items():
+        own = {"open_clip": source.loc[tag], "printed teacher": one.loc[teacher]}
+        own["printed APM"] = one.loc[f"APM (Ours) [teacher {student}]"]
+        parts[tag] = pd.DataFrame(own).loc[_SHIFTS]
     table = pd.concat(parts, names=["teacher", "set"]).reset_index()
     table["printed - open_clip"] = table["printed teacher"] - table["open_clip"]
     table["APM - printed teacher"] = table["printed APM"] - table["printed teacher"]
@@ -69,58 +65,47 @@ def published_teachers() -> pd.DataFrame:
 
 
 def published_steps() -> pd.DataFrame:
-    """APM minus its teacher as printed, points, over the columns that both rows have; index benchmark, columns step, printed, over.
+    """APM minus its teacher as printed, points: "step" over the columns shown, "printed" what the printed averages give.
 
-    Table 2's printed averages are not the means of their rows, and Table 3's teacher averages over ten sets where the table shows
-    nine: "step" is over the columns shown, "printed" what the printed averages give.
+    Table 2's printed averages are not the means of their rows, and Table 3's teacher averages over ten sets where the table shows nine.
     """
     rows = {}
-    for name, table, teacher, apm, average in (
-        ("natural shifts (Table 1)", "table1", "Ensemble", "APM (Ours) [teacher CLIP ViT-B/16]", "OOD Average"),
-        ("corruptions (Table 2)", "table2", "OpenCLIP ViT-L/14", "APM", "Average (printed)"),
-        ("cross-dataset (Table 3)", "table3", "Ensemble", "APM (Ours) [teacher CLIP ViT-B/16]", "Average"),
-    ):
-        wide = _wide(table)
-        columns = _SHIFTS[1:] if average == "OOD Average" else _sets(wide)
-        (row,) = (row for row in wide.index if row.startswith(apm))
-        gap = wide.loc[row] - wide.loc[teacher]
-        rows[name] = {"step": gap[columns].mean(), "printed": gap[average], "over": f"{len(columns)} columns"}
+    for name, (number, average, _) in zip(("natural shifts", "corruptions", "cross-dataset"), _MEANS, strict=True):
+        wide = _wide(f"table{number}")
+        columns, ours = _sets(wide, average), "APM (Ours) [teacher CLIP ViT-B/16]"
+        teacher, ours = ("OpenCLIP ViT-L/14", "APM") if number == 2 else ("Ensemble", ours)
+        (apm,) = (row for row in wide.index if row.startswith(ours))
+        gap = wide.loc[apm] - wide.loc[teacher]
+        step = {"step": gap[columns].mean(), "printed": gap[average], "over": f"{len(columns)} columns"}
+        rows[f"{name} (Table {number})"] = step
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("benchmark")
 
 
 def published_arithmetic() -> pd.DataFrame:
-    """Other printed numbers against each other: Table 4's sums, Table 3's ten sets, Table 2's counts, CIFAR-10's values.
-
-    Columns: table, check, computed, printed, agrees ("" where there is nothing printed to agree with).
-    """
+    """Other printed numbers against each other; agrees: "" where there is nothing printed to agree with."""
     ideal, measured = (_column("table4", f"GFlops_{kind}") for kind in ("i (ideal)", "meas"))
     two, three, tpt = _wide("table2"), _wide("table3"), published.load("tpt")
-    once = ideal["APM (s), t=1"] + 19 * ideal["APM (s), t=2"]
-    rows: list[tuple[str, str, float, float | None]] = [
-        ("Table 4", "teacher once + 19 x student, GFLOPs", once, ideal["APM Peak Use"]),
-        ("Table 4", "20 x CLIP ViT-B/16, GFLOPs", 20 * ideal["CLIP ViT-B/16 (u) [90]"], ideal["CLIP ViT-B/16"]),
-        (
-            "Table 4",
-            "teacher once + 19 x student, against the measured GFLOPs of APM: not reconstructable",
-            once,
-            measured["APM Peak Use"],
-        ),
-    ]
-    for name, row in (("APM", "APM Peak Use"), ("CLIP ViT-B/16", "CLIP ViT-B/16"), ("TPT", "TPT [90]")):
-        check = f"measured over ideal GFLOPs, {name}, %: no common factor"
-        rows.append(("Table 4", check, 100 * measured[row] / ideal[row], None))
+    ten = published.wide(tpt, "TPT paper ViT-B/16 cross-dataset").drop(columns="Average (10 sets)").mean(axis=1)
+    nine, average = three[_sets(three)].mean(axis=1), three["Average"]
     (apm,) = (row for row in two.index if row.startswith("APM"))
     higher = int((two.loc[apm] > two.loc["TTT-MAE"])[_sets(two)].sum())
+    once, factor = ideal["APM (s), t=1"] + 19 * ideal["APM (s), t=2"], 100 * measured / ideal
+    summed, mean = "teacher once + 19 x student", "mean over the"
+    against = f"{summed}, against the measured GFLOPs of APM: not reconstructable"
+    rows = [
+        ("Table 4", f"{summed}, GFLOPs", once, ideal["APM Peak Use"]),
+        ("Table 4", "20 x CLIP ViT-B/16, GFLOPs", 20 * ideal["CLIP ViT-B/16 (u) [90]"], ideal["CLIP ViT-B/16"]),
+        ("Table 4", against, once, measured["APM Peak Use"]),
+    ]
+    for name, row in (("APM", "APM Peak Use"), ("CLIP ViT-B/16", "CLIP ViT-B/16"), ("TPT", "TPT [90]")):
+        rows.append(("Table 4", f"measured over ideal GFLOPs, {name}, %: no common factor", factor[row], None))
     rows.append(("Table 2", "corruptions (of 15) in which APM is above TTT-MAE", higher, None))
     for ours, theirs in (("CLIP-ViT-B/16", "CLIP ViT-B/16"), ("TPT", "TPT")):
-        ten = tpt[(tpt["table"] == "TPT paper ViT-B/16 cross-dataset") & (tpt["row"] == theirs)].set_index("column")
-        ten_sets = float(ten["value"].drop("Average (10 sets)").mean())
-        average = three.loc[ours, "Average"]
-        rows += [
-            ("Table 3", f"{theirs}: mean over the ten sets of the TPT paper, Cars included", ten_sets, average),
-            ("Table 3", f"{theirs}: mean over the nine sets that the table shows", three.loc[ours, _sets(three)].mean(), average),
-        ]  # fmt: skip
-    zero_shot = float(_wide("teacher_zero_shot").loc["ViT-L-14 / openai", "CIFAR-10"])
+        rows.append(
+            ("Table 3", f"{theirs}: {mean} ten sets of the TPT paper, Cars included", ten[theirs], average[ours])
+        )
+        rows.append(("Table 3", f"{theirs}: {mean} nine sets that the table shows", nine[ours], average[ours]))
+    zero_shot = _wide("teacher_zero_shot").loc["ViT-L-14 / openai", "CIFAR-10"]
     for row, column, what in (
         ("APM without augmentation", "CIFAR-10 test", "section 4, no augmentation"),
         ("Lcls only", "CIFAR-10", "Table 5b, L_cls"),
@@ -129,11 +114,9 @@ def published_arithmetic() -> pd.DataFrame:
         check = f"{what}: printed beside open_clip's zero-shot of ViT-L-14 openai"
         rows.append(("CIFAR-10", check, zero_shot, _column("table5", column)[row]))
     frame = pd.DataFrame(rows, columns=["table", "check", "computed", "printed"])
-    gap = (frame["computed"] - frame["printed"]).abs().round(9)
-    frame["agrees"] = np.where(gap <= ROUNDING, "yes", "no")
     # a student and its teacher need not agree
-    frame.loc[frame["printed"].isna() | (frame["table"] == "CIFAR-10"), "agrees"] = ""
-    return frame
+    nothing = frame["printed"].isna() | (frame["table"] == "CIFAR-10")
+    return frame.assign(agrees=np.where(nothing, "", _agrees(frame["computed"] - frame["printed"])))
 
 
 def _column(name: str, column: str) -> pd.Series:

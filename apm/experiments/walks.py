@@ -6,10 +6,12 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from sklearn.decomposition import PCA
 from torch import Tensor
 
 from apm import teachers
@@ -36,15 +38,12 @@ class Walk(NamedTuple):
 def interpolate(trained: Field, ends: Tensor, steps: int = 9) -> Walk:
     """Walk on the trigger column from one image to another, ends (2, 3, H, W), both as a student sees them (Figure 5).
 
-    The column is an affine map of the pixels (one convolution and a bias), so the column halfway is exactly the column of the
-    blend of the pixels: walking on T is feeding blended images to the network. `difference` measures it.
-    Raises ValueError for fewer than 2 steps or a student without RGB head.
+    The column is an affine map of the pixels (one convolution and a bias), so walking on T is feeding blended images to the network:
+    `difference` measures it. Raises ValueError for fewer than 2 steps.
     """
     net, student = trained.model, trained.config.student
     if steps < 2:
         raise ValueError(f"an interpolation needs at least 2 steps, its two ends, found {steps}")
-    if not student.rgb_head:
-        raise ValueError("this student has no RGB head to decode with: train it with rgb_head: true and loss_rgb > 0")
     with torch.no_grad(), one_thread(trained.device):
         shares = torch.linspace(0, 1, steps, dtype=trained.config.dtype, device=trained.device)
         one, other = ends.to(shares)
@@ -62,10 +61,9 @@ def interpolate(trained: Field, ends: Tensor, steps: int = 9) -> Walk:
 
 
 def pairs(labels: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
-    """n pairs of positions (n, 2) of images of different classes, drawn at random; no image is drawn twice.
+    """n pairs of positions (n, 2) of images of different classes, drawn at random, no image twice.
 
-    Raises ValueError where one walk through the images in random order does not find n: n up to a third of the images is safe
-    unless one class prevails.
+    Raises ValueError where it does not find n: up to a third of the images is safe unless one class prevails.
     """
     found: list[tuple[int, int]] = []
     waiting: list[int] = []
@@ -78,19 +76,13 @@ def pairs(labels: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
             found.append((partner, i))
         if len(found) == n:
             return np.array(found)
-    raise ValueError(
-        f"expected {n} pairs of images of different classes, found {len(found)} among {len(labels)} images: set labelled_train "
-        "and labelled to datasets with labels, or fewer pairs"
-    )
+    there = f"found {len(found)} among {len(labels)} images"
+    todo = "set labelled_train and labelled to datasets with labels, or fewer pairs"
+    raise ValueError(f"expected {n} pairs of images of different classes, {there}: {todo}")
 
 
 def decoders(known: Material) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Maps of pictures (n, h * w * 3) to pictures without any field, which may also bring a blend nearer to real images: controls.
-
-    A projection on the first 15 and 10 principal components of the training images, three tenths of the way to their mean, and more contrast.
-    """
-    from sklearn.decomposition import PCA
-
+    """Maps of pictures (n, h * w * 3) to pictures without any field, which may also bring a blend nearer to real images: controls."""
     colours = known.colours[known.rows].reshape(len(known), -1)
     middle = colours.mean(axis=0)
 
@@ -107,24 +99,22 @@ def decoders(known: Material) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
 
 
 def cross(
-    trained: Field, data: Material, which: np.ndarray, known: Material, *, linear: Linear | None = None, steps: int = 9
+    trained: Field, data: Material, which: np.ndarray, known: Material, linear: Linear, steps: int = 9
 ) -> pd.DataFrame:
     """Are the pictures between two images nearer to real images when T is interpolated than when pixels are?
 
-    data: held-out images. which: (P, 2) positions among them (`pairs`). known: training images, as patch means. linear: a control that
-    decodes colours from the interpolated column. Beside field and blend: `decoders` of the blend. One row a picture on the way:
-    picture (its kind), pair, share of the other image, distance (root mean square to the nearest training image, RGB in 0..1), contrast (standard
-    deviation, in units of the mean of its walk's two ends), and the walk's `difference`.
+    data: held-out images. which: (P, 2) positions among them (`pairs`). known: training images. linear: a control that decodes colours
+    from the interpolated column; others: `decoders` of the blend. One row a picture on the way: distance is the root mean square to the
+    nearest training image as patch means, contrast the standard deviation in units of the mean of its walk's two ends.
     """
-    parts: dict[str, list[np.ndarray]] = {DECODED: [], BLEND: []}
+    parts: dict[str, list[np.ndarray]] = {DECODED: [], BLEND: [], "control: ridge from T": []}
     of_walk = []
     for i, pair in enumerate(which):
         walk = interpolate(trained, data.batch(pair).images, steps)
         parts[DECODED].append(walk.decoded)
         parts[BLEND].append(walk.blend)
-        if linear is not None:
-            found = linear.of(torch.from_numpy(walk.columns).to(linear.weights.device)).clamp(0, 1)
-            parts.setdefault("control: ridge from T", []).append(found.cpu().numpy())
+        found = linear.of(torch.from_numpy(walk.columns).to(linear.weights.device)).clamp(0, 1)
+        parts["control: ridge from T"].append(found.cpu().numpy())
         of_walk.append(pd.DataFrame({"pair": i, "share": walk.shares, "difference": walk.difference}))
     pictures = {name: np.concatenate(found).reshape(len(which) * steps, -1) for name, found in parts.items()}
     pictures |= {name: decode(pictures[BLEND]) for name, decode in decoders(known).items()}
@@ -137,28 +127,8 @@ def cross(
     return pd.concat(frames, names=["picture"]).reset_index("picture").reset_index(drop=True)
 
 
-def halfway(crossing: pd.DataFrame) -> pd.DataFrame:
-    """Of each picture halfway, by (kind of) picture and pair: its distance and contrast, and how much farther from real images
-    it is than those at the two ends are."""
-    shares = crossing["share"].unique()
-    rows = crossing.set_index(["picture", "pair"])
-    middle = rows[rows["share"] == shares[len(shares) // 2]]
-    ends = rows[rows["share"].isin(shares[[0, -1]])].groupby(["picture", "pair"], sort=False)["distance"].mean()
-    return pd.DataFrame({
-        "distance at the ends": ends,
-        "distance halfway": middle["distance"],
-        "halfway - ends": middle["distance"] - ends,
-        "contrast halfway": middle["contrast"],
-    })  # fmt: skip
-
-
 def animation(pictures: Mapping[str, Sequence[Any]], shares: np.ndarray, *, milliseconds: int = 150) -> bytes:
-    """A walk there and back as an animated GIF: by heading, the pictures of each step, side by side; left of them the share.
-
-    The same walk gives the same bytes: one palette for all frames, no dithering.
-    """
-    import matplotlib.pyplot as plt
-
+    """A walk there and back as an animated GIF: by heading, the pictures of each step. The same walk gives the same bytes."""
     frames = []
     for step in [*range(len(shares)), *range(len(shares) - 2, 0, -1)]:
         row = {f"{shares[step]:.2f}": [of_kind[step] for of_kind in pictures.values()]}

@@ -1,9 +1,7 @@
 """Test-time training of an asynchronous perception machine towards a feature of the teacher, one student per image.
 
-The paper distils the teacher's feature of the image itself (Modi & Rawat, NeurIPS 2024, section 3.6): `APM`. A better
-representation to distil needs no label: of n views (`apm.methods.views`) the confident share is averaged, and the student is
-trained towards that by the same loss, iterations and optimiser: `BetterTargets`. Beside ZERO and MTA at the same number of
-views this shows what the student adds to its target; `target_prediction` says what the target alone predicts.
+`APM`: towards that of the image itself (Modi & Rawat, NeurIPS 2024, section 3.6). `BetterTargets`: towards the mean over the confident
+of n views; beside ZERO and MTA it shows what the student adds to its target.
 """
 
 from __future__ import annotations
@@ -36,9 +34,8 @@ def training_config(
 ) -> TTTConfig:
     """The settings of test-time training from a profile's plain values.
 
-    student: fields of `apm.model.APMConfig` over those of its `preset` (default "mini"); its width, and that of routed tokens, is
-    the teacher's unless given. training: fields of `apm.ttt.TTTConfig`. Raises ValueError for an unknown field, with the
-    list of known ones, and for a value of another type than its field's.
+    student: fields of `APMConfig` over those of its `preset` (default "mini"), widths the teacher's unless given. training: fields of
+    `TTTConfig`. Raises ValueError for unknown fields and values of another type.
     """
     chosen, training = {"width": teacher.width, **(student or {})}, dict(training or {})
     if chosen.get("column") == "tokens":
@@ -55,9 +52,8 @@ def training_config(
 def student_pictures(teacher: Teacher, images: teachers.Images, size: int, picture: str = "teacher") -> Tensor:
     """uint8 RGB images (H, W, 3) -> float32 (N, 3, size, size) for the student, normalised by ImageNet's mean and deviation.
 
-    picture: "teacher": resized and cropped as the teacher's own, so that both see the same part of the image (most: shorter side,
-    bicubic, centre crop); "squash": the whole image, whatever its sides, to the square, bilinear, as the released code does (its
-    teacher has its own picture still). Square images differ by the interpolation alone, those of the student's size not at all.
+    picture: "teacher": resized and cropped as the teacher's own (most: shorter side, bicubic, centre crop); "squash": the whole image
+    to the square, bilinear, as the released code does for the student alone.
     """
     if picture == "squash":
         squash = {"resize_mode": "squash", "interpolation": "bilinear"}
@@ -78,11 +74,10 @@ def adapt_dataset(
     targets: Tensor | None = None,
     **options: Any,
 ) -> ttt.TTTResult:
-    """`apm.ttt.adapt` on images of a dataset: student images, targets, class scores; with the teacher's patch tokens and the
-    patches' colours where a loss or the column needs them.
+    """`apm.ttt.adapt` on images of a dataset, with tokens and colours where a loss or the column needs them.
 
     targets: (n, D); default: the teacher's cached features. picture: as of `student_pictures`. options go to `adapt`. Raises
-    ValueError when the student's width is not the teacher's.
+    ValueError for another width than the teacher's and for grids that are not square.
     """
     student = config.student
     if student.width != teacher.width:
@@ -109,10 +104,8 @@ def adapt_dataset(
 class APM(WithViews, WithPrompts):
     """Test-time training towards the teacher's feature of each image (`apm.ttt`).
 
-    The prediction is the one after `config.iterations` updates, a number fixed beforehand; confidence: of the student's last
-    scores at the teacher's temperature. picture: how an image is brought to the student's size: see `student_pictures`.
-    views: 1, the image alone; more, and `share`: see `BetterTargets`. teacher_passes: the views; the student's own passes are
-    not the teacher's.
+    Prediction and confidence: of the scores after `config.iterations` updates, fixed beforehand. picture: as of
+    `student_pictures`. views, share: see `BetterTargets`. teacher_passes: the views.
     """
 
     config: TTTConfig
@@ -130,7 +123,7 @@ class APM(WithViews, WithPrompts):
 
     @property
     def online(self) -> bool:  # type: ignore[override]
-        """Whether state is carried from image to image: by the released protocol's optimiser, not by the corrected one."""
+        """Whether state is carried from image to image: by the released protocol's optimiser."""
         return self.config.carried
 
     def settings(self) -> dict[str, Any]:
@@ -181,10 +174,7 @@ class APM(WithViews, WithPrompts):
 
 
 def mean_target(features: Tensor, text: Tensor, scale: float, share: float, *, unit: bool) -> Tensor:
-    """(D,) mean over the confident of n views' features (n, D), each of unit length first if `unit`.
-
-    text: (C, D) unit-length class features; scale: the teacher's logit_scale.
-    """
+    """(D,) mean over the confident of n views' features (n, D), of unit length first if `unit`; text: (C, D) unit-length."""
     units = F.normalize(features, dim=-1)
     chosen = confident(scale * units @ text.T, share)
     return (units if unit else features)[chosen].mean(dim=0)
@@ -195,9 +185,8 @@ def mean_target(features: Tensor, text: Tensor, scale: float, share: float, *, u
 class BetterTargets(APM):
     """The APM with a better target: the mean teacher feature over the views that the teacher is sure of.
 
-    share: 0.1 of lowest entropy, as TPT selects (`--selection_p`); with one view there is nothing to select. The student still
-    sees the image itself, once per iteration. Extra columns target_prediction, target_confidence and target_milliseconds: the
-    class of the target without a student, its probability, and the time until it is known.
+    share: 0.1 of lowest entropy, as TPT selects (`--selection_p`). The student sees the image itself. Extra columns
+    target_prediction, target_confidence, target_milliseconds: of the target without a student.
     """
 
     _: KW_ONLY

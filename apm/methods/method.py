@@ -1,7 +1,6 @@
 """What a method is: its options, what determines its predictions, and what it says about images.
 
-A method sees images, the teacher and the class names. It never sees a label: `apm.runs` joins labels to predictions when both
-exist. `Method` is the base of all; `WithPrompts`, `WithOriginalPrompts` and `WithViews` add the options that many have.
+It never sees a label: `apm.runs` joins labels to predictions when both exist.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apm.data import Dataset, UnreadableImage, prompts
+from apm.data import Dataset, prompts
 from apm.methods.views import VIEWS, Encoded, encoded
 from apm.project import plain, unknown
-from apm.project.identity import RUN_MODULES
+from apm.project.identity import RUN_MODULES, modules_of
 from apm.teachers import Teacher
 from apm.typed import checked
 
@@ -33,8 +32,7 @@ class Predictions:
     last_loss: np.ndarray | None = None  # (n,) loss after the last one
     minimum_loss_prediction: np.ndarray | None = None  # (n,) prediction at the iteration of lowest loss: label-free
     status: list[str] | None = None  # "ok", or what went wrong with that image
-    # Further columns of the records, (n,) each. Those that tables of methods read: confidence, the probability of the predicted
-    # class at the teacher's temperature (NaN for failures); teacher_passes, forward passes of the teacher's image tower.
+    # further columns of the records, (n,) each; `outcome` adds those that tables of methods read
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -48,10 +46,9 @@ def outcome(
 ) -> Predictions:
     """Predictions from class probabilities (n, C) at the teacher's temperature.
 
-    prediction: (n,) where it is not the most probable class. status: what went wrong with an image; "ok" for the others.
-    A row with a value that is not finite is a failure of that image. Extra columns: confidence (the probability of the
-    predicted class, NaN for failures), teacher_passes (forward passes of the image tower per image, whether or not another
-    method's were reused), and those in `extra`, (n,) each.
+    prediction: (n,) where it is not the most probable class. status: "ok", or what went wrong; a row that is not finite failed.
+    Extra columns: confidence (probability of the predicted class, NaN for failures), teacher_passes (forward passes of the image
+    tower per image, reused or not), and those in `extra`, (n,) each.
     """
     finite = probabilities.isfinite().all(dim=-1).tolist()
     said = list(status or ["ok"] * len(finite))
@@ -69,11 +66,8 @@ def outcome(
 
 @dataclass
 class Method:
-    """One row of a benchmark table. Its fields are its options.
-
-    online: whether state is carried from image to image. modules: the code that determines its predictions: its own file and
-    what all share, so that a new or changed method leaves the records of the others alone.
-    """
+    """One row of a benchmark table; its fields are its options. online: whether state is carried from image to image. modules: the
+    code that determines its predictions, its own file and what all share."""
 
     teacher: Teacher
     _: KW_ONLY
@@ -82,19 +76,18 @@ class Method:
     modules: ClassVar[tuple[str, ...]] = RUN_MODULES
 
     def __init_subclass__(cls) -> None:
-        cls.modules = (*RUN_MODULES, "methods.views", cls.__module__.removeprefix("apm."))
+        cls.modules = modules_of(cls)
 
     def settings(self) -> dict[str, Any]:
-        """Everything but data and seed that determines the predictions, as plain JSON-able data: the class and its fields, the
-        teacher by its hash, without the name that the method goes by in tables."""
+        """Everything but data and seed that determines the predictions, as plain JSON-able data; not the name in tables."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
         return plain({"method": type(self).__name__, **values, "teacher": self.teacher.hash})
 
     def prepare(self, dataset: Dataset) -> None:
-        """Called once before the images are asked for: what can be stored (features, learned context vectors) is made here."""
+        """Called once before the images are asked for: makes what can be stored."""
 
     def data_identity(self, dataset: Dataset) -> Any:
-        """What other data is read, a training split for example, as plain JSON-able data: it stands in the keys of records."""
+        """What other data is read, such as a training split, as plain JSON-able data: it stands in the keys of records."""
         return None
 
     def prompts_used(self, dataset: Dataset) -> str:
@@ -129,8 +122,7 @@ PROMPTS = ("profile", "original")
 
 @dataclass(kw_only=True)
 class WithOriginalPrompts(WithPrompts):
-    """prompts: "profile": `templates`, else the set's own; "original": those of the authors' release (`released`), by default
-    "a photo of a {}." on every set. Raises ValueError for another value, and for templates beside "original"."""
+    """prompts: "profile": `templates`, else the set's own; "original": `released`. ValueError for templates beside "original"."""
 
     prompts: str = "profile"
 
@@ -141,7 +133,7 @@ class WithOriginalPrompts(WithPrompts):
             raise ValueError("prompts: original are those of the release, templates: others: remove one of the two")
 
     def released(self, dataset: Dataset) -> Sequence[str]:
-        """The prompts of the release on this set."""
+        """The prompts of the authors' release on this set."""
         return prompts.SINGLE
 
     def prompts_for(self, dataset: Dataset) -> Sequence[str]:
@@ -150,8 +142,7 @@ class WithOriginalPrompts(WithPrompts):
 
 @dataclass(kw_only=True)
 class WithViews(Method):
-    """views: 64, the image and 63 crops. augmix: every crop through AugMix's chains. flip: False where the mirror image is
-    another class or none (`apm.methods.views.views`)."""
+    """views: the image and 63 crops. augmix, flip: as of `apm.methods.views.views`."""
 
     views: int = VIEWS
     augmix: bool = False
@@ -159,7 +150,11 @@ class WithViews(Method):
 
     def seen(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Encoded:
         """The teacher's features of the images' views, and the time that another method's views saved."""
-        return encoded(self.teacher, dataset, positions, self.views, seed=seed, augmix=self.augmix, flip=self.flip)
+        return encoded(self.teacher, dataset, positions, self.views, **self.drawn(seed))
+
+    def drawn(self, seed: int) -> dict[str, Any]:
+        """How its views are drawn: options of `apm.methods.views.views`."""
+        return {"seed": seed, "augmix": self.augmix, "flip": self.flip}
 
 
 REGISTRY: dict[str, Callable[..., Any]] = {}  # name -> class
@@ -167,10 +162,7 @@ Class = TypeVar("Class", bound=type)
 
 
 def register(name: str) -> Callable[[Class], Class]:
-    """Decorator of a `Method` dataclass: makes `create(name, ...)` build it, and holds its values to its fields' types.
-
-    Raises ValueError for a name that another class has.
-    """
+    """Decorator of a `Method` dataclass: `create(name, ...)` builds it, `checked`. ValueError for a name that another class has."""
 
     def add(made: Class) -> Class:
         other = REGISTRY.get(name)
@@ -183,10 +175,7 @@ def register(name: str) -> Callable[[Class], Class]:
 
 
 def create(name: str, teacher: Any, /, **options: Any) -> Any:
-    """The method of that name. options: fields of its class, such as `views=32`, or `name="ZERO, 32 views"` for its row in tables.
-
-    Raises ValueError for an unknown name or option, with the known ones, and for a value of another type than its field says.
-    """
+    """The method of that name; options are fields of its class. ValueError for unknown names and options, and values of other types."""
     if name not in REGISTRY:
         raise unknown("baseline", name, sorted(REGISTRY))
     known = [f.name for f in dataclasses.fields(REGISTRY[name]) if f.name != "teacher"]  # type: ignore[arg-type]
@@ -194,14 +183,3 @@ def create(name: str, teacher: Any, /, **options: Any) -> Any:
         if option not in known:
             raise unknown(f"option of baseline {name!r}", option, known)
     return REGISTRY[name](teacher, **options)
-
-
-def readable(dataset: Dataset, positions: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
-    """Those of the positions whose image can be read, and why not for the others."""
-    reasons = {}
-    for position in positions:
-        try:
-            dataset.images[int(position)]
-        except UnreadableImage as error:
-            reasons[int(position)] = f"error: {type(error).__name__}: {error}"
-    return np.array([p for p in positions if int(p) not in reasons], dtype=int), reasons

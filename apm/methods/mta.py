@@ -80,8 +80,7 @@ def seek(
 class MTA(WithViews, WithOriginalPrompts):
     """MTA. Episodic: every image by itself, nothing trained.
 
-    views: 64, the image and 63 crops (--batch-size in main.py). augmix: off, as main.py has it for MTA on every set.
-    lambda_q, lambda_y: 4 and 0.2 (main.py). confidence: softmax over the mode's scores at the teacher's temperature.
+    views: 64 (--batch-size in main.py). augmix: off on every set (main.py). confidence: of the mode, at the teacher's temperature.
     """
 
     name: str = "MTA"
@@ -91,9 +90,7 @@ class MTA(WithViews, WithOriginalPrompts):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.views < 2:
-            raise ValueError(
-                f"MTA needs at least 2 views, the distances between which set its bandwidth, found {self.views}"
-            )
+            raise ValueError(f"MTA needs at least 2 views, whose distances set its bandwidth, found {self.views}")
         if self.lambda_y <= 0:
             raise ValueError(f"lambda_y must be positive, found {self.lambda_y}")
 

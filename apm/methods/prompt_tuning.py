@@ -1,15 +1,12 @@
 """TPT and CoOp: the words around a class name become vectors that are trained; image tower and class names stay.
 
-CoOp: Zhou, Yang, Loy and Liu, "Learning to Prompt for Vision-Language Models", IJCV 2022 (arXiv 2109.01134); trainers/coop.py of
+CoOp: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022 (arXiv 2109.01134); trainers/coop.py of
 github.com/KaiyangZhou/CoOp. M context vectors before the class name, shared by all classes (section 3.2), are learned from a few
 labelled training images by cross-entropy.
 
-TPT: Shu, Nie, Huang, Yu, Goldstein, Anandkumar and Xiao, "Test-Time Prompt Tuning for Zero-Shot Generalization in Vision-Language
-Models", NeurIPS 2022 (arXiv 2209.07511); tpt_classification.py of github.com/azshue/TPT. For every test image by itself, one step
-on the context vectors lowers the entropy of the *average* prediction over the confident views (equations 3 and 4; a view
-counts when its own entropy is among the lowest 10 %), the tuned prompt classifies the image itself, and all is forgotten.
-
-TPT + CoOp (the paper's Table 1): the step starts from CoOp's context vectors instead of the words "a photo of a".
+TPT: Shu et al., "Test-Time Prompt Tuning for Zero-Shot Generalization in Vision-Language Models", NeurIPS 2022 (arXiv 2209.07511);
+tpt_classification.py of github.com/azshue/TPT. For every image by itself, one step on the vectors lowers the entropy of the *average*
+prediction over the confident views (equations 3 and 4). TPT + CoOp (Table 1) starts from CoOp's vectors instead of words.
 """
 
 from __future__ import annotations
@@ -17,17 +14,15 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from apm import data as datasets
@@ -35,10 +30,11 @@ from apm.data import Dataset, prompts
 from apm.lockstep import caller_free
 from apm.methods.method import Method, Predictions, WithViews, create, outcome, register
 from apm.methods.views import confident, encoded, kept
-from apm.project import atomic_path, cache_dir, data_dir, sha256_of
+from apm.project import cache_dir, data_dir, sha256_of
 from apm.project.identity import code_version
 from apm.project.progress import progress
-from apm.teachers import Teacher, features_at
+from apm.teachers import Teacher, features_at, save
+from apm.teachers import kept as kept_file
 
 CONTEXT = "a photo of a"  # ctx_init in tpt_classification.py of TPT; four tokens
 CONTEXT_STD = 0.02  # of vectors that start from no words: PromptLearner in trainers/coop.py
@@ -53,11 +49,8 @@ MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of SGD: OPTIM in Dassl's config/defaults.p
 class Prompts:
     """The prompts "[v1] ... [vM] class." of some classes, as functions of their M context vectors.
 
-    Attribute start: (M, width) float32, the token embeddings of the words. The vectors take the place of the words' embeddings
-    within the text tower's own forward pass, so position codes, mask, pooling and projection are open_clip's.
-
-    words: M words to start from, or a number M of places without words. Raises ValueError for a text tower without token
-    embeddings to tune, and for prompts longer than it reads.
+    The vectors take the place of the words' embeddings (`start`, (M, width) float32) within open_clip's own forward pass.
+    words: M words, or a number M of places. Raises ValueError for a tower without token embeddings, and for prompts too long.
     """
 
     @caller_free()
@@ -97,51 +90,38 @@ class Prompts:
         """(C, D) float32 unit-length class features, differentiable in the vectors (M, width)."""
         if vectors.shape != self.start.shape:
             raise ValueError(f"expected context vectors {tuple(self.start.shape)}, found {tuple(vectors.shape)}")
-        with self._in_place_of_words(vectors):
-            return F.normalize(self._model.encode_text(self._tokens).float(), dim=-1)
 
-    @contextmanager
-    def _in_place_of_words(self, vectors: Tensor) -> Iterator[None]:
-        def replaced(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
+        def in_place_of_words(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
             own = vectors.to(embedded.dtype).expand(len(embedded), -1, -1)
             return torch.cat([embedded[:, :1], own, embedded[:, 1 + self.places :]], dim=1)
 
-        handle = self._embedding.register_forward_hook(replaced)
-        try:
-            yield
-        finally:
-            handle.remove()
+        with self._embedding.register_forward_hook(in_place_of_words):
+            return F.normalize(self._model.encode_text(self._tokens).float(), dim=-1)
 
 
 # ------------------------------------------------------------------------------------------------------------------ CoOp
 
 
 def learning_rate(epoch: int, epochs: int, base: float) -> float:
-    """Of an epoch 0..epochs-1: a constant small one in the first, then half a cosine from `base` (Dassl's ConstantWarmupScheduler
-    around CosineAnnealingLR, which starts to count after the warm-up)."""
+    """Of an epoch: WARMUP_RATE in the first, then half a cosine from `base` (Dassl's ConstantWarmupScheduler, CosineAnnealingLR)."""
     return WARMUP_RATE if epoch == 0 else 0.5 * base * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
 
 def few_shots(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """(n,) positions of up to `shots` images of every class, chosen by the seed; classes with fewer give all of theirs.
-
-    Raises ValueError for a class without images.
-    """
+    """(n,) positions of up to `shots` images of every class, chosen by the seed. ValueError for a class without images."""
     rng = np.random.default_rng(seed)
     chosen = []
     for label in range(int(labels.max()) + 1):
         own = np.flatnonzero(labels == label)
         if not len(own):
-            raise ValueError(
-                f"class {label} of the training split has no image: CoOp needs at least one of every class"
-            )
+            raise ValueError(f"class {label} of the training split has no image: CoOp needs one of every class")
         chosen.append(np.sort(rng.permutation(own)[:shots]))
     return np.concatenate(chosen)
 
 
 @caller_free()
 def learn(
-    class_prompts: Prompts,
+    own: Prompts,
     vectors: Tensor,
     features: Tensor,
     labels: Tensor,
@@ -151,35 +131,23 @@ def learn(
     rate: float,
     seed: int,
 ) -> Tensor:
-    """(M, width) context vectors after training on images whose features are (epochs, n, D), of unit length: epoch e sees
-    features[e], the e-th crop of every image. labels: (n,) int64.
+    """(M, width) context vectors after training on unit features (epochs, n, D), epoch e on features[e]; labels: (n,) int64.
 
-    Images that fill no batch are left out of an epoch, others in each (drop_last in dassl/data/data_manager.py, which CoOp
-    runs on); fewer images than a batch are one batch.
+    Images that fill no batch are left out of an epoch (drop_last in dassl/data/data_manager.py); fewer than a batch are one.
     """
     vectors, features = vectors.detach().clone().requires_grad_(), features.detach().clone()
     optimiser = torch.optim.SGD([vectors], lr=rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     order = torch.Generator().manual_seed(seed)
     for epoch in progress(range(epochs), desc="CoOp: epochs"):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(epoch, epochs, rate)
+        optimiser.param_groups[0]["lr"] = learning_rate(epoch, epochs, rate)
         shuffled = torch.randperm(len(labels), generator=order).to(labels.device)
         whole = len(labels) // BATCH * BATCH or len(labels)
         for batch in shuffled[:whole].split(BATCH):
-            scores = scale * features[epoch, batch] @ class_prompts.features(vectors).T
+            scores = scale * features[epoch, batch] @ own.features(vectors).T
             optimiser.zero_grad()
             F.cross_entropy(scores, labels[batch]).backward()
             optimiser.step()
     return vectors.detach()
-
-
-class Learned(NamedTuple):
-    """Context vectors, and the images they come from."""
-
-    vectors: Tensor  # (M, width) on the CPU, so that it can be sent to other processes
-    split: str  # the name that the training split was loaded by
-    origin: str  # the set whose images the split holds
-    fingerprint: str
 
 
 @functools.lru_cache(maxsize=4)
@@ -193,17 +161,12 @@ def _load(name: str, root: Path, partial: str | None) -> Dataset:
 class CoOp(Method):
     """CoOp: context vectors learned from labelled training images, then used as they are. Nothing is adapted at test time.
 
-    train: name of the labelled set (`apm.data.load`) whose classes it learns from; the vectors are then used with the class
-        names of whatever is tested, as the paper's Tables 1 and 3 do with ImageNet. None: the training split of the tested set.
-    shots: 16 images of a class (section 4.1). epochs: 50, what CoOp's configurations have for ImageNet
-        (configs/trainers/CoOp/vit_b16_ep50.yaml); for 16 shots of its other sets MAX_EPOCH is 200 (vit_b16.yaml). rate: 0.002,
-        SGD (both files).
-    context: "a photo of a", CTX_INIT in vit_b16_ep50_ctxv1.yaml; a number: as many vectors N(0, 0.02), CoOp's start without words.
-    Every epoch sees another random crop of every image, resized bicubically, mirrored or not (random_resized_crop, random_flip
-    and INTERPOLATION in these files). flip: False where the mirror image is another class or none. draw: seed of shots, crops
-    and order.
-    confidence: softmax at the teacher's temperature. Labels of the tested images are never seen: the training split is
-    loaded by itself, and must hold other images than the tested set, changed or not.
+    train: name of the labelled set whose classes it learns from, as the paper's Tables 1 and 3 do with ImageNet; None: the training
+        split of the tested set. It must hold other images than that, changed or not.
+    shots: 16 of a class (section 4.1). epochs, rate: 50 (200 for other sets than ImageNet) and 0.002, SGD, as
+        configs/trainers/CoOp/vit_b16_ep50.yaml.
+    context: CTX_INIT in vit_b16_ep50_ctxv1.yaml; a number: as many vectors N(0, 0.02).
+    flip: of the crops; every epoch sees another of every image, resized bicubically. draw: seed of shots, crops and order.
     """
 
     name: str = "CoOp"
@@ -220,21 +183,22 @@ class CoOp(Method):
             raise ValueError(
                 f"shots and epochs must be at least 1 and rate positive, found {self.shots}, {self.epochs} and {self.rate}"
             )
-        self._learned: dict[str, Learned] = {}  # by the name of the split; travels to workers with the method
+        # by the name of the split, vectors on the CPU and the images they come from: travels to workers with the method
+        self._learned: dict[str, tuple[Tensor, str, str]] = {}
 
     def prompts_used(self, dataset: Dataset) -> str:
         start = "random vectors" if isinstance(self.context, int) else f'"{self.context} {{}}."'
         return f"one, learned from {start}"
 
     def data_identity(self, dataset: Dataset) -> str:
-        """Fingerprint of the training split: with other training images, records are others. Raises as `training_split`."""
+        """Fingerprint of the training split. Raises as `training_split`."""
         return self.training_split(dataset).fingerprint
 
     def training_split(self, dataset: Dataset) -> Dataset:
         """The labelled set. Raises ValueError where the tested set has none, or holds the same images."""
         name = self._split_name(dataset)
         split = _load(name, data_dir(), os.environ.get("PARTIAL"))
-        _other_images(dataset, name, split.origin or split.name, split.fingerprint)
+        _other_images(dataset, name, *_images(split))
         return split
 
     def _split_name(self, dataset: Dataset) -> str:
@@ -257,9 +221,9 @@ class CoOp(Method):
         name = self._split_name(dataset)
         if name not in self._learned:
             split = self.training_split(dataset)
-            self._learned[name] = Learned(self._learn(split), name, split.origin or split.name, split.fingerprint)
-        vectors, *known = self._learned[name]
-        _other_images(dataset, *known)
+            self._learned[name] = (self._learn(split), *_images(split))
+        vectors, *images = self._learned[name]
+        _other_images(dataset, name, *images)
         return vectors.to(self.teacher.device)
 
     def _learn(self, split: Dataset) -> Tensor:
@@ -267,23 +231,21 @@ class CoOp(Method):
         teacher = self.teacher
         key = sha256_of({**self.settings(), "data": split.fingerprint, "code": code_version(self.modules)})
         file = cache_dir() / "prompts" / f"coop-{key[:24]}.safetensors"
-        if not file.is_file():
+        if (known := kept_file(file)) is None:
             chosen = few_shots(split.labels, self.shots, self.draw)
             own = Prompts(teacher, split.classnames, self.context)
             start = own.start
             if isinstance(self.context, int):
                 drawn = torch.randn(start.shape, generator=torch.Generator().manual_seed(self.draw))
                 start = CONTEXT_STD * drawn.to(start.device)
-            n, drawn_by = self.epochs + 1, {"seed": self.draw, "flip": self.flip, "bicubic": True}
-            crops = encoded(teacher, split, chosen, n, **drawn_by).features[:, 1:]  # type: ignore[arg-type]
-            units = F.normalize(crops, dim=-1).transpose(0, 1)  # (epochs, n, D)
+            seen = encoded(teacher, split, chosen, self.epochs + 1, seed=self.draw, flip=self.flip, bicubic=True)
+            units = F.normalize(seen.features[:, 1:], dim=-1).transpose(0, 1)  # (epochs, n, D)
             labels = torch.as_tensor(split.labels[chosen]).to(teacher.device)
-            learned = learn(
-                own, start, units, labels, teacher.logit_scale, epochs=self.epochs, rate=self.rate, seed=self.draw
-            )
-            with atomic_path(file) as temporary:
-                save_file({"context": learned.cpu().contiguous()}, str(temporary))
-        return load_file(str(file))["context"]
+            options = {"epochs": self.epochs, "rate": self.rate, "seed": self.draw}
+            learned = learn(own, start, units, labels, teacher.logit_scale, **options)  # type: ignore[arg-type]
+            known = {"context": learned.cpu().contiguous()}
+            save(known, file, {})
+        return known["context"]
 
     @caller_free()
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
@@ -298,9 +260,14 @@ class CoOp(Method):
         return outcome(scores.softmax(dim=-1), teacher_passes=1)
 
 
+def _images(split: Dataset) -> tuple[str, str]:
+    """The set whose images a set holds, and its fingerprint."""
+    return split.origin or split.name, split.fingerprint
+
+
 def _other_images(tested: Dataset, name: str, origin: str, fingerprint: str) -> None:
     """Raise ValueError where a training split of that name holds images of the tested set, as they are, changed or renamed."""
-    if origin == (tested.origin or tested.name) or fingerprint == tested.fingerprint:
+    if origin == _images(tested)[0] or fingerprint == tested.fingerprint:
         made = "" if name == tested.name else f"; {name} and {tested.name} are both made from the images of {origin}"
         raise ValueError(
             f"CoOp would be trained on the images that it is tested on ({name}{made}): name another train:"
@@ -320,15 +287,14 @@ def average_entropy(logits: Tensor) -> Tensor:
 
 @caller_free()
 def tune(
-    class_prompts: Prompts, vectors: Tensor, views: Tensor, scale: float, *, share: float, steps: int, rate: float
+    own: Prompts, vectors: Tensor, views: Tensor, scale: float, *, share: float, steps: int, rate: float
 ) -> Tensor:
     """(M, width) context vectors after some steps of AdamW from `vectors` on one image's views (n, D), of unit length."""
     vectors, views = vectors.detach().clone().requires_grad_(), views.detach().clone()
     optimiser = torch.optim.AdamW([vectors], lr=rate)  # weight decay 0.01, torch's and TPT's default
-    chosen = None
-    for _ in range(steps):
-        logits = scale * views @ class_prompts.features(vectors).T
-        if chosen is None:  # selected once, by the prompt as it was
+    for step in range(steps):
+        logits = scale * views @ own.features(vectors).T
+        if step == 0:  # selected once, by the prompt as it was
             chosen = confident(logits.detach(), share)
         optimiser.zero_grad()
         average_entropy(logits[chosen]).backward()
@@ -341,12 +307,10 @@ def tune(
 class TPT(WithViews):
     """TPT. Episodic: context vectors and optimiser start anew for every image.
 
-    views: 64 (`--batch-size`). share: 0.1 (`--selection_p`). steps: 1 (`--tta_steps`). rate: 5e-3, AdamW (`--lr`).
-    context: "a photo of a" (`--ctx_init` in the scripts). augmix: True as on TPT's fine-grained sets; on ImageNet's shifted
-        versions its code turns AugMix off.
+    views: `--batch-size`. share: `--selection_p`. steps: `--tta_steps`. rate: `--lr`, AdamW. context: `--ctx_init`. augmix: as on TPT's
+        fine-grained sets; off on ImageNet's shifted versions.
     coop: options of `CoOp`, whose vectors the step then starts from (TPT + CoOp); None: the words.
-    confidence: softmax over the tuned prompt's scores of the image itself. Extra column prompts_read: how often the text tower
-        reads a prompt for an image, the backward pass of every step not counted.
+    Extra column prompts_read: how often the text tower reads a prompt forward for an image.
     """
 
     name: str = "TPT"
@@ -377,7 +341,7 @@ class TPT(WithViews):
 
     @caller_free()
     def prepare(self, dataset: Dataset) -> None:
-        """CoOp's vectors where the step starts from them, before many processes ask for them."""
+        """CoOp's vectors where the step starts from them."""
         if self._coop is not None:
             self._coop.prepare(dataset)
 

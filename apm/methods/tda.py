@@ -1,18 +1,15 @@
 """TDA: two caches of what was seen before correct the teacher's scores.
 
-Karmanov, Guan, Lu, El Saddik and Xing, "Efficient Test-Time Adaptation of Vision-Language Models", CVPR 2024 (arXiv
-2403.18293), section 3, "training-free dynamic adapter"; tda_runner.py, utils.py and configs/ of github.com/kdiAAA/TDA. Images come one by
-one. Each enters, under its own predicted class, a positive cache of features of low entropy, and, when its entropy lies between
-two thresholds, a negative cache that remembers which classes had some probability. For the image's unit feature f and cached
-features g_i,
+Karmanov et al., "Efficient Test-Time Adaptation of Vision-Language Models", CVPR 2024 (arXiv 2403.18293), section 3; tda_runner.py,
+utils.py and configs/ of github.com/kdiAAA/TDA. Each image enters, under its predicted class, a positive cache of features of low entropy,
+and, with an entropy between two thresholds, a negative cache of which classes had some probability. For its unit feature f and
+cached features g_i,
 
     scores = logit_scale * f @ text^T
            + alpha+ * sum_i exp(-beta+ * (1 - f @ g_i)) * one_hot(class_i)
            - alpha- * sum_i exp(-beta- * (1 - f @ g_i)) * (low < p_i < high)
 
-The authors have a file of constants per set, of which alpha+ and beta+ differ, and prompts per set (`template` in datasets/): CLIP's 7
-templates for ImageNet, -A, -V2, Caltech101, Stanford Cars and SUN397, all 80 for ImageNet-R and -Sketch, one of the set's own
-elsewhere. Both are data: data/published/tda_settings.csv.
+Their constants (alpha+ and beta+) and prompts differ from set to set: data/published/tda_settings.csv.
 """
 
 from __future__ import annotations
@@ -39,8 +36,7 @@ IMAGENET = "imagenet"  # whose constants serve sets that the release has no file
 
 
 def configuration(name: str) -> dict[str, str]:
-    """The release's alpha, beta and prompts (a name that `apm.data.prompts.templates` knows) for a dataset, as text; of those that are
-    known. Empty for a set that the release does not have."""
+    """What is known of the release's alpha, beta and prompts (a name of `apm.data.prompts.templates`) for a dataset, as text."""
     found = published.load("tda_settings")
     return {c: t for row, c, t in zip(found["row"], found["column"], found["text"], strict=True) if row == name and t}
 
@@ -70,21 +66,15 @@ class Cache:
 class TDA(WithViews, WithOriginalPrompts):
     """TDA. Online: the caches are carried from image to image, so a prediction depends on the images before it.
 
-    order_seed: None: images come in the order of the positions; a number: in a random order drawn from it. The released code
-        shuffles once per set. Several orders give mean and spread; the rows stay in the order of the positions.
-    positive_shots: 3; negative_shots, negative_alpha, negative_beta: 2, 0.117, 1.0; entropy between 0.2 and 0.5 of log2(C);
-        probability between 0.03 and 1.0: the same in all files of configs/.
-    alpha, beta: None: the authors' for the set at hand (EuroSAT: 4.0 and 8.0), and where they have no file for it, or the value is
-        not known, those of their ImageNet, 2.0 and 5.0. Corrupted images have the constants of the clean set.
-    prompts: "original": the release's for the set, which are also the set's own where the release does not have it.
-    views: 1, the image alone, as for ImageNet and the fine-grained sets there. For ImageNet-A, -V2, -R and -Sketch the
-        released loader has 64 views with AugMix (views=64, augmix=True): mean feature, scores and probabilities over the
-        `share` of 0.1 of lowest entropy (`get_clip_logits` in utils.py).
+    order_seed: None: the order of the positions; a number: a random one drawn from it (the release shuffles once per set). Rows
+        stay in the order of the positions.
+    alpha, beta: None: the authors' for the set, else those of their ImageNet. The other constants are the same in all of configs/.
+    prompts: "original": the release's for the set, else the set's own.
+    views: 1, as for ImageNet and the fine-grained sets there. For ImageNet-A, -V2, -R and -Sketch its loader has views=64,
+        augmix=True: means over the `share` of lowest entropy (`get_clip_logits` in utils.py).
 
-    The entropy, in nats, is divided by log2 of the number of classes as `get_entropy` does, so that it is at most ln 2; the
-    thresholds are for that measure. Scores are 100 times the cosine there, CLIP's logit_scale; here the teacher's own.
-    An image on which anything fails, or whose feature is not finite, is recorded as failed and leaves the caches alone: raising would
-    lose what they hold of all images before it. When every image fails, the first error is raised.
+    The entropy, in nats, is divided by log2(C) as in `get_entropy`. Scores: the teacher's logit_scale times the cosine (there 100).
+    An image that fails is recorded so and leaves the caches alone. When every image fails, the first error is raised.
     """
 
     name: str = "TDA"
@@ -111,8 +101,7 @@ class TDA(WithViews, WithOriginalPrompts):
             )
 
     def constants(self, dataset: Dataset) -> tuple[float, float]:
-        """alpha and beta of the positive cache on this set. Raises FileNotFoundError where both are to come from data/published and
-        that is not there."""
+        """alpha and beta of the positive cache on this set. Raises FileNotFoundError without data/published."""
         if self.alpha is not None and self.beta is not None:
             return self.alpha, self.beta
         known = {**configuration(IMAGENET), **configuration(dataset.name)}
@@ -122,7 +111,7 @@ class TDA(WithViews, WithOriginalPrompts):
         )
 
     def released(self, dataset: Dataset) -> Sequence[str]:
-        """The prompts of the release on this set."""
+        """The prompts of the release on this set, else its own."""
         known = configuration(dataset.name)
         return templates(known["prompts"]) if "prompts" in known else dataset.templates
 
@@ -146,7 +135,7 @@ class TDA(WithViews, WithOriginalPrompts):
         classes, width = text.shape
         if classes < 2:
             raise ValueError(
-                f"TDA compares an entropy with log2 of the number of classes: needs at least 2, found {classes}"
+                f"TDA divides an entropy by log2 of the number of classes: expected at least 2, found {classes}"
             )
         positive = Cache(classes, self.positive_shots, width, text.device)
         negative = Cache(classes, self.negative_shots, width, text.device)
@@ -185,8 +174,7 @@ class TDA(WithViews, WithOriginalPrompts):
         return outcome(scores.softmax(dim=-1), status=status, teacher_passes=self.views, **extra)  # type: ignore[arg-type]
 
     def _features(self, dataset: Dataset, position: int, seed: int, stored: np.ndarray | None) -> tuple[Tensor, float]:
-        """(n, D) features of one image's views, and the milliseconds that another method's views saved. stored: (N, D) features
-        of the images themselves, where one view is all."""
+        """(n, D) features of one image's views, and milliseconds saved. stored: (N, D) of the images themselves."""
         if stored is None:
             features, saved = self.seen(dataset, np.array([position]), seed)
             return features[0], float(saved[0])

@@ -1,9 +1,8 @@
 """TENT: the normalisation layers' scale and shift are trained to make predictions sure.
 
-Wang, Shelhamer, Liu, Olshausen and Darrell, "Tent: Fully Test-Time Adaptation by Entropy Minimization", ICLR 2021 (arXiv
-2006.10726): the mean entropy of a batch's predictions (section 3.1) is minimised over the affine parameters of the normalisation
-layers (section 3.2). tent.py, norm.py, conf.py and cfgs/tent.yaml of github.com/DequanWang/tent. The paper adapts online, batch
-by batch; here a batch is one image's views, and everything is reset after it (`episodic=True` in the released `Tent`).
+Wang et al., "Tent: Fully Test-Time Adaptation by Entropy Minimization", ICLR 2021 (arXiv 2006.10726): the mean entropy of a batch's
+predictions (section 3.1), over the affine parameters of normalisation layers (section 3.2); github.com/DequanWang/tent. The paper
+adapts online; here a batch is one image's views, and all is reset after it (`episodic=True` in the released `Tent`).
 """
 
 from __future__ import annotations
@@ -31,11 +30,9 @@ SCORES = ("after", "before")
 
 
 class Tower:
-    """A float32 copy of a teacher's image tower, of which only the normalisation layers' affine parameters can be trained.
+    """A float32 copy of a teacher's image tower, of which the normalisation layers' affine `parameters` can be trained.
 
-    statistics: of BatchNorm, "batch" or "running". layers: "all" normalisation layers, or "batch", BatchNorm alone. Attributes:
-    parameters, the trained ones by name; batch_norm, whether a feature depends on the rest of its batch. Raises ValueError for a
-    tower that has no such layer.
+    statistics, layers: as of `Tent`. batch_norm: whether a feature depends on its batch. ValueError where no such layer is.
     """
 
     @caller_free()
@@ -49,8 +46,7 @@ class Tower:
             for key, parameter in module.named_parameters(recurse=False):
                 self.parameters[f"{name}.{key}"] = parameter.requires_grad_()
             if isinstance(module, BATCH_NORMS) and statistics == "batch":
-                # `configure_model`: statistics of the batch at hand. The rest stays in evaluation mode, where the released
-                # code has all in training mode: dropout would blur the entropy that is minimised.
+                # as `configure_model`, which has all in training mode: dropout would blur the entropy that is minimised
                 module.track_running_stats = False
                 module.running_mean = module.running_var = None
                 self.batch_norm = True
@@ -90,8 +86,8 @@ def adapt(
 ) -> tuple[Tensor, int]:
     """Scores (C,) of the first of an image's views (n, 3, S, S), and how many forward passes they took.
 
-    logits_of: features (n, D) -> the teacher's scores (n, C), `Teacher.logits`. scores: "after" the last of the steps, by one more pass; "before" it, of the pass that gave its loss. Without a step both are
-    the same. The tower keeps what it has learned; `Tower.reset` undoes it.
+    logits_of: features (n, D) -> the teacher's scores (n, C), `Teacher.logits`. scores: "after" the last step, by one more pass; "before"
+    it. The tower keeps what it has learned; `Tower.reset` undoes it.
     """
     pixels = pixels.detach().clone()
     optimiser = torch.optim.Adam(list(tower.parameters.values()), lr=learning_rate)
@@ -111,28 +107,18 @@ def adapt(
 @register("tent")
 @dataclass
 class Tent(WithViews, WithPrompts):
-    """TENT on the teacher's image tower. Episodic: parameters are reset after every image; the shared teacher is never touched.
+    """TENT on a copy of the teacher's image tower. Episodic: parameters are reset after every image.
 
-    views: 64; one image gives no batch, so its views take the batch's place (TEST.BATCH_SIZE 200 images in cfgs/tent.yaml).
-        All of them count: TENT selects none.
-    steps: 1 (OPTIM.STEPS in cfgs/tent.yaml); 0: none, what the release calls `norm` (norm.py, cfgs/norm.yaml), new statistics and
-        nothing trained. learning_rate: 1e-3, Adam with betas 0.9 and 0.999 and no weight decay (OPTIM in cfgs/tent.yaml;
-        section 4 of the paper has 1e-3 but for ImageNet, where it is SGD at 2.5e-4).
-    layers: "all": LayerNorm, GroupNorm and BatchNorm are trained here, while the original takes BatchNorm alone (`collect_params` in
-        tent.py): "batch". CLIP's transformers have LayerNorm, whose statistics are each image's own, so that the original cannot be
-        run on them. The paper's networks have BatchNorm, and so do CLIP's residual ones:
-    statistics: "batch", of the batch at hand, as `configure_model` in tent.py sets BatchNorm up (section 3.2, "normalization
-        statistics"); "running", those of training, so that only scale and shift change. The batch here is crops of *one* image. Its
-        statistics are not those of 200 different images, for which the method was made: channels that are alike in all crops, by
-        which one object is told from another, are normalised away. That alone can cost many points, with no entropy minimised:
-        compare the row with steps 0. Beside "running" it shows which part is due to what.
-    scores: "after": the prediction comes from one more pass over the image itself after the last step. "before": as the original,
-        `forward_and_adapt` in tent.py, which returns the scores of the very pass whose entropy it then lowers. There the step serves
-        the next batch. Here parameters are reset after every image, so with one step these are the scores of no step at all: the
-        teacher's own, or with BatchNorm those of `steps: 0`.
-    confidence: softmax over the scores after adaptation.
-    Extra columns teacher_backward_passes: backward passes of the image tower per image; batch_statistics: 1 where features were
-        normalised by the statistics of an image's views, else 0.
+    views: 64, all of them, in the place of a batch (TEST.BATCH_SIZE 200 images in cfgs/tent.yaml).
+    steps: 1 (OPTIM.STEPS in cfgs/tent.yaml); 0: new statistics and nothing trained, `norm` in the release. learning_rate: 1e-3, Adam
+        without weight decay (OPTIM there; section 4 has SGD at 2.5e-4 for ImageNet).
+    layers: "all": LayerNorm, GroupNorm and BatchNorm; "batch": BatchNorm alone, as `collect_params` in tent.py, which leaves nothing
+        of CLIP's transformers.
+    statistics: of BatchNorm: "batch", as `configure_model` in tent.py; "running", those of training. Crops of *one* image are not 200
+        images: what all crops share, by which one object is told from another, is normalised away. Compare steps 0.
+    scores: "after" the last step; "before", as `forward_and_adapt` in tent.py, where a step serves the next batch: with one
+        step and a reset after it these are the scores of no step at all.
+    Extra columns teacher_backward_passes, per image; batch_statistics: 1 where the views' statistics normalised features, else 0.
     """
 
     name: str = "TENT"
@@ -161,13 +147,11 @@ class Tent(WithViews, WithPrompts):
         tower = Tower(self.teacher, self.statistics, self.layers)
         rows, passes = [], 0
         for position in positions:
-            pixels = view_pixels(
-                self.teacher, dataset.images[int(position)], self.views, seed=seed, augmix=self.augmix, flip=self.flip
-            ).to(self.teacher.device)
+            pixels = view_pixels(self.teacher, dataset.images[int(position)], self.views, **self.drawn(seed))
+            pixels = pixels.to(self.teacher.device)
             tower.reset()
-            scores, passes = adapt(
-                tower, pixels, logits_of, steps=self.steps, learning_rate=self.learning_rate, scores=self.scores
-            )
+            options = {"steps": self.steps, "learning_rate": self.learning_rate, "scores": self.scores}
+            scores, passes = adapt(tower, pixels, logits_of, **options)  # type: ignore[arg-type]
             rows.append(scores)
         return outcome(
             torch.stack(rows).softmax(dim=-1),

@@ -1,9 +1,7 @@
 """Augmented views of an image, what the teacher says about them, and which of them it is sure of.
 
-Test-time methods that came after TPT (Shu et al., "Test-Time Prompt Tuning for Zero-Shot Generalization in Vision-Language
-Models", NeurIPS 2022) share its views: the image itself and 63 random crops (`AugMixAugmenter` in data/datautils.py of
-github.com/azshue/TPT). Here every view is a function of (seed, pixels of the image) alone: neither the other images of a
-batch nor their order matter, and the first k of n views are the k views.
+Methods after TPT (Shu et al., NeurIPS 2022) share its views: the image itself and 63 random crops (`AugMixAugmenter` in
+data/datautils.py of github.com/azshue/TPT). Here they depend on (seed, pixels of the image) alone, and the first k of n are the k views.
 """
 
 from __future__ import annotations
@@ -49,13 +47,9 @@ def views(
 ) -> list[np.ndarray]:
     """n views of an image (H, W, 3) uint8: the image itself, and n - 1 random crops (size, size, 3) uint8 of it.
 
-    A crop covers 8 to 100 % of the image, is between 3/4 and 4/3 as wide as high, is resized bilinearly to `size` (default:
-    the image's shorter side; `encoded` takes the teacher's) and mirrored with probability 1/2.
-    augmix: put every crop through AugMix's chains, as TPT does on its ten fine-grained sets and not on ImageNet's variants.
-        Its pixels are rounded to 8 bits here; TPT mixes the normalised images, which is the same but for that rounding.
-    flip: as published. Where the mirror image is another class or none, such as digits, pass False; the crops stay the same.
-    bicubic: resize the crops bicubically, as CoOp's configurations do for training; TPT leaves torchvision's bilinear.
-
+    A crop covers 8 to 100 % of the image, is 3/4 to 4/3 as wide as high, resized to `size` (default: the image's shorter side) and
+    mirrored with probability 1/2. augmix: through AugMix's chains, as TPT does on its fine-grained sets (rounded to 8 bits here). flip:
+    False where the mirror image is another class or none; the crops stay the same. bicubic: as CoOp's configurations have, else bilinear.
     Raises ValueError for n < 1 and for anything but uint8 (H, W, 3).
     """
     if n < 1:
@@ -149,21 +143,11 @@ OPERATIONS: tuple[Callable[[Image.Image, np.random.Generator], Image.Image], ...
 # ------------------------------------------------------------------------------------------------ what the teacher says
 
 
-def view_pixels(
-    teacher: Teacher,
-    image: np.ndarray,
-    n: int,
-    *,
-    seed: int,
-    augmix: bool = False,
-    flip: bool = True,
-    bicubic: bool = False,
-) -> Tensor:
-    """(n, 3, S, S) float32 on the CPU: views of an image as the teacher's own preprocessing makes them. Crops are resized to S
-    at once, as TPT does; the image itself is resized and cropped by the preprocessing."""
-    pictures = views(image, n, seed=seed, augmix=augmix, flip=flip, bicubic=bicubic, size=teacher.image_size)
-    whole = teacher.transform(pictures[:1])
-    return torch.cat([whole, teacher.transform(pictures[1:])]) if n > 1 else whole
+def view_pixels(teacher: Teacher, image: np.ndarray, n: int, **drawn: Any) -> Tensor:
+    """(n, 3, S, S) float32 on the CPU: `views` of an image through the teacher's preprocessing, crops of size S at once, as in TPT."""
+    whole, *crops = views(image, n, size=teacher.image_size, **drawn)
+    # the image first and by itself: it may have another size
+    return torch.cat([teacher.transform(part) for part in ([whole], crops) if part])
 
 
 class Encoded(NamedTuple):
@@ -173,22 +157,10 @@ class Encoded(NamedTuple):
     saved_milliseconds: np.ndarray  # (N,) float32: what drawing and encoding took when another call did it, else 0
 
 
-def encoded(
-    teacher: Teacher,
-    dataset: Dataset,
-    positions: np.ndarray | Sequence[int],
-    n: int,
-    *,
-    seed: int,
-    augmix: bool = False,
-    flip: bool = True,
-    bicubic: bool = False,
-) -> Encoded:
-    """The teacher's features of n views of the images at N positions; view 0 is the image. Raises as `views` and the dataset do.
+def encoded(teacher: Teacher, dataset: Dataset, positions: np.ndarray | Sequence[int], n: int, **drawn: Any) -> Encoded:
+    """The teacher's features of n `views` of the images at N positions. Raises as `views` and the dataset do.
 
-    Every image's views are one batch, so rounding does not depend on the other images. Features stay in memory, up to
-    CACHE_BYTES per process, for the next method that asks for the same (teacher, images, seed, n): methods that share views
-    share the time, and each still says how many teacher passes it needs.
+    Every image's views are one batch: rounding does not depend on other images. Features stay in memory, up to CACHE_BYTES.
     """
     rows, saved = [], np.zeros(len(positions), dtype=np.float32)
     for row, position in enumerate(positions):
@@ -196,13 +168,12 @@ def encoded(
         key = (
             *(teacher.hash, teacher.precision, str(teacher.device)),
             *(dataset.fingerprint, dataset.corruption, dataset.severity, int(dataset.indices[position])),
-            *(int(seed), n, augmix, flip, bicubic),
+            *(n, *sorted(drawn.items())),
         )
         found = _KEPT.get(key)
         if found is None:
             start = time.perf_counter()
-            image = dataset.images[int(position)]
-            pixels = view_pixels(teacher, image, n, seed=seed, augmix=augmix, flip=flip, bicubic=bicubic)
+            pixels = view_pixels(teacher, dataset.images[int(position)], n, **drawn)
             features = teacher.encode(pixels).feature.cpu()
             _KEPT.put(key, features, 1e3 * (time.perf_counter() - start))
         else:
@@ -254,12 +225,9 @@ def entropy(scores: Tensor) -> Tensor:
 
 
 def confident(scores: Tensor, share: float) -> Tensor:
-    """Indices (k,) int64 of the views with the lowest entropy, most confident first; k = floor(n * share).
+    """Indices (k,) int64 of the k = floor(n * share) views of lowest entropy, most confident first, ties in their order.
 
-    scores: (n, C) logits, that is, cosine similarities times the teacher's logit_scale. `select_confident_samples` in TPT's
-    tpt_classification.py, which keeps a share of 0.1. Equal entropies keep the order of the views.
-
-    Raises ValueError when no view is selected, for a share outside (0, 1], and for scores that are no (n, C).
+    scores: (n, C) logits. `select_confident_samples` in TPT's tpt_classification.py. Raises ValueError as `kept`, and for other shapes.
     """
     if scores.ndim != 2:
         raise ValueError(f"expected scores (views, classes), found {tuple(scores.shape)}")
@@ -267,7 +235,7 @@ def confident(scores: Tensor, share: float) -> Tensor:
 
 
 def kept(n: int, share: float) -> int:
-    """How many of n views `confident` selects. Raises ValueError as it does."""
+    """How many of n views `confident` selects. Raises ValueError for none, and for a share outside (0, 1]."""
     if not 0 < share <= 1:
         raise ValueError(f"the share of confident views must lie in (0, 1], found {share}")
     count = math.floor(n * share + 1e-9)  # 100 * 0.29 is 28.999999999999996

@@ -30,18 +30,15 @@ HALF = 2.0**-10  # torch.finfo(torch.float16).eps: what the release divides cosi
 def vote(logits: Tensor, share: float, *, cosines: Tensor | None = None) -> int:
     """The class that most of the confident views say; logits (n, C) of n views at the teacher's temperature.
 
-    cosines: (n, C) of the same views, for the vote of the release in float16: there the temperature is 2^-10, not zero, so a view
-    whose best classes are within about 0.003 of each other shares its vote among them; None: every view has one whole vote.
+    cosines: (n, C), for the release's vote in float16: at a temperature of 2^-10, not zero, a view whose best classes are within
+    about 0.003 of each other shares its vote; None: whole votes.
 
-    Ties are broken as by `greedy_break` (utils/tools.py of the release): the discarded views are asked in turn, from the most
-    confident on, and the first that says a tied class decides. So the release does since November 2024, when it began to sort the
-    views before it drops the first k; before, `l[k:]` were the last n - k views as they were drawn, kept or not. When none says a
-    tied class, the tied class that the first of them scores highest (the most confident view where none was discarded). That is
-    what `break_sample_tie` is for; as released it masks by `logit[~ties]` with class numbers in `ties`, and ~ of a number counts
-    from the end: it leaves out other classes than it should.
+    Ties are broken as by `greedy_break` (utils/tools.py, since November 2024): the first discarded view, from the most confident on,
+    that says a tied class decides; else the tied class that the first of them scores highest (the most confident view where none was
+    discarded), as `break_sample_tie` means to do: its mask `logit[~ties]` leaves out other classes than it should.
     """
     order = entropy(logits).argsort(stable=True)
-    chosen = confident(logits, share)
+    chosen, rest = order.split([k := kept(len(logits), share), len(logits) - k])
     said = logits.argmax(dim=-1)
     if cosines is None:
         votes = torch.bincount(said[chosen], minlength=logits.shape[1])
@@ -50,12 +47,8 @@ def vote(logits: Tensor, share: float, *, cosines: Tensor | None = None) -> int:
     tied = votes == votes.max()
     if int(tied.sum()) == 1:
         return int(votes.argmax())
-    rest = order[len(chosen) :]
-    for view in rest.tolist():
-        if tied[said[view]]:
-            return int(said[view])
-    first = int(rest[0]) if len(rest) else int(order[0])
-    return int(logits[first].masked_fill(~tied, -torch.inf).argmax())
+    first = logits[int((rest if len(rest) else order)[0])].masked_fill(~tied, -torch.inf)
+    return next((int(c) for c in said[rest] if tied[c]), int(first.argmax()))
 
 
 @register("zero")
@@ -63,12 +56,9 @@ def vote(logits: Tensor, share: float, *, cosines: Tensor | None = None) -> int:
 class Zero(WithViews, WithOriginalPrompts):
     """ZERO. Episodic: every image by itself, nothing trained.
 
-    views: 64, `num_views` (ttas/zero.py; 63 crops with mirroring and no AugMix: `MultiViewCropAndFlip` in data/augs.py).
-    share: gamma = 0.3 (ttas/zero.py, "updated from the previous value of 0.1"; "e.g., 0.3" in the pseudo-code).
-    soft_vote: False, votes at temperature zero as in the paper; True, as the release votes under autocast: cosines in float16 over
-        2^-10 (`vote`). The views are selected in float32 either way.
-    confidence: the mean probability of the predicted class over the kept views, at the teacher's temperature; the vote's
-        own share says nothing about calibration.
+    views: 64, `num_views` (ttas/zero.py; no AugMix: `MultiViewCropAndFlip` in data/augs.py). share: gamma = 0.3 (ttas/zero.py).
+    soft_vote: False, as in the paper; True, as the release votes under autocast (`vote`). Views are selected in float32 either way.
+    confidence: mean probability of the predicted class over the kept views, at the teacher's temperature.
     """
 
     name: str = "ZERO"

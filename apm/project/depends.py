@@ -1,9 +1,9 @@
 """What a notebook's result depends on, and which results are stale.
 
-A result depends on the notebook, its profile's YAML files and local weights, exactly the apm modules that it imports, the
-published numbers and the cards of shipped teachers where one of those reads them, the locked versions, and where data and results are. All of that is hashed
-into a stamp when a run has ended well; a result is stale when the hash has changed or a file that the run left is gone.
-Contents count, not times: a touched file makes nothing stale, a removed one does.
+A result depends on the notebook, its profile's YAML files, the local weights and the trees of images that these name, exactly the apm
+modules that it imports, the published numbers and the cards of shipped teachers where one of those reads them, the locked versions,
+and where data and results are. All of that is hashed into a stamp when a run has ended well, with the files that it left. A result is
+stale when one of these is another now. Contents count (of weights and images: sizes and times): a touched file makes nothing stale.
 
 Light imports only, the standard library and PyYAML, so that make can ask at every start:
 
@@ -17,17 +17,17 @@ import functools
 import hashlib
 import json
 import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from apm.project import data_dir, located, manifest, results_dir
-from apm.project import root as project_root
+from apm.project import data_dir, facts, located, manifest, profiles, results_dir, root, sha256_file, sha256_of
+from apm.project.paths import say
 
 PACKAGE = Path(__file__).resolve().parents[1]
-ALWAYS = ("project.run", "project.profiles", "project.progress")  # what runs a notebook
+ALWAYS = ("project.run", "project.kernel")  # what runs a notebook
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 
 
@@ -35,7 +35,11 @@ WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 def imported(source: str, package: str = "apm") -> frozenset[str]:
     """Dotted names below the package that a piece of code imports anywhere in it: of modules, rooms, or what these define."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return frozenset()  # the run says so
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -70,86 +74,105 @@ def closure(names: frozenset[str] | set[str], folder: Path = PACKAGE) -> list[Pa
     return sorted(files | {facts for room in {path.parent for path in files} for facts in room.glob("*.yaml")})
 
 
-def code(notebook: Path) -> str:
-    """The code cells of a notebook as one source; lines that only IPython understands are left out."""
+def cells(notebook: Path) -> list[str]:
+    """The code cells of a notebook; those for another language and lines that only IPython understands are left out."""
     try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    except (ValueError, KeyError) as error:
+        book = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        sources = ["".join(c["source"]) for c in book if c["cell_type"] == "code"]
+    except (ValueError, KeyError, TypeError) as error:
         raise SystemExit(f"{notebook}: not a notebook ({error}): restore it from the repository") from error
-    lines = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code").splitlines()
-    return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+    lines = [source.splitlines() for source in sources if not source.startswith("%%")]
+    return ["\n".join(line for line in cell if not line.lstrip().startswith(("%", "!"))) for cell in lines]
 
 
-def inputs(root: Path, profile: str, notebook: Path) -> list[Path]:
-    """Every file whose change makes the notebook's result stale, but for weights and other notebooks' results."""
-    modules = closure(imported(code(notebook)) | set(ALWAYS), root / "apm")
-    published = (
-        sorted((root / "data" / "published").glob("*.csv")) if root / "apm" / "data" / "published.py" in modules else []
-    )
-    cards = (
-        sorted((root / "data" / "teachers").glob("*.yaml"))
-        if root / "apm" / "teachers" / "__init__.py" in modules
-        else []
-    )
-    lock = root / "requirements.lock"
-    page = [
-        root / "notebooks" / "index.yaml",
-        root / "apm" / "analysis" / "report.html.j2",
-        root / "data" / "expected" / f"{profile}.csv",
-    ]
-    page = [path for path in page if path.is_file()] if notebook.stem.startswith("99_") else []
-    return [
-        notebook,
-        *page,
-        *settings_files(root, profile, notebook),
-        *modules,
-        *published,
-        *cards,
-        *([lock] if lock.is_file() else []),
-    ]
-
-
-def settings_files(root: Path, profile: str, notebook: Path) -> list[Path]:
-    """The YAML files of a profile that a notebook reads."""
-    folder = root / "profiles" / profile
-    files = [folder / "common.yaml", folder / f"{notebook.stem}.yaml", *sorted(folder.glob(f"{notebook.stem}.*.yaml"))]
+def inputs(profile: str, notebook: str) -> list[Path]:
+    """Every file whose change makes the notebook's result stale, but for weights, images and other notebooks' results."""
+    home, path = root(), root() / "notebooks" / f"{notebook}.ipynb"
+    modules = closure({*ALWAYS}.union(*map(imported, cells(path))), home / "apm")
+    files = [path, *settings_files(profile, notebook), *modules, home / "requirements.lock"]
+    if home / "apm" / "data" / "published.py" in modules:
+        files += sorted((home / "data" / "published").glob("*.csv"))
+    if home / "apm" / "teachers" / "__init__.py" in modules:
+        files += sorted((home / "data" / "teachers").glob("*.yaml"))
+    if notebook == profiles.REPORT:
+        page = ("notebooks/index.yaml", "apm/analysis/report.html.j2", f"data/expected/{profile}.csv")
+        files += [home / name for name in page]
     return [file for file in files if file.is_file()]
 
 
-def weights(root: Path, profile: str, notebook: Path) -> list[Path]:
+def settings_files(profile: str, notebook: str) -> list[Path]:
+    """The YAML files of a profile that a notebook reads."""
+    folder = root() / "profiles" / profile
+    files = [folder / "common.yaml", folder / f"{notebook}.yaml", *sorted(folder.glob(f"{notebook}.*.yaml"))]
+    return [file for file in files if file.is_file()]
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(key, text) of every text in what a YAML file holds."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, list | dict):
+        for name, item in value.items() if isinstance(value, dict) else ((key, item) for item in value):
+            yield from _texts(item, name)
+
+
+def _settings(profile: str, notebook: str) -> set[tuple[str, str]]:
+    found: set[tuple[str, str]] = set()
+    for file in settings_files(profile, notebook):
+        try:
+            found |= set(_texts(profiles.parsed(file)))
+        except (ValueError, OSError):
+            continue  # said before the notebook runs
+    return found
+
+
+def weights(profile: str, notebook: str) -> list[Path]:
     """Local checkpoints that the YAML files of a notebook name, there or not: values of `pretrained` that are paths."""
-    named = [
-        name
-        for file in settings_files(root, profile, notebook)
-        for name in _pretrained(_parsed(file.read_text(encoding="utf-8")))
-    ]
+    named = [text for key, text in _settings(profile, notebook) if key == "pretrained"]
     files = [located(name).rpartition("=")[2] for name in named]  # FILE or TAG=FILE
-    return sorted({root / name for name in files if "/" in name or Path(name).suffix in WEIGHTS})
+    return sorted({root() / name for name in files if "/" in name or Path(name).suffix in WEIGHTS})
+
+
+def trees(profile: str, notebook: str) -> list[Path]:
+    """Folders of images that the YAML files of a notebook name: of class folders, and of published sets below $DATA."""
+    base, found = data_dir(), set[Path]()
+    for _, text in _settings(profile, notebook):
+        if text.startswith("folder:"):
+            found.add(Path(base or root(), Path(text.removeprefix("folder:")).expanduser()).resolve())
+        elif base:  # the name of a derived set begins with that of the set that it is made from
+            names = [name for name in _places() if re.match(rf"{re.escape(name)}([-/]|$)", text)]
+            found |= {base / place for name in names for place in _places()[name]}
+    return sorted(found)
 
 
 @functools.cache
-def _parsed(text: str) -> Any:
+def _places() -> dict[str, list[str]]:
+    """Published set -> folders below $DATA in which it is looked for."""
+    sets = facts(str(PACKAGE / "data" / "published_sets.py"))
+    return {name: about["places"] for name, about in sets.items() if "places" in about}
+
+
+@functools.cache
+def listing(tree: Path) -> str:
+    """Hash of the names, sizes and times of all files below a folder, through links too."""
+    total, seen = hashlib.sha256(), set[tuple[int, int]]()
+    for folder, inner, names in os.walk(tree, followlinks=True):
+        at = Path(folder).stat()
+        if (at.st_dev, at.st_ino) in seen:  # a link to a folder above
+            inner.clear()
+            continue
+        seen.add((at.st_dev, at.st_ino))
+        inner.sort()
+        for name in sorted(names):
+            total.update(f"{folder}/{name} {_seen(Path(folder, name))}\0".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
+
+
+def _seen(path: Path) -> tuple[int, int] | None:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return None  # `apm.project.profiles` says what is wrong with it, before the notebook runs
-
-
-def _pretrained(values: Any) -> list[str]:
-    """Every text under a key `pretrained`, however deep."""
-    if isinstance(values, list):
-        return [name for value in values for name in _pretrained(value)]
-    if not isinstance(values, dict):
-        return []
-    own = values.get("pretrained")
-    return ([own] if isinstance(own, str) else []) + _pretrained(list(values.values()))
-
-
-def notebooks(root: Path, profile: str) -> list[Path]:
-    """The notebooks that a profile runs: those for which its folder has a YAML file, and the report."""
-    own = {path.stem for path in (root / "profiles" / profile).glob("*.yaml")}
-    found = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    return [path for path in found if path.stem in own or path.stem.startswith("99_")]
+        return path.stat().st_size, path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def reads_results(notebook: str) -> bool:
@@ -159,26 +182,30 @@ def reads_results(notebook: str) -> bool:
 
 def outputs(results: Path, notebook: str) -> list[Path]:
     """The files in a results folder that its manifest says a notebook made: numbers, tables, figures; the report its page."""
-    numbers = results / "numbers" / f"{notebook}.csv"
-    page = results / "report.html" if notebook.startswith("99_") else numbers
-    return [
-        *(path for path in dict.fromkeys((numbers, page)) if path.is_file()),
-        *(results / file for file in manifest.files(results, notebook)),
-    ]
+    own = [results / "numbers" / f"{notebook}.csv", *([results / "report.html"] if notebook == profiles.REPORT else [])]
+    return [*filter(Path.is_file, own), *(results / file for file in manifest.files(results, notebook))]
 
 
-def state(root: Path, profile: str, notebook: Path) -> str:
+def left(results: Path, notebook: str) -> list[str]:
+    """What a run has left, as lines `digest  file`: the executed notebook, what it published, its part of the manifest."""
+    paths = [results / "notebooks" / f"{notebook}.ipynb", *outputs(results, notebook)]
+    lines = [f"{sha256_file(path)}  {path.relative_to(results).as_posix()}" for path in paths if path.is_file()]
+    return [*lines, f"{sha256_of(manifest.notebooks(results).get(notebook))}  {manifest.NAME}"]
+
+
+def state(profile: str, notebook: str) -> str:
     """The hash of all that a notebook's result depends on, as it is now."""
     total, results = hashlib.sha256(), results_dir(profile)
     for value in (str(data_dir()), os.environ.get("PARTIAL", ""), str(results)):
         total.update(value.encode() + b"\0")
-    for path in weights(root, profile, notebook):
+    for path in weights(profile, notebook):
         # by size and time, as weights are large; what is computed with them is stored under the hash of their contents
-        seen = (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
-        total.update(f"{path} {seen}".encode() + b"\0")
-    paths = inputs(root, profile, notebook)
-    if reads_results(notebook.stem):
-        before = [other.stem for other in notebooks(root, profile) if other.stem[:2] < notebook.stem[:2]]
+        total.update(f"{path} {_seen(path)}".encode() + b"\0")
+    for tree in trees(profile, notebook):
+        total.update(f"{tree} {listing(tree)}".encode() + b"\0")
+    paths = inputs(profile, notebook)
+    if reads_results(notebook):
+        before = [other for other in profiles.runs(profile) if other[:2] < notebook[:2]]
         total.update(" ".join(before).encode() + b"\0")
         paths += [path for other in before for path in outputs(results, other) if path.is_file()]
     for path in paths:
@@ -186,28 +213,36 @@ def state(root: Path, profile: str, notebook: Path) -> str:
     return total.hexdigest()
 
 
-def is_done(stamp: Path, wanted: str, results: Path) -> bool:
-    """Whether a stamp is of the state `wanted` and every file that it names is still in the results folder."""
-    if not stamp.is_file():
-        return False
-    had, *left = stamp.read_text(encoding="utf-8").splitlines()
-    return had == wanted and all((results / name).is_file() for name in left)
+def stamped(stamp: Path) -> list[str]:
+    """The lines of a stamp, a state and what its run left (`left`): none where there is none or, which is said, it cannot be read."""
+    try:
+        return stamp.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        say(f"{stamp} cannot be read ({error}): it is made anew")
+        return []
 
 
-def rules(root: Path, profile: str) -> str:
+def rules(profile: str) -> str:
     """Make rules for the notebooks of a profile: FORCE before the stamps that are stale, and for those that read results the
     stamps of the notebooks before them."""
-    chosen, results = notebooks(root, profile), results_dir(profile)
-    stamps = {path: f".make/{profile}/{path.stem}.done" for path in chosen}
-    lines = [f"NOTEBOOKS := {' '.join(path.stem for path in chosen)}"]
-    for notebook, stamp in stamps.items():
-        if not is_done(root / stamp, state(root, profile, notebook), results):
+    chosen, results = profiles.runs(profile), results_dir(profile)
+    if wrong := [name for name in chosen if not re.fullmatch(r"[\w.+-]+", name)]:
+        raise SystemExit(f"notebooks/{wrong[0]}.ipynb: make runs names of letters, digits and _ . + - only: rename it")
+    for path in profiles.folder_of(profile).glob("[0-9][0-9]_*.yaml"):
+        if path.name.split(".")[0] not in chosen:
+            say(f"{path}: there is no notebook of that name: it is left out. Known: {', '.join(profiles.notebooks())}")
+    stamps = {name: f".make/{profile}/{name}.done" for name in chosen}
+    lines = [f"NOTEBOOKS := {' '.join(chosen)}"]
+    for name, stamp in stamps.items():
+        if stamped(root() / stamp) != [state(profile, name), *left(results, name)]:
             lines.append(f"{stamp}: FORCE")
-        if reads_results(notebook.stem):
-            earlier = [stamps[other] for other in chosen if other.stem[:2] < notebook.stem[:2]]
+        if reads_results(name):
+            earlier = [stamps[other] for other in chosen if other[:2] < name[:2]]
             lines.append(f"{stamp}: {' '.join(earlier)}")
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    print(rules(project_root(), sys.argv[1] if len(sys.argv) > 1 else "mini"), end="")
+    print(rules(sys.argv[1] if len(sys.argv) > 1 else "mini"), end="")

@@ -12,15 +12,16 @@ import ast
 import functools
 import importlib.metadata
 import inspect
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
 from apm.project import paths
 
-# The modules whose code determines a prediction. A method that lives elsewhere names its own in an attribute `modules`.
+# The modules whose code determines a prediction, besides those of the method (`modules_of`).
 RUN_MODULES = (
-    *("model", "lockstep", "ttt", "typed", "methods.method"),
+    *("model", "lockstep", "ttt", "typed", "methods.method", "methods.views"),
     *("teachers.images", "teachers.teacher", "teachers.timm_models", "teachers.cached"),
     *("data.dataset", "data.files", "data.layouts", "data.derived", "data.prompts"),
 )
@@ -32,18 +33,29 @@ STOPS = (
 SAID = ("print", "warnings.warn")  # calls whose effect is a message
 
 
+def modules_of(made: type) -> tuple[str, ...]:
+    """`RUN_MODULES` and those where a method's class and its bases are written; ":NAME" for one outside this package."""
+    written = {base.__module__ for base in made.__mro__} - sys.stdlib_module_names
+    return (*RUN_MODULES, *(m.removeprefix("apm.") if m.startswith("apm.") else f":{m}" for m in sorted(written)))
+
+
 @functools.cache
 def code_version(modules: tuple[str, ...], package: Path | None = None) -> str:
-    """Hash of what modules of this package define, for example ("ttt", "methods.zero"), here and in a YAML file of their name.
+    """Hash of what modules define, for example ("ttt", "methods.zero", ":mine"), here and in a YAML file of their name.
 
-    Computed once per process, so it describes the code as imported. Raises FileNotFoundError for a module that does not exist.
+    Computed once per process, so it describes the code as imported. Raises FileNotFoundError for a module without a file.
     """
     folder = package or Path(__file__).parents[1]
     found: set[str] = set()
     for module in set(modules):
         file = folder.joinpath(*module.split(".")).with_suffix(".py")
+        if module.startswith(":"):
+            file = Path(getattr(sys.modules.get(module[1:]), "__file__", None) or module[1:])
         if not file.is_file():
-            raise FileNotFoundError(f"no module {module!r} at {file}: correct the list of modules that determine a run")
+            raise FileNotFoundError(
+                f"no file {file} of {module.lstrip(':')}, whose code determines predictions: a change of it would go unnoticed. Write a "
+                "method into a file, not into a notebook, and import it (docs/your-own.md)"
+            )
         found |= _definitions(file.read_text(encoding="utf-8"))
         if file.with_suffix(".yaml").is_file():
             found.add(repr(paths.facts(str(file))))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from apm.project import atomic_write, locked
+from apm.project.paths import say
 
 VERSION = 1
 NAME = "manifest.json"
@@ -26,23 +27,42 @@ def read(folder: Path | str) -> dict[str, Any]:
     path = Path(folder) / NAME
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        version = found["version"]
+        if (version := found["version"]) == VERSION:
+            for part in found["notebooks"].values():
+                _ = (
+                    part["complete"],
+                    [[e[key] for key in ("name", "kind", "caption", "notes")] for e in part["entries"]],
+                )
+                if any(Path(file).is_absolute() or ".." in Path(file).parts for file in _files(part)):
+                    raise ValueError("a file outside the folder")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} does not exist: run the notebooks first, `make reproduce`") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read: remove it and run `make reproduce` again") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: `make reproduce` makes it anew") from error
     if version != VERSION:
         raise ValueError(f"{path} is of version {version}, this package writes {VERSION}: run `make reproduce` again")
     return found
 
 
+def notebooks(folder: Path | str) -> dict[str, Any]:
+    """What each notebook published; nothing where there is no manifest, and, which is said, where it cannot be read."""
+    try:
+        return read(folder)["notebooks"]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        say(str(error))
+        return {}
+
+
+def _files(part: dict[str, Any]) -> list[str]:
+    return [*(file for entry in part["entries"] for file in entry["files"]), *part.get("earlier", ())]
+
+
 def files(folder: Path | str, notebook: str) -> list[str]:
     """Files that a notebook published, in this run and in one before it, relative to the folder; none without a sound manifest."""
-    try:
-        made = read(folder)["notebooks"][notebook]
-        return [*(file for entry in made["entries"] for file in entry["files"]), *made.get("earlier", ())]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    made = notebooks(folder)
+    return _files(made[notebook]) if notebook in made else []
 
 
 def note(folder: Path | str, notebook: str, entries: list[dict[str, Any]], *, complete: bool) -> None:
@@ -52,10 +72,7 @@ def note(folder: Path | str, notebook: str, entries: list[dict[str, Any]], *, co
     """
     folder = Path(folder)
     with locked(folder / f".{NAME}.lock"):
-        try:
-            made = read(folder)["notebooks"]
-        except (FileNotFoundError, ValueError):
-            made = {}
+        made = notebooks(folder)
         left = set(files(folder, notebook)) - {file for entry in entries for file in entry["files"]}
         earlier = {"earlier": sorted(left)} if left and not complete else {}
         made[notebook] = {"complete": complete, "entries": entries, **earlier}

@@ -6,13 +6,16 @@ import dataclasses
 import difflib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
+import mmap
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ import yaml
 # Read once: it can only be read by setting it, and a file that another thread makes in between would be open to all.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+SEAL = 64  # bytes of a digest, the last of a sealed file
 
 
 def root() -> Path:
@@ -37,9 +41,17 @@ def root() -> Path:
     )
 
 
+def _named(variable: str) -> Path | None:
+    """The folder that a variable of the environment names: a relative one lies in the project, wherever the work starts."""
+    if not (named := os.environ.get(variable)):
+        return None
+    folder = Path(named).expanduser()
+    return (folder if folder.is_absolute() else root() / folder).resolve()
+
+
 def cache_dir() -> Path:
     """Folder of trained teachers and cached features: $APM_CACHE, else data/cache in the project."""
-    return Path(os.environ["APM_CACHE"]).resolve() if os.environ.get("APM_CACHE") else root() / "data" / "cache"
+    return _named("APM_CACHE") or root() / "data" / "cache"
 
 
 CACHE = f"data{os.sep}cache{os.sep}"  # of a path in a profile: `cache_dir`, wherever that is
@@ -53,13 +65,18 @@ def located(named: str) -> str:
 
 def data_dir() -> Path | None:
     """Folder of the datasets on disk: $DATA; None where it is not set."""
-    return Path(os.environ["DATA"]).expanduser().resolve() if os.environ.get("DATA") else None
+    return _named("DATA")
 
 
 def results_dir(profile: str) -> Path:
     """Folder of a profile's results: $APM_RESULTS/<profile>, else results/<profile> in the project."""
-    base = Path(os.environ["APM_RESULTS"]).resolve() if os.environ.get("APM_RESULTS") else root() / "results"
-    return base / profile
+    return (_named("APM_RESULTS") or root() / "results") / profile
+
+
+def by_hand() -> str:
+    """The folder in the results for what a notebook makes that somebody runs by hand, with whatever parameters: beside what
+    `apm.project.run` made, which is where "" stands for."""
+    return "" if os.environ.get("APM_RUN") else "by-hand"
 
 
 def portable(text: str) -> str:
@@ -79,29 +96,38 @@ def portable(text: str) -> str:
 def locked(path: Path | str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the lock file `path`, which is made where there is none; the lock goes with the process, however that ends.
 
-    waiting: called once where another process holds it. Raises OSError that names the folder and what to do when it cannot
-    be written.
+    waiting: called once where another process holds it. Where the file system has no locks, that is said and the work goes
+    on. Raises OSError that names the folder and what to do when it cannot be written.
     """
     path = Path(path)
-    try:
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
-    except OSError as error:
-        raise _explained(error, path) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             waiting()
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            say(f"{path.parent} is on a file system without locks ({error}): start no second run that writes there")
         yield
 
 
-@contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A temporary path in the same folder, renamed to `path` on success and removed on any error.
+@functools.cache
+def say(text: str) -> None:
+    """Once, a line on the terminal that runs the work, also from a kernel: an executed notebook holds nothing of this machine."""
+    terminal = os.environ.get("APM_PROGRESS")
+    with suppress(OSError), Path(terminal).open("a") if terminal else nullcontext(sys.stderr) as stream:
+        print(text, file=stream, flush=True)
 
-    Raises OSError that names the folder and what to do when it cannot be written; the file that was there stays.
+
+@contextmanager
+def atomic_path(path: Path | str, *, sealed: bool = False) -> Iterator[Path]:
+    """A temporary path in the same folder, renamed to `path` when its bytes are on the disk, and removed on any error.
+
+    sealed: the digest of its bytes is written behind them (`check_seal`). Raises OSError that names the folder and what to do when
+    it cannot be written; the file that was there stays.
     """
     path = Path(path)
     temporary: Path | None = None
@@ -111,6 +137,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
+        digest = sha256_file(temporary).encode() if sealed else b""
+        with temporary.open("ab") as file:
+            file.write(digest)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut can leave a file of the right length, full of zeros
         temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
     except OSError as error:
@@ -126,6 +157,22 @@ def atomic_write(path: Path | str, data: bytes | str) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
     return path
+
+
+def check_seal(path: Path) -> None:
+    """Raises ValueError for a sealed file whose bytes are not those that were written. Read once while it stays as it is."""
+    about = path.stat()
+    if not _whole(path, about.st_size, about.st_mtime_ns, about.st_ino):
+        raise ValueError("its bytes are not those that were written")
+
+
+@functools.lru_cache
+def _whole(path: Path, size: int, *_: int) -> bool:
+    if size <= SEAL:
+        return False
+    with path.open("rb") as file:
+        found = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    return hashlib.sha256(found[:-SEAL]).hexdigest().encode() == found[-SEAL:]
 
 
 def facts(module: str) -> Any:
@@ -144,11 +191,36 @@ _ADVICE = {
 }
 
 
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """An OSError of what cannot be written names the folder of `path` and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise _explained(error, path) from error
+
+
 def _explained(error: OSError, path: Path) -> OSError:
     advice = _ADVICE.get(error.errno or 0)
     if advice is None:
         return error
     return type(error)(error.errno, f"cannot write {path.name} in {path.parent}: {advice}")
+
+
+def kept(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file of this package's own state: {} where there is none, and, which is said, where it cannot be
+    read, so that it is made anew."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        error: Exception = ValueError("no mapping")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as failure:
+        error = failure
+    say(f"{path} cannot be read ({error}): it is made anew")
+    return {}
 
 
 def plain(value: Any) -> Any:

@@ -8,17 +8,19 @@ results do.
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
-import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from apm.project import atomic_write, depends, locked, manifest, portable, profiles, results_dir, root
+from apm.project import depends, locked, manifest, portable, profiles, results_dir, root, sha256_file
+from apm.project.paths import atomic_path, atomic_write, explained, kept, say
 
 
 def run(notebook: str, profile: str) -> Path:
@@ -29,6 +31,8 @@ def run(notebook: str, profile: str) -> Path:
     """
     import papermill as pm
 
+    from apm.project import kernel
+
     source = profiles.notebook_path(notebook)
     defaults = profiles.notebook_parameters(source)
     # what differs from the cell above it: a reader sees what the profile changes
@@ -36,20 +40,21 @@ def run(notebook: str, profile: str) -> Path:
     folder = results_dir(profile) / "notebooks"
     partial, final = folder / f"{notebook}.partial.ipynb", folder / f"{notebook}.ipynb"
     atomic_write(partial, source.read_bytes())  # a folder that cannot be written is said now, not after the run
-    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
-    os.environ.setdefault("APM_PROGRESS", _terminal())
-    pm.execute_notebook(
-        str(source),
-        str(partial),
-        parameters=parameters,
-        cwd=str(root()),
-        kernel_name="python3",
-        progress_bar=False,
-        log_output=False,
-        autosave_cell_every=10,
-        execution_timeout=None,
-        extra_arguments=["--IPKernelApp.log_level=40"],
-    )
+    with explained(partial):
+        pm.execute_notebook(
+            str(source),
+            str(partial),
+            parameters=parameters,
+            cwd=str(root()),
+            kernel_name="python3",
+            language="python",
+            kernel_manager_class=kernel.Manager,
+            progress_bar=False,
+            log_output=False,
+            autosave_cell_every=10,
+            execution_timeout=None,
+            extra_arguments=["--IPKernelApp.log_level=40"],
+        )
     atomic_write(final, clean(partial))
     partial.unlink()
     return final
@@ -87,26 +92,23 @@ def _portable(value: Any) -> Any:
     return portable(value) if isinstance(value, str) else value
 
 
-def note_time(folder: Path, name: str, seconds: float) -> Path:
-    """Keep how long a notebook's runs took, for the report: {notebook: {last, longest}}, seconds, in records/times.json.
+def times(results: Path) -> dict[str, dict[str, float]]:
+    """How long runs of notebooks took: {notebook: {last, longest}}, seconds, of records/times.json; what is no such entry is left out.
 
     It stands with the records, outside version control: a time belongs to a machine. The longest run since the records were
     cleared is the one that computed them; later ones read what is there.
     """
-    path = folder / "records" / "times.json"
+    known, sound = kept(results / "records" / "times.json"), {"last", "longest"}
+    return {name: took for name, took in known.items() if isinstance(took, dict) and took.keys() == sound}
+
+
+def note_time(results: Path, name: str, seconds: float) -> None:
+    """Keep how long a notebook's run took, for the report (`times`)."""
+    path = results / "records" / "times.json"
     with locked(path.with_name(".times.lock.tmp")):  # under make -j notebooks end side by side
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        last = round(seconds, 1)
+        known, last = times(results), round(seconds, 1)
         known[name] = {"last": last, "longest": max(last, known.get(name, {}).get("longest", last))}
-        return atomic_write(path, json.dumps(known, indent=1, sort_keys=True) + "\n")
-
-
-def _terminal() -> str:
-    """A path through which a kernel can write to the standard error of this process; "" where there is none."""
-    if sys.stderr.isatty():
-        return os.ttyname(sys.stderr.fileno())
-    own = Path(f"/proc/{os.getpid()}/fd/2")
-    return str(own) if own.exists() else ""
+        atomic_write(path, json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,20 +125,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             profiles.load(options.profile, name)  # bad values are said before anything is hashed or locked
             results = results_dir(options.profile)
-            with _alone(name, options.profile):
-                wanted = depends.state(root(), options.profile, profiles.notebook_path(name))
-                if options.stamp and depends.is_done(options.stamp, wanted, results):
+            lock = results / "notebooks" / f".{name}.lock.tmp"  # a run may outlive its make
+            with locked(
+                lock,
+                functools.partial(print, f"{name}: another run of it is at work; waiting for it to end", flush=True),
+            ):
+                wanted = depends.state(options.profile, name)
+                stamped = depends.stamped(options.stamp) if options.stamp else []
+                if stamped == [wanted, *depends.left(results, name)]:
                     print(f"{name}: nothing changed")
                     options.stamp.touch()
                     continue
                 print(f"{name}: running with profile {options.profile} ...", flush=True)
+                _put_aside(results, stamped[1:])
                 before = depends.outputs(results, name)
                 executed = run(name, options.profile)
-                made = [executed, *_completed(results, name, before)]
-                note_time(results, name, time.monotonic() - start)
-                if options.stamp:
-                    left = [path.relative_to(results).as_posix() for path in made]
-                    atomic_write(options.stamp, "\n".join([wanted, *left]) + "\n")
+                _completed(results, name, before)
+                try:  # what is only noted fails no finished work
+                    note_time(results, name, time.monotonic() - start)
+                    if options.stamp:
+                        atomic_write(options.stamp, "\n".join([wanted, *depends.left(results, name)]) + "\n")
+                except OSError as error:
+                    say(f"{name}: done, but {error}")
         except KeyboardInterrupt:
             print(f"\n{name}: interrupted; run again to go on where it stopped", file=sys.stderr)
             return 130
@@ -144,7 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name}: {error}", file=sys.stderr)
             return 2
         except Exception as error:
-            if type(error).__name__ not in ("PapermillExecutionError", "DeadKernelError", "CellTimeoutError"):
+            if type(error).__name__ != "PapermillExecutionError" and not isinstance(
+                error, RuntimeError
+            ):  # of the kernel
                 raise
             partial = results_dir(options.profile) / "notebooks" / f"{name}.partial.ipynb"
             print(_failure(error), file=sys.stderr)
@@ -154,31 +166,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _alone(name: str, profile: str) -> AbstractContextManager[None]:
-    """The notebook's lock: a run that outlived its make and the next one must not write the same file."""
+def _put_aside(results: Path, stamped: list[str]) -> None:
+    """Copy what is another file now than the last run left: somebody may have worked on it, and this run writes it again."""
+    for digest, _, name in (line.partition("  ") for line in stamped):
+        path = results / name
+        if path.is_file() and name != manifest.NAME and sha256_file(path) != digest:
+            places = (results / "by-hand" / f"{path.stem}-{n}{path.suffix}" for n in itertools.count(1))
+            free = next(place for place in places if not place.exists())
+            with atomic_path(free) as temporary:
+                shutil.copyfile(path, temporary)
+            print(f"{_shown(path)} is not as it was made: a copy of it is {_shown(free)}", flush=True)
 
-    def say() -> None:
-        print(f"{name}: another run of it is at work; waiting for it to end", flush=True)
 
-    return locked(results_dir(profile) / "notebooks" / f".{name}.lock.tmp", say)
-
-
-def _completed(results: Path, name: str, before: list[Path]) -> list[Path]:
+def _completed(results: Path, name: str, before: list[Path]) -> None:
     """Note in the manifest that a notebook ran to its end, and remove what only an earlier run of it published.
 
-    Only files that the manifest named are removed: others in the folder are somebody's own. Returns what the run published.
+    Only files that the manifest named are removed, inside the folder: others are somebody's own.
     """
-    if not (results / manifest.NAME).is_file():
-        return depends.outputs(results, name)
-    entries = manifest.read(results)["notebooks"].get(name, {"entries": []})["entries"]
+    if name not in (made := manifest.notebooks(results)):
+        return
     earlier = {*before, *depends.outputs(results, name)}
-    manifest.note(results, name, entries, complete=True)
-    made = depends.outputs(results, name)
-    for path in sorted(earlier - set(made)):
+    manifest.note(results, name, made[name]["entries"], complete=True)
+    for path in sorted(earlier - set(depends.outputs(results, name))):
         if path.is_file() and path.resolve().is_relative_to(results.resolve()):
             path.unlink()
             print(f"{name}: removed {_shown(path)}, which these settings do not make")
-    return made
 
 
 def _failure(error: Exception) -> str:

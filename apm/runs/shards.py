@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from apm import project
-from apm.project.identity import RUN_MODULES, STOPS, code_version, libraries
+from apm.project.identity import STOPS, code_version, libraries
 
 FORMAT = 3  # raise when rows change their meaning: older shards are then made again
 PACKAGES = (
@@ -56,6 +56,7 @@ SCHEMA = pa.schema(
         pa.field("status", pa.string(), nullable=False),  # "ok", or what went wrong with this image
     ]
 )
+CLASSES = ("prediction", "path", "minimum_loss_prediction", "teacher_prediction")  # columns of whole numbers
 
 
 class RecordError(RuntimeError):
@@ -77,109 +78,94 @@ def plan(
 ) -> list[Shard]:
     """Cut a run into shards of up to shard_size images; nothing is computed or written.
 
-    A method with a true attribute `online` carries state from image to image, so its run is one shard. One that reads other data
-    says with `data_identity(dataset)` which, as plain JSON-able data: it stands in the keys.
-    Raises ValueError for an empty dataset, labels of another length, or shard_size < 1.
+    The run of an online method, which carries state from image to image, is one shard.
+    Raises ValueError for a dataset in which an image appears twice, or shard_size < 1.
     """
-    n = len(dataset.images)
-    if n == 0:
-        raise ValueError(f"dataset {dataset.name!r} has no images: nothing to run {method.name!r} on")
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1 image, found {shard_size}")
-    if len(dataset.labels) != n:
-        raise ValueError(f"dataset {dataset.name!r}: expected {n} labels, one per image, found {len(dataset.labels)}")
-    if len(np.unique(dataset.indices)) != n:
+    n, indices = len(dataset.images), np.asarray(dataset.indices)
+    if len(np.unique(indices)) != n:
         raise ValueError(
             f"dataset {dataset.name!r}: the same image appears twice; rows of a record are unique per image"
         )
-    modules = sorted({m for one in (method, teacher_method) if one for m in getattr(one, "modules", RUN_MODULES)})
+    modules = sorted({module for one in (method, teacher_method) if one for module in one.modules})
     settings = {
         "format": FORMAT,
         "dataset": dataset.name,
         "corruption": dataset.corruption,
         "severity": int(dataset.severity),
         "data": dataset.fingerprint,
-        "remark": getattr(dataset, "remark", ""),
+        "remark": dataset.remark,
         # as hashes: a shard's file would hold more of them than of predictions
         "classnames": project.sha256_of(list(dataset.classnames)),
         "templates": project.sha256_of(list(dataset.templates)),
         "method": method.name,
         "settings": method.settings(),
-        "method data": method.data_identity(dataset) if hasattr(method, "data_identity") else None,
+        # the other students of ablations are no `Method`: they read no other data and prepare nothing
+        "method data": getattr(method, "data_identity", lambda _: None)(dataset),
         "teacher": None if teacher_method is None else teacher_method.settings(),
         "seed": int(seed),
         "modules": modules,
         "code": code_version(tuple(modules)),
     }
-    size = n if getattr(method, "online", False) else shard_size
-    parts = np.split(np.arange(n), np.arange(size, n, size))
-    return [_shard(Path(folder), settings, positions, dataset) for positions in parts]
-
-
-def _shard(folder: Path, settings: dict[str, Any], positions: np.ndarray, dataset: Any) -> Shard:
-    samples = [int(i) for i in np.asarray(dataset.indices)[positions]]
-    key = project.sha256_of({**settings, "samples": samples})
     condition = dataset.corruption if dataset.severity == 0 else f"{dataset.corruption}-{dataset.severity}"
-    parts = (dataset.name, condition, settings["method"], f"seed{settings['seed']}", f"{positions[0]:06d}")
-    slugs = (re.sub(r"[^A-Za-z0-9_+=-]+", "-", part).strip("-")[-40:] or "x" for part in parts)
-    return Shard(folder / f"{'.'.join(slugs)}.{key[:16]}.parquet", key, positions, settings)
-
-
-# --------------------------------------------------------------------------------------------------------------- computing
-
-
-def hide_labels(dataset: Any) -> Any:
-    """The dataset as methods see it: every label is 0. Stopping or choosing by label is impossible by construction."""
-    hidden = np.zeros(len(dataset.labels), dtype=np.int64)
-    hidden.setflags(write=False)
-    return replace(dataset, labels=hidden)
-
-
-def compute(
-    shard: Shard, method: Any, dataset: Any, teacher_method: Any = None, *, on_error: str = "raise", hidden: Any = None
-) -> pa.Table:
-    """Predict one shard and join the labels: a table with the columns of SCHEMA and the method's extra ones.
-
-    When images fail together, they are tried again in halves, down to the single image that is at fault. Images that an online
-    method cannot read are left out of its sequence; its other failures are its own to record.
-    """
-    work = _Work(shard, method, teacher_method, dataset, hide_labels(dataset) if hidden is None else hidden, on_error)
-    groups = getattr(dataset, "groups", None)
-    tables, order = [], []
-    for positions, columns in work.attempt(shard.positions):
-        n = len(positions)
-        merged: dict[str, Any] = {
-            "dataset": [dataset.name] * n,
-            "corruption": [dataset.corruption] * n,
-            "severity": [dataset.severity] * n,
-            "sample": np.asarray(dataset.indices)[positions],
-            "group": [None if groups is None else str(groups[i]) for i in positions],
-            "method": [method.name] * n,
-            "seed": [shard.settings["seed"]] * n,
-            "label": np.asarray(dataset.labels)[positions],
-            **({"remark": [shard.settings["remark"]] * n} if shard.settings["remark"] else {}),
-            **columns,
-        }
-        arrays = [pa.array(merged.pop(f.name, [None] * n), f.type) for f in SCHEMA]
-        extra = {name: pa.array(values) for name, values in merged.items()}
-        schema = pa.schema([*SCHEMA, *(pa.field(name, values.type) for name, values in extra.items())])
-        tables.append(pa.Table.from_arrays([*arrays, *extra.values()], schema=schema))
-        order += list(positions)
-    # values of one shard in one chunk, and fields that only some parts have (extra columns) filled with nulls
-    whole = pa.concat_tables(tables, promote_options="default").unify_dictionaries().combine_chunks()
-    return whole if len(tables) == 1 else whole.take(np.argsort(order)).combine_chunks()
+    size, planned = n if getattr(method, "online", False) else shard_size, []
+    for positions in np.split(np.arange(n), np.arange(size, n, size)):
+        key = project.sha256_of({**settings, "samples": indices[positions].tolist()})
+        parts = (dataset.name, condition, method.name, f"seed{int(seed)}", f"{positions[0]:06d}")
+        slugs = (re.sub(r"[^A-Za-z0-9_+=-]+", "-", part).strip("-")[-40:] or "x" for part in parts)
+        planned.append(Shard(Path(folder) / f"{'.'.join(slugs)}.{key[:16]}.parquet", key, positions, settings))
+    return planned
 
 
 @dataclass
-class _Work:
-    """The images of a shard, a method, and what is done when it fails."""
+class Job:
+    """What the shards of a run are computed with."""
 
-    shard: Shard
     method: Any
-    teacher: Any
     dataset: Any
-    hidden: Any
-    on_error: str
+    seed: int
+    teacher: Any  # the method whose predictions stand in `teacher_prediction`, or None
+    on_error: str  # "raise" or "record"
+
+    @functools.cached_property
+    def hidden(self) -> Any:
+        """The dataset as methods see it: every label is 0. Stopping or choosing by label is impossible by construction."""
+        labels = np.zeros(len(self.dataset.labels), dtype=np.int64)
+        labels.setflags(write=False)
+        return replace(self.dataset, labels=labels)
+
+    def make(self, shard: Shard) -> pa.Table | None:
+        """Compute a shard and `write` it; the table where every image failed, which is not written, else None."""
+        table = self.compute(shard)
+        if len(failures(table)) == table.num_rows:
+            return table
+        write(shard, table, self.method)
+        return None
+
+    def compute(self, shard: Shard) -> pa.Table:
+        """Predict one shard and join the labels: a table with the columns of SCHEMA and the method's extra ones.
+
+        When images fail together, they are tried again in halves, down to the single image that is at fault. Images that an
+        online method cannot read are left out of its sequence; its other failures are its own to record.
+        """
+        data, tables, order = self.dataset, [], []
+        for positions, columns in self.attempt(shard.positions):
+            n = len(positions)
+            same = {"dataset": data.name, "corruption": data.corruption, "severity": data.severity}
+            same |= {"method": self.method.name, "seed": self.seed} | ({"remark": data.remark} if data.remark else {})
+            rows: dict[str, Any] = {name: [value] * n for name, value in same.items()}
+            rows |= {"sample": np.asarray(data.indices)[positions], "label": np.asarray(data.labels)[positions]}
+            rows["group"] = [None if data.groups is None else str(data.groups[i]) for i in positions]
+            rows |= columns
+            table = pa.Table.from_pydict({name: rows.pop(name, [None] * n) for name in SCHEMA.names}, SCHEMA)
+            for name, values in rows.items():
+                table = table.append_column(name, pa.array(values))
+            tables.append(table)
+            order += list(positions)
+        # values of one shard in one chunk, and fields that only some parts have (extra columns) filled with nulls
+        whole = pa.concat_tables(tables, promote_options="default").unify_dictionaries().combine_chunks()
+        return whole if len(tables) == 1 else whole.take(np.argsort(order)).combine_chunks()
 
     def attempt(self, positions: np.ndarray) -> list[tuple[np.ndarray, dict[str, Any]]]:
         """(positions, columns) of parts of the images; a failing part is halved until its culprit is alone."""
@@ -208,21 +194,20 @@ class _Work:
     def ask(self, positions: np.ndarray) -> dict[str, Any]:
         """What the method, and the teacher, say of these images."""
         start = time.perf_counter()
-        predictions = self.method.predict(self.hidden, positions, self.shard.settings["seed"])
+        said = self.method.predict(self.hidden, positions, self.seed)
         milliseconds = 1e3 * (time.perf_counter() - start) / len(positions)
-        columns = _columns(predictions, len(positions), self.method.name)
+        columns = _columns(said, len(positions), self.method.name)
         columns["milliseconds"] = np.full(len(positions), milliseconds, dtype=np.float32)
         for position, status in zip(positions, columns["status"], strict=True):
             if self.on_error == "raise" and status.startswith("error:"):
                 raise self.failed(position, status.removeprefix("error: "))
-        return {**columns, **self.ask_teacher(positions, predictions if self.teacher is self.method else None)}
+        return columns | self.ask_teacher(positions, said if self.teacher is self.method else None)
 
-    def ask_teacher(self, positions: np.ndarray, predictions: Any = None) -> dict[str, Any]:
+    def ask_teacher(self, positions: np.ndarray, said: Any = None) -> dict[str, Any]:
         if self.teacher is None:
             return {}
-        predictions = predictions or self.teacher.predict(self.hidden, positions, self.shard.settings["seed"])
-        name = f"{self.teacher.name}: prediction"
-        return {"teacher_prediction": _integers(predictions.prediction, len(positions), name)}
+        said = said or self.teacher.predict(self.hidden, positions, self.seed)
+        return {"teacher_prediction": _columns(said, len(positions), self.teacher.name)["prediction"]}
 
     def failure(self, position: np.ndarray, reason: str, error: Exception) -> dict[str, Any]:
         """The row of an image (1,) on which the method failed. The teacher may know it all the same."""
@@ -234,7 +219,7 @@ class _Work:
             "milliseconds": np.array([np.nan], dtype=np.float32),
         }
         try:
-            return {**row, **(self.ask_teacher(position) if self.teacher is not self.method else {})}
+            return row | (self.ask_teacher(position) if self.teacher is not self.method else {})
         except STOPS:
             raise
         except Exception:
@@ -244,20 +229,20 @@ class _Work:
         self, positions: np.ndarray, reason: str, error: Exception
     ) -> list[tuple[np.ndarray, dict[str, Any]]]:
         """An online method's rows where images cannot be read: these are left out of its sequence."""
-        rows = []
-        for place in range(len(positions)):
+        rows, rest = [], []
+        for position in positions:
             try:
-                self.dataset.images[int(positions[place])]
+                self.dataset.images[int(position)]
+                rest.append(position)
             except ValueError as unreadable:  # `apm.data.UnreadableImage`
-                one = positions[place : place + 1]
-                rows.append((one, self.failure(one, f"{type(unreadable).__name__}: {unreadable}", unreadable)))
-        rest = positions[~np.isin(positions, [one[0] for one, _ in rows])]
+                why = f"{type(unreadable).__name__}: {unreadable}"
+                rows.append((np.array([position]), self.failure(np.array([position]), why, unreadable)))
         if not rows:
             raise RecordError(
                 f"{self.method.name!r} failed on {self.dataset.name!r}: {reason}. It carries state from image to image, so its "
                 "images cannot be tried in parts: it has to give failed rows itself"
             ) from error
-        return [*rows, *(self.attempt(rest) if len(rest) else [])]
+        return rows + (self.attempt(np.array(rest)) if rest else [])
 
     def failed(self, position: int, reason: str) -> RecordError:
         data = self.dataset
@@ -268,72 +253,43 @@ class _Work:
         )
 
 
-def _columns(predictions: Any, n: int, name: str) -> dict[str, Any]:
+def _columns(said: Any, n: int, name: str) -> dict[str, Any]:
     """A method's Predictions as columns, checked: n rows each, -1 where status is not "ok". Raises TypeError."""
-    prediction = _integers(predictions.prediction, n, f"{name}: prediction")
-    status = ["ok"] * n if predictions.status is None else [str(s) for s in predictions.status]
-    if len(status) != n:
-        raise TypeError(f"{name}: expected {n} entries of status, one per image, found {len(status)}")
-    for i in range(n):
-        if (prediction[i] < 0) != (status[i] != "ok"):
-            raise TypeError(f"{name}: image {i} of {n} has prediction {prediction[i]} but status {status[i]!r}")
-    columns: dict[str, Any] = {"prediction": prediction, "status": status}
-    if predictions.path is not None:
-        path = np.asarray(predictions.path)
-        if path.ndim != 2 or len(path) != n or path.shape[1] < 2 or not np.issubdtype(path.dtype, np.integer):
-            raise TypeError(
-                f"{name}: expected a path of integers of shape ({n}, K + 1), K >= 1, found {path.dtype} {path.shape}"
-            )
-        if path.size and not (path.min() >= -1 and path.max() <= np.iinfo(np.int16).max):
-            raise TypeError(f"{name}: classes in a path must fit int16, found {path.min()} to {path.max()}")
-        columns["path"] = list(path.astype(np.int16))
-    if predictions.minimum_loss_prediction is not None:
-        at_lowest = _integers(predictions.minimum_loss_prediction, n, f"{name}: minimum_loss_prediction")
-        columns["minimum_loss_prediction"] = at_lowest
-    for loss in ("first_loss", "last_loss"):
-        if getattr(predictions, loss) is not None:
-            columns[loss] = _rows(getattr(predictions, loss), n, f"{name}: {loss}")
-    for column, values in dict(getattr(predictions, "extra", None) or {}).items():
+    columns = {"prediction": said.prediction}
+    for column in ("path", "minimum_loss_prediction", "first_loss", "last_loss"):
+        if getattr(said, column) is not None:
+            columns[column] = getattr(said, column)
+    for column in said.extra:
         if (column in SCHEMA.names and column != "teacher_prediction") or column in ("shard", "remark"):
             raise TypeError(f"{name}: the extra column {column!r} has the name of a column of every record: rename it")
-        columns[column] = _rows(values, n, f"{name}: extra column {column!r}")
-    return columns
+    columns = {column: np.asarray(values) for column, values in {**columns, **said.extra}.items()}
+    for column, values in columns.items():
+        dimensions, expected = (2, f"({n}, K + 1), K >= 1") if column == "path" else (1, f"({n},), one value per image")
+        if values.ndim != dimensions or len(values) != n or values.shape[-1] < dimensions:
+            raise TypeError(f"{name}: {column}: expected shape {expected}, found {values.shape}")
+        if column in CLASSES and not np.issubdtype(values.dtype, np.integer):
+            raise TypeError(f"{name}: {column}: expected integers, found {values.dtype}")
+    status = ["ok"] * n if said.status is None else [str(s) for s in said.status]
+    if len(status) != n:
+        raise TypeError(f"{name}: expected {n} entries of status, one per image, found {len(status)}")
+    for i, (prediction, state) in enumerate(zip(columns["prediction"], status, strict=True)):
+        if (prediction < 0) != (state != "ok"):
+            raise TypeError(f"{name}: image {i} of {n} has prediction {prediction} but status {state!r}")
+    if (path := columns.get("path")) is not None:
+        if not (path.min() >= -1 and path.max() <= np.iinfo(np.int16).max):
+            raise TypeError(f"{name}: classes in a path must fit int16, found {path.min()} to {path.max()}")
+        columns["path"] = list(path.astype(np.int16))
+    return {**columns, "status": status}
 
 
-def _rows(values: Any, n: int, what: str) -> np.ndarray:
-    array = np.asarray(values)
-    if array.shape != (n,):
-        raise TypeError(f"{what}: expected shape ({n},), one value per image, found {array.shape}")
-    return array
-
-
-def _integers(values: Any, n: int, what: str) -> np.ndarray:
-    array = _rows(values, n, what)
-    if not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(f"{what}: expected integers, found {array.dtype}")
-    return array
-
-
-def failures(table: pa.Table) -> list[str]:
-    """The errors of a table's images."""
-    return [status for status in table["status"].to_pylist() if status.startswith("error:")]
-
-
-# ------------------------------------------------------------------------------------------------------------------ files
-
-
-def make(shard: Shard, method: Any, *others: Any, **options: Any) -> pa.Table | None:
-    """`compute` a shard and `write` it; the table where every image failed, which is not written, else None."""
-    table = compute(shard, method, *others, **options)
-    if len(failures(table)) == table.num_rows:
-        return table
-    write(shard, table, method)
-    return None
+def failures(table: pa.Table, kind: str = "") -> list[str]:
+    """What went wrong with a table's images; kind: how it begins, "error:" for what the method raised."""
+    return [status for status in table["status"].to_pylist() if status != "ok" and status.startswith(kind)]
 
 
 def write(shard: Shard, table: pa.Table, method: Any) -> None:
     """Write a computed shard under its name, atomically, with its settings and provenance."""
-    device = getattr(method, "device", getattr(getattr(method, "teacher", None), "device", "cpu"))
+    device = getattr(method.teacher, "device", "cpu")
     made = {**environment(), "device": str(device), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     meta = {**shard.settings, "key": shard.key, "provenance": made}
     meta["content"] = _digest(table, meta)
@@ -342,20 +298,27 @@ def write(shard: Shard, table: pa.Table, method: Any) -> None:
         pq.write_table(table, temporary, compression="zstd", compression_level=9)
 
 
-def read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """A shard's table and metadata. Raises ValueError or OSError when it is not a whole shard of ours."""
-    table = pq.ParquetFile(path).read()
-    meta = metadata(path)
-    if table.schema.remove_metadata().names[: len(SCHEMA)] != SCHEMA.names:
-        raise ValueError(f"expected the columns {SCHEMA.names}, found {table.schema.names}")
-    if meta.pop("content", None) != _digest(table, meta):
-        raise ValueError("its content is not what was written")
-    return table, meta
+def read(shard: Shard) -> pa.Table | None:
+    """The table of a shard that exists and is whole; None, with a warning, where there is one that is not."""
+    if not shard.path.exists():
+        return None
+    try:
+        file = pq.ParquetFile(shard.path)  # opened once: another run may put its own in its place meanwhile
+        table, meta = file.read(), metadata(file)
+        ours = list(table.schema)[: len(SCHEMA)] == list(SCHEMA) and meta["key"] == shard.key
+        if meta.pop("content", None) != _digest(table, meta) or not ours:
+            raise ValueError("its content is not what was written")
+        return table
+    except PermissionError:
+        raise
+    except (pa.ArrowException, ValueError, OSError, EOFError) as error:
+        warnings.warn(f"{shard.path}: unreadable record shard ({error}); it is computed again", stacklevel=3)
+        return None
 
 
-def metadata(path: Path) -> dict[str, Any]:
+def metadata(file: pq.ParquetFile) -> dict[str, Any]:
     """What a shard's file says of itself. Raises ValueError where it is none of ours."""
-    meta = json.loads((pq.read_schema(path).metadata or {}).get(META, b"{}"))
+    meta = json.loads((file.schema_arrow.metadata or {}).get(META, b"{}"))
     if "key" not in meta or meta.get("format") != FORMAT:
         raise ValueError(f"no metadata of a record shard of format {FORMAT}")
     return meta
@@ -368,24 +331,6 @@ def _digest(table: pa.Table, meta: Mapping[str, Any]) -> str:
     """
     text = json.dumps([meta, table.schema.names, table.to_pydict()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def read_if_whole(shard: Shard) -> pa.Table | None:
-    """The table of a shard that exists and is whole; None, with a warning, where there is one that is not."""
-    if not shard.path.exists():
-        return None
-    try:
-        table, meta = read(shard.path)
-        if meta["key"] != shard.key or table.num_rows != len(shard.positions):
-            raise ValueError(
-                f"expected {len(shard.positions)} rows of shard {shard.key[:16]}, found {table.num_rows} of another"
-            )
-        return table
-    except PermissionError:
-        raise
-    except (pa.ArrowException, ValueError, OSError, EOFError) as error:
-        warnings.warn(f"{shard.path}: unreadable record shard ({error}); it is computed again", stacklevel=3)
-        return None
 
 
 @functools.cache
@@ -402,14 +347,20 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The git commit of the code, with "+changes" for a modified tree; "unknown" outside a repository."""
+    """The git commit of the code, with "+changes" for a modified tree; "unknown" where the code is not in a repository of its own."""
     here = str(Path(__file__).parents[1])
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", here, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # as in a hook
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=own).stdout.strip()
 
     try:
+        if (
+            not git("ls-files", "--", here)
+            or Path(git("rev-parse", "--show-toplevel")).resolve() != Path(here).resolve().parent
+        ):
+            return "unknown"  # a copy inside somebody's repository
         commit = git("rev-parse", "HEAD")
         return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no", "--", here) else "")
     except (OSError, subprocess.SubprocessError):

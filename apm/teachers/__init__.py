@@ -2,11 +2,10 @@
 
 Uses `project`, `data` and the modules below all rooms. Offers `load` and `Teacher`; `features` and `features_at`, kept in files of the
 cache as all that `stored` makes; `token_grid`; what the student sees of an image (`student_images`, `patch_colours`); `save` for
-checkpoints. The small teachers are trained by `train`, and those of data/teachers kept by `shipped`: both are commands, and no
-door stands open to them.
+checkpoints. The small teachers are trained by `train`, a command, and no door stands open to it.
 """
 
-from apm.teachers.cached import features, features_at, identity, stored
+from apm.teachers.cached import features, features_at, identity, reading, stored
 from apm.teachers.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -19,24 +18,4 @@ from apm.teachers.images import (
 )
 from apm.teachers.loading import load
 from apm.teachers.teacher import Encoding, Teacher, token_grid
-from apm.teachers.weights import save
-
-__all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "Encoding",
-    "Images",
-    "Teacher",
-    "features",
-    "features_at",
-    "fitted",
-    "identity",
-    "load",
-    "patch_colours",
-    "pictures",
-    "preprocess",
-    "save",
-    "stored",
-    "student_images",
-    "token_grid",
-]
+from apm.teachers.weights import kept, save

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import warnings
 from collections.abc import Callable
@@ -12,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from joblib import cpu_count
 from torch import Tensor
 
 from apm.data import Dataset, UnreadableImage
 from apm.project import atomic_path, cache_dir, sha256_of
 from apm.project.identity import RUN_MODULES, code_version, libraries
+from apm.project.paths import check_seal
 from apm.project.progress import progress
 from apm.teachers.teacher import Teacher
 
@@ -40,34 +41,20 @@ def stored(
 ) -> np.ndarray:
     """(N, *shape) of every image of a dataset, a read-only memory map of a file (.npy) that is made where it is not there.
 
-    change: an image uint8 (H, W, 3) -> a tensor, where it is read: by worker processes, one per core and at most 8, or by the caller
-    for images in memory and for few. encode: a stack of those of the images that can be read -> (n, *shape). dtype: in which it is
-    kept, "float32" or "float16". what: for the progress bar. on_error: "record": the row of an image that cannot be read is NaN;
-    "raise": UnreadableImage. Memory does not grow with N. A file that is damaged or of another shape or type is made again, with a
-    warning; it has another name until it is whole.
+    change: an image uint8 (H, W, 3) -> a tensor, where it is read (`reading`). encode: a stack of those of the images that can be
+    read -> (n, *shape). dtype: in which it is kept, "float32" or "float16". what: for the progress bar. on_error: "record": the row
+    of an image that cannot be read is NaN; "raise": UnreadableImage. Memory does not grow with N. A damaged file is made again, with
+    a warning; it has another name until it is whole.
     """
     expected = (len(dataset), *shape)
     if path.is_file():
         try:
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
-            if found.shape == expected and found.dtype == dtype:
-                return found
-            reason = f"it holds {found.dtype} {found.shape}, expected {dtype} {expected}"
-        except (OSError, ValueError, EOFError) as error:
-            reason = str(error)
-        warnings.warn(f"the cached file {path} cannot be used ({reason}): making it again", stacklevel=3)
-    few = isinstance(dataset.images, np.ndarray) or len(dataset) < 4 * batch_size
-    workers = 0 if few else min(8, os.cpu_count() or 1)
-    loader = torch.utils.data.DataLoader(
-        _Changed(dataset, change),
-        batch_size=batch_size,
-        collate_fn=list,
-        num_workers=workers,
-        multiprocessing_context="fork" if workers else None,  # `change` need not be picklable
-        generator=torch.Generator(),  # its own: else it would draw from the global one
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary, progress(total=len(dataset), desc=what, unit="image") as bar:
+            check_seal(path)
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"the cached file {path} cannot be used ({error}): making it again", stacklevel=3)
+    loader = reading(_Changed(dataset, change), dataset, batch_size, batch_size=batch_size, collate_fn=list)
+    with atomic_path(path, sealed=True) as temporary, progress(total=len(dataset), desc=what, unit="image") as bar:
         result = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), expected)
         for start, items in zip(range(0, len(dataset), batch_size), loader, strict=True):
             readable = np.array([item is not None for item in items])
@@ -75,7 +62,8 @@ def stored(
                 dataset.images[start + int(readable.argmin())]  # an image that cannot be read says so
             rows = np.full((len(items), *shape), np.nan, dtype=np.float32)
             if readable.any():
-                rows[readable] = encode(torch.stack([item for item in items if item is not None])).cpu().numpy()
+                found = np.stack([item for item in items if item is not None])
+                rows[readable] = encode(torch.from_numpy(found)).cpu().numpy()
             with np.errstate(over="ignore"):  # beyond float16: infinite, which a reader refuses by name
                 result[start : start + len(rows)] = rows
             bar.update(len(rows))
@@ -93,11 +81,29 @@ class _Changed(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, i: int) -> Tensor | None:
+    def __getitem__(self, i: int) -> np.ndarray | None:
         try:
-            return self.change(np.asarray(self.images[i]))
+            return self.change(np.asarray(self.images[i])).numpy()
         except UnreadableImage:
             return None
+
+
+def reading(items: Any, dataset: Dataset, batch: int, **options: Any) -> torch.utils.data.DataLoader:
+    """A DataLoader over what is made of a dataset's images, `batch` at a time. Images on disk are read by worker processes, one for
+    each core that this process may use and at most 8; those in memory, and few, by the caller.
+
+    items give NumPy arrays, which come through a pipe: tensors would need shared memory, 64 MB in a usual container, and hang without.
+    """
+    if workers := _workers(dataset, batch):  # by fork: items need not be picklable, nor their mapped files be copied
+        options |= {"num_workers": workers, "persistent_workers": True, "multiprocessing_context": "fork"}
+    return torch.utils.data.DataLoader(
+        items, generator=torch.Generator(), **options
+    )  # else it draws from the global one
+
+
+def _workers(dataset: Dataset, batch: int) -> int:
+    """None where starting them takes longer."""
+    return 0 if isinstance(dataset.images, np.ndarray) or len(dataset) < 4 * batch else min(8, cpu_count())
 
 
 def identity(teacher: Teacher, dataset: Dataset) -> dict[str, Any]:
@@ -115,8 +121,8 @@ def identity(teacher: Teacher, dataset: Dataset) -> dict[str, Any]:
 def features(teacher: Teacher, dataset: Dataset) -> np.ndarray:
     """(N, D) image features of a dataset, a read-only memory map of a file in the project's cache.
 
-    float32 or float16, as the teacher was loaded with; not normalised. The file's name carries a hash of the teacher and of
-    `identity`: whatever changes, changes the file. The row of an image that cannot be read is NaN; `features_at` names it.
+    float32 or float16, as the teacher was loaded with; not normalised. The file's name carries a hash of the teacher and `identity`. The
+    row of an image that cannot be read is NaN; `features_at` names it.
     """
     key = sha256_of({"teacher": teacher.hash, "batch": BATCH, **identity(teacher, dataset)})
     names = [re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[-48:] for name in (dataset.name, teacher.name)]
@@ -133,11 +139,8 @@ def features(teacher: Teacher, dataset: Dataset) -> np.ndarray:
 
 
 def features_at(teacher: Teacher, dataset: Dataset, positions: np.ndarray) -> Tensor:
-    """(n, D) float32 features of the images at `positions`, from the cached ones of the whole dataset.
-
-    Raises `apm.data.UnreadableImage`, which names the file, for an image that could not be read, and ValueError for a
-    feature that is not finite.
-    """
+    """(n, D) float32 features of the images at `positions`, from the cached ones of the whole dataset. Raises `apm.data.UnreadableImage`
+    for an image that cannot be read, and ValueError for a feature that is not finite."""
     rows = np.array(features(teacher, dataset)[positions])
     for row in np.flatnonzero(~np.isfinite(rows).all(axis=1)):
         image = dataset.images[int(positions[row])]  # an image that cannot be read says so

@@ -46,10 +46,8 @@ class Cropped(PreprocessCfg):
 
 
 def preprocess(images: Images, config: PreprocessCfg) -> Tensor:
-    """uint8 RGB images (H, W, 3) of any sizes -> float32 (N, 3, S, S) by open_clip's evaluation transform.
-
-    Raises ValueError for images of another type or shape, and for none.
-    """
+    """uint8 RGB images (H, W, 3) of any sizes -> float32 (N, 3, S, S) by open_clip's evaluation transform. Raises ValueError for images
+    of another type or shape, and for none."""
     if not len(images):
         raise ValueError("expected at least one image, found none")
     for i, image in enumerate(images):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -47,11 +46,9 @@ def load(
     they were trained. None: timm's own weights. precision: "fp32", "bf16", "fp16" or "fp64". feature_dtype: of the cached
     features, "float32" or "float16" (half the space; cosines change by about 1e-3).
 
-    Raises ValueError for unknown names, tags, precisions and devices that are not there, for weights trained with another
-    activation (QuickGELU), for checkpoints of another architecture and for files that are not what the card beside them says;
-    FileNotFoundError for weights that are neither here nor reachable; ModuleNotFoundError for a teacher whose tokenizer needs
-    transformers (SigLIP) where that is not installed. Warns of a file without tag where the model's tags want their images or
-    activation in different ways, and of weights that are not those of the card of their name in data/teachers.
+    Raises ValueError for unknown names, tags, precisions and devices, and weights of another activation or architecture, or not those of
+    the card beside them; FileNotFoundError for weights that are neither here nor reachable; ModuleNotFoundError for a tokenizer that
+    needs transformers. Warns of a file alone where its model's tags want different things, and of other weights than a card's.
     """
     if precision not in PRECISIONS:
         raise unknown("precision", precision, list(PRECISIONS))
@@ -62,23 +59,22 @@ def load(
             f"device {str(device)!r} was asked for, but torch {torch.__version__} finds no CUDA GPU here: set device: cpu, or "
             "install a torch that fits the GPU's driver"
         )
-    given = None if pretrained is None else located(str(pretrained))
     build = _timm if name.startswith("timm:") else _clip
+    given = None if pretrained is None else located(str(pretrained))
     teacher = build(name, given, device, precision)
+    if bad := [key for key, value in teacher.model.state_dict().items() if not bool(value.isfinite().all())]:
+        what = f"weights {', '.join(bad[:3])} of {given or 'its file'}"
+        raise ValueError(f"teacher {name}: the {what} are not finite in {precision}: damaged, or use another precision")
     teacher.feature_dtype = feature_dtype
     return teacher
 
 
 def _misfit(file: str, model: str, error: Exception) -> ValueError:
-    """A state dict that does not fit fails in many ways."""
     return ValueError(
         f"the weights {file} cannot be loaded into {model}: {type(error).__name__}: {' '.join(str(error).split())[:300]}. "
         "Expected a checkpoint of this architecture (.safetensors, or a state dict saved by torch.save; what OpenAI published are "
         "TorchScript archives: save torch.jit.load(FILE, 'cpu').state_dict() without input_resolution, context_length, vocab_size)"
     )
-
-
-# ------------------------------------------------------------------------------------------------------------- timm
 
 
 def _timm(name: str, pretrained: str | None, device: str | torch.device, precision: str) -> TimmTeacher:
@@ -89,23 +85,23 @@ def _timm(name: str, pretrained: str | None, device: str | torch.device, precisi
     if pixels and not pixels.isdecimal():
         raise ValueError(f"teacher {name}: expected the image size in pixels after @, such as @448, found {pixels!r}")
     if not timm.is_model(model_name):
-        near = timm.list_models(f"*{model_name.split('.')[0][:12]}*", pretrained=True)[:20]
-        raise unknown("timm model", model_name, near or timm.list_models("*dinov2*", pretrained=True))
+        near = timm.list_models([f"{model_name[:9]}*", "*dinov2*"], pretrained=True)
+        raise unknown("timm model", model_name, near)
     if pretrained is None:
-        repository = getattr(timm.get_pretrained_cfg(model_name), "hf_hub_id", None)
-        source = {"hf_hub": f"{repository}/model.safetensors"}
+        source = {"hf_hub": f"{getattr(timm.get_pretrained_cfg(model_name), 'hf_hub_id', None)}/model.safetensors"}
         weights.check_reachable(f"teacher {name}", source, "/path/to/weights.safetensors")
     elif pretrained != "package" and not Path(pretrained).is_file():
         raise FileNotFoundError(f"teacher {name}: there is no file {pretrained}")
     options: dict[str, Any] = {"img_size": int(pixels)} if pixels else {}
     file = None if pretrained == "package" else pretrained
     stored = open_clip.factory.load_state_dict(file) if file else {}
-    head = (timm.get_pretrained_cfg(model_name) or timm.models.get_pretrained_cfg(model_name.split(".")[0])).classifier
+    cfg: Any = timm.get_pretrained_cfg(model_name) or timm.get_pretrained_cfg(model_name.split(".")[0])
+    head = cfg.classifier
     if file:  # as many classes as the file has; none: a tower
         weight = stored.get(f"{head}.weight")
         options["num_classes"] = 0 if weight is None else len(weight)
     try:
-        model = timm.create_model(model_name, pretrained=pretrained is None, **options)
+        model: Any = timm.create_model(model_name, pretrained=pretrained is None, **options)
     except (TypeError, AssertionError) as error:  # a tower that has no say in the size
         raise ValueError(f"timm cannot build {model_name} for images of another size than its own: {error}") from error
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
@@ -126,9 +122,6 @@ def _timm(name: str, pretrained: str | None, device: str | torch.device, precisi
     return TimmTeacher(name, model, precision)
 
 
-# -------------------------------------------------------------------------------------------------------- open_clip
-
-
 def _clip(name: str, pretrained: str | None, device: str | torch.device, precision: str) -> Teacher:
     """A CLIP by open_clip's own factory and tokenizer."""
     label, tag, file, wanted = name, None, pretrained, {}
@@ -147,8 +140,9 @@ def _clip(name: str, pretrained: str | None, device: str | torch.device, precisi
     config = open_clip.factory.get_model_config(name)
     text = (config or {}).get("text_cfg", {})
     if (text.get("hf_tokenizer_name") or text.get("hf_model_name")) and not find_spec("transformers"):
-        missing = f"teacher {label} needs the package transformers, for its text: pip install 'apm[hf]'"
-        raise ModuleNotFoundError(missing, name="transformers")
+        raise ModuleNotFoundError(
+            f"teacher {label} needs the package transformers, for its text: pip install 'apm[hf]'"
+        )
     path = Path(file) if file and Path(file).is_file() else None
     if path:
         weights.check_file(path)
@@ -165,6 +159,7 @@ def _clip(name: str, pretrained: str | None, device: str | torch.device, precisi
     except Exception as error:
         raise _misfit(str(file or tag or name), f"model {name}", error) from error
     if path:
+        weights.read(path) if path.suffix == ".safetensors" else None
         _check_positions(name, model, path)
     try:
         tokenizer = open_clip.get_tokenizer(name)
@@ -179,10 +174,10 @@ def _clip(name: str, pretrained: str | None, device: str | torch.device, precisi
 def register(name: str) -> str:
     """The open_clip name of a model; a .json path is registered first. Raises ValueError for an unknown name."""
     known = open_clip.list_models()
-    if not name.endswith(".json"):
-        if name not in known:
-            raise unknown("model", name, ["mini", *known])
+    if name in known:
         return name
+    if not name.endswith(".json"):
+        raise unknown("model", name, ["mini", *known])
     path = Path(name)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -197,13 +192,9 @@ def register(name: str) -> str:
 
 
 def split_pretrained(name: str, pretrained: str | None) -> tuple[str | None, str | None]:
-    """(tag, file) that a value of `pretrained` names for an open_clip model; None for what it leaves open.
-
-    Raises ValueError for "TAG=FILE" with a tag that the model does not have.
-    """
-    if pretrained is None:
-        return None, None
-    if open_clip.get_pretrained_cfg(name, pretrained):
+    """(tag, file) that a value of `pretrained` names for an open_clip model; None for what it leaves open. Raises ValueError for an
+    unknown tag in "TAG=FILE"."""
+    if pretrained is None or open_clip.get_pretrained_cfg(name, pretrained):
         return pretrained, None
     tag, equals, file = pretrained.partition("=")
     if not equals or Path(pretrained).is_file() or "/" in tag:
@@ -214,11 +205,7 @@ def split_pretrained(name: str, pretrained: str | None) -> tuple[str | None, str
 
 
 def _wanted(name: str, tag: str | None, file: str | None) -> dict[str, Any]:
-    """How weights want their images (fields of PreprocessCfg): as their tag says, or the open_clip_config.json beside their file.
-
-    Raises ValueError where that says that they were trained with another activation than the model's, and where there are no
-    weights; warns where neither says so and the tags of the model differ.
-    """
+    """How weights want their images (fields of PreprocessCfg): as their tag says, or the open_clip_config.json beside their file."""
     tags = open_clip.list_pretrained_tags_by_model(name)
     own = "" if tags else ". A teacher of ours is trained with `make teacher`, or `python -m apm.teachers.train`"
     if tag is None and file is None:
@@ -232,17 +219,16 @@ def _wanted(name: str, tag: str | None, file: str | None) -> dict[str, Any]:
     quick = bool(open_clip.factory.get_model_config(name).get("quick_gelu", False))
     other = name.removesuffix("-quickgelu") if quick else f"{name}-quickgelu"
     there = other in open_clip.list_models()
-    beside = Path(file or "none").with_name("open_clip_config.json")
+    fields = PreprocessCfg.__dataclass_fields__.keys() - {"size"}
 
     def read(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
         """Preprocessing, and whether the activation is another."""
-        known = {field.name for field in fields(PreprocessCfg)} - {"size"}
-        return {k: v for k, v in config.items() if k in known}, bool(config.get("quick_gelu", False)) != quick
+        return {k: v for k, v in config.items() if k in fields}, bool(config.get("quick_gelu", False)) != quick
 
     if tag:
         images, differs = read(open_clip.get_pretrained_cfg(name, tag))
         differs = differs and there
-    elif file and beside.is_file():
+    elif (beside := Path(file or "").with_name("open_clip_config.json")).is_file():
         said = json.loads(beside.read_text(encoding="utf-8"))
         images, differs = read({**said.get("model_cfg", {}), **said.get("preprocess_cfg", {})})
     else:

@@ -84,19 +84,13 @@ class Teacher:
 
     @property
     def logit_bias(self) -> float | None:
-        """What is added to scaled cosines, for models trained on pairs (SigLIP; Zhai et al. 2023); None for the others.
-
-        The same for every class: it changes neither a decision nor a softmax over classes, only `probabilities`.
-        """
+        """What is added to scaled cosines, for models trained on pairs (SigLIP; Zhai et al. 2023); None for the others."""
         bias = getattr(self.model, "logit_bias", None)
         return None if bias is None else float(bias)
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """(n, C) float32 probabilities of cosine similarities (n, C), as the model was trained to give them.
-
-        CLIP: the softmax over classes. A model with a logit bias (SigLIP): that image and text belong together, the sigmoid of
-        each scaled and shifted cosine; they do not sum to one.
-        """
+        """(n, C) float32 probabilities of cosine similarities (n, C): CLIP's softmax over classes, or, with a logit bias (SigLIP), that
+        image and text belong together, which do not sum to one."""
         logits = self.logit_scale * scores.float()
         return logits.softmax(dim=-1) if self.logit_bias is None else (logits + self.logit_bias).sigmoid()
 
@@ -205,10 +199,8 @@ class Teacher:
 
 
 def token_grid(teacher: Teacher, images: Images, grid: tuple[int, int], *, batch_size: int = 256) -> Tensor:
-    """(N, h*w, D) patch tokens of uint8 RGB images (H, W, 3) on a student's grid: the targets of L_grid, the routed tokens.
-
-    Where the teacher's grid has another size it is resampled bilinearly. Raises ValueError for a tower without patch tokens.
-    """
+    """(N, h*w, D) patch tokens of uint8 RGB images (H, W, 3) on a student's grid (targets of L_grid, routed tokens), resampled bilinearly
+    where the teacher's has another size. Raises ValueError for a tower without patch tokens."""
     parts = []
     for start in range(0, len(images), batch_size):
         tokens = teacher.encode(teacher.transform(images[start : start + batch_size]), tokens=True).tokens

@@ -56,7 +56,7 @@ class TimmTeacher(Teacher):
         raise self._no_text()
 
     @cached_property
-    def grid(self) -> tuple[int, int] | None:  # type: ignore[override]
+    def grid(self) -> tuple[int, int] | None:
         """(h, w) of the tokens; None for towers without."""
         if hasattr(getattr(self.model, "patch_embed", None), "grid_size"):
             return self.model.patch_embed.grid_size
@@ -116,7 +116,7 @@ class Classifier(TimmTeacher):
             )
 
     @cached_property
-    def logit_scale(self) -> float:  # type: ignore[override]
+    def logit_scale(self) -> float:
         """What cosines are multiplied with for probabilities: mean length of the rows times that of features of photographs.
 
         A classifier has no temperature of its own: its logits grow with the length of a feature, which a cosine does not know. The

@@ -1,19 +1,24 @@
 """Training of a small CLIP teacher on images and captions of their class names.
 
-    python -m apm.teachers.train --data folder:PATH --out FILE.safetensors
+    python -m apm.teachers.train --data folder:PATH --out FILE.safetensors     # the further options are the fields of `TrainConfig`
+    python -m apm.teachers.train --profile mini                                # `make teacher PROFILE=mini`
 
-trains one on any class-per-folder image tree; the further options are the fields of `TrainConfig`.
+The second trains by the profile's teacher.yaml into the cache, where no teacher of these settings, images, code and libraries is there
+yet, and says how far it is from the one in data/teachers that comes with the clone. Results are made with the shipped weights: another
+processor trains others from the same seed. --freeze [FILE] makes FILE (default: the one in the cache) the shipped one; one that is too
+large to be shipped gets its card alone: `apm.teachers.load` then says of other weights that they are others.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +26,27 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+import yaml
 from open_clip.pos_embed import get_2d_sincos_pos_embed
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from apm.data import Dataset, prompts
 from apm.data import load as load_dataset
 from apm.lockstep import caller_free
-from apm.project import unknown
-from apm.project.identity import code_version
+from apm.project import among, atomic_write, cache_dir, located, portable, profiles, root, sha256_file, unknown
+from apm.project.identity import code_of, libraries
+from apm.project.paths import atomic_path
 from apm.project.progress import progress
+from apm.teachers import weights
 from apm.teachers.cached import features
 from apm.teachers.images import fitted
 from apm.teachers.loading import load, register
 from apm.teachers.teacher import Teacher, tokenize
-from apm.teachers.weights import save
 from apm.typed import checked
+
+LARGEST = 10_000_000  # bytes of a shipped file
 
 
 @checked
@@ -69,20 +79,11 @@ class TrainConfig:
             raise unknown("training precision", self.precision, ("fp32", "bf16"))
 
 
-CAPTIONS = (
-    "{}",
-    "a photo of {}.",
-    "a photo of a {}.",
-    "a photo of the {}.",
-    "an image of a {}.",
-    "a picture of the {}.",
-    "a drawing of a {}.",
-)
-
-
 def captions(dataset: Dataset) -> list[list[str]]:
     """Per class, all captions: general ones and the dataset's templates, with every form of the class name."""
-    templates = dict.fromkeys((*CAPTIONS, *dataset.templates))
+    photos = ("{}", "a photo of {}.", "a photo of a {}.", "a photo of the {}.")
+    others = ("an image of a {}.", "a picture of the {}.", "a drawing of a {}.")
+    templates = dict.fromkeys((*photos, *others, *dataset.templates))
     return [
         [prompts.fill(template, form) for template in templates for form in prompts.forms(name)]
         for name in dataset.classnames
@@ -93,13 +94,11 @@ def captions(dataset: Dataset) -> list[list[str]]:
 def train(dataset: Dataset, config: TrainConfig, *, device: str | torch.device = "cpu") -> dict[str, Tensor]:
     """Weights (a state dict on the CPU) of a CLIP trained from scratch on images and captions of their class names.
 
-    A batch is made of groups with one image per class. Within a group every caption is unique, so open_clip's ClipLoss
-    has no false negatives; in a plain random batch most negatives of a ten-class set would be true captions. Per step one
-    caption is drawn per class and encoded once for all groups, which gives the gradient of encoding it for each image.
-    Only the rows of the token embedding that occur in captions are trained: the others have no gradient.
-    The same config, data, machine and library versions give bit-identical weights.
-
-    Raises ValueError for a class without images, RuntimeError for a loss that is not finite.
+    A batch is made of groups with one image per class. Within a group every caption is unique, so open_clip's ClipLoss has no false
+    negatives; in a plain random batch most negatives of a ten-class set would be true captions. Per step one caption is drawn per
+    class and encoded once for all groups, which gives the gradient of encoding it for each image. Only the rows of the token embedding
+    that occur in captions are trained: the others have no gradient. The same config, data, machine and library versions give
+    bit-identical weights. Raises ValueError for a class without images, RuntimeError for a loss that is not finite.
     """
     counts = np.bincount(dataset.labels, minlength=len(dataset.classnames))
     if not counts.all():
@@ -125,14 +124,21 @@ def train(dataset: Dataset, config: TrainConfig, *, device: str | torch.device =
 def _fit(model: Any, dataset: Dataset, captions: list[Tensor], config: TrainConfig, device: torch.device) -> None:
     """The loop: AdamW, linear warm-up, cosine decay to zero."""
     preprocessing = PreprocessCfg(**model.visual.preprocess_cfg)
-    pixels = _training_pixels(dataset, preprocessing)
     normalise = image_transform_v2(preprocessing, is_train=False).transforms[-1]
+    seen = np.empty((len(dataset), *preprocessing.input_size[1:], 3), dtype=np.uint8)  # (N, S, S, 3)
+    for i in range(len(dataset)):
+        seen[i] = fitted(dataset.images[i], preprocessing)
+    pixels = torch.from_numpy(seen).permute(0, 3, 1, 2).contiguous()
     classes = len(dataset.classnames)
     per_epoch = math.ceil(len(dataset) / (classes * config.groups))
     steps = config.epochs * per_epoch
     generator = torch.Generator().manual_seed(config.seed)  # data, captions, augmentation; on the CPU for every device
     batches = _balanced(torch.tensor(dataset.labels), classes, config.groups, generator)
-    parameters = _decay_groups(model, config.weight_decay)
+    decayed, other = list[Tensor](), list[Tensor]()  # as open_clip: not gains, biases, embeddings and the temperature
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.ndim > 1 and "embedding" not in key else other).append(parameter)
+    parameters = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": other, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, config.beta2), eps=1e-6, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warmup_cosine(steps, config.warmup))
     clip_loss = open_clip.ClipLoss()
@@ -160,14 +166,6 @@ def _fit(model: Any, dataset: Dataset, captions: list[Tensor], config: TrainConf
                 model.logit_scale.clamp_(0, math.log(100))  # as open_clip trains
             bar.update(len(images))
     model.eval()
-
-
-def _training_pixels(dataset: Dataset, config: PreprocessCfg) -> Tensor:
-    """All images at the model's size, uint8 (N, 3, S, S), by the evaluation transform's resizing and cropping."""
-    result = np.empty((len(dataset), *config.input_size[1:], 3), dtype=np.uint8)
-    for i in range(len(dataset)):
-        result[i] = fitted(dataset.images[i], config)
-    return torch.from_numpy(result).permute(0, 3, 1, 2).contiguous()
 
 
 def _balanced(labels: Tensor, classes: int, groups: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -201,15 +199,6 @@ def augment(images: Tensor, config: TrainConfig, generator: torch.Generator) -> 
     matrices = torch.stack(rows, dim=1)  # (n, 2, 3)
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)  # (n, S, S, 2)
     return F.grid_sample(images, grid, align_corners=False, padding_mode="zeros")
-
-
-def _decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices only: not on gains, biases, embeddings and the temperature, as open_clip trains."""
-    decayed, other = list[Tensor](), list[Tensor]()
-    for key, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (decayed if parameter.ndim > 1 and "embedding" not in key else other).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}]
 
 
 def _warmup_cosine(steps: int, warmup: float) -> Any:
@@ -246,23 +235,25 @@ def _reproducible(seed: int, threads: int) -> Iterator[None]:
             torch.set_deterministic_debug_mode(mode)
 
 
+HELPERS = (_balanced, augment, _warmup_cosine, _sinusoidal_positions, _reproducible)  # of `_fit` and `train`
+
+
 def determined_by(dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
-    """All that determines the weights that `train` gives, the machine aside, as it is noted in a checkpoint: settings, model
-    configuration, captions, training data, versions of torch and open_clip, hash of the training code."""
+    """All that determines the weights that `train` gives, the machine aside, as it is noted in a checkpoint."""
     return {
         "settings": asdict(config),
         "model": open_clip.factory.get_model_config(register(config.model)),
         "captions": captions(dataset),
         "data": dataset.fingerprint,
         "versions": {"torch": str(torch.__version__), "open_clip": open_clip.__version__},
-        "recipe": code_version(("teachers.train",)),
+        "recipe": code_of(TrainConfig, captions, train, _fit, *HELPERS),
     }
 
 
 def cosines(teacher: Teacher, dataset: Dataset) -> Tensor:
     """(N, C) cosine similarities of all images and classes, by the dataset's own prompts; NaN for an unreadable image."""
-    image_features = torch.from_numpy(np.array(features(teacher, dataset))).float()
-    return F.normalize(image_features, dim=-1) @ teacher.text_features(dataset.classnames, dataset.templates).cpu().T
+    own = torch.from_numpy(np.array(features(teacher, dataset))).float()
+    return F.normalize(own, dim=-1) @ teacher.text_features(dataset.classnames, dataset.templates).cpu().T
 
 
 def accuracy(teacher: Teacher, dataset: Dataset) -> float:
@@ -271,8 +262,6 @@ def accuracy(teacher: Teacher, dataset: Dataset) -> float:
     finite = scores.isfinite().all(dim=-1).numpy()
     return float((finite & (scores.argmax(dim=-1).numpy() == dataset.labels)).mean())
 
-
-# ------------------------------------------------------------------------------------------------------ command line
 
 OTHER = {
     "data": "dataset to train on, such as digits-train or folder:PATH (one folder of images per class)",
@@ -283,51 +272,157 @@ OTHER = {
 
 def configured(options: Mapping[str, Any]) -> TrainConfig:
     """The settings among the options of `run`. Raises ValueError for one that is neither a setting nor in `OTHER`, and without data."""
-    known = [*OTHER, *TrainConfig.__dataclass_fields__]
     if "data" not in options:
         raise ValueError(f"a teacher's training needs data: {OTHER['data']}")
-    for name in options.keys() - known:
-        raise unknown("option of a teacher's training", name, known)
+    among("option of a teacher's training", options, [*OTHER, *TrainConfig.__dataclass_fields__])
     return TrainConfig(**{name: value for name, value in options.items() if name not in OTHER})
 
 
 def run(options: Mapping[str, Any], out: Path) -> None:
     """Train a teacher, write it to `out`, print its accuracy on the held-out images. options: of the command, as in a teacher.yaml.
-
-    Raises as `configured`, `train`, `save` and loading a dataset do; ValueError for a test set with other classes.
-    """
+    Raises as `configured`, `train`, `save` and loading a dataset do; ValueError for a test set with other classes."""
     if out.suffix != ".safetensors":
         raise ValueError(f"checkpoints are written as .safetensors, found {out}")
+    with suppress(LookupError), atomic_path(out):  # what cannot be written is said before the training
+        raise LookupError
     config, device = configured(options), options.get("device", "cpu")
     data = load_dataset(options["data"])
     test = load_dataset(options["test"]) if "test" in options else None
     if test and test.classnames != data.classnames:
         raise ValueError(f"test set {test.name} has other classes than {data.name}: {test.classnames[:5]}...")
     start = time.perf_counter()
-    save(train(data, config, device=device), out, determined_by(data, config))
-    seconds = time.perf_counter() - start
-    print(f"trained {config.model} on {len(data)} images of {data.name} in {seconds:.0f} s: {out}")
+    weights.save(train(data, config, device=device), out, determined_by(data, config))
+    print(f"trained {config.model} on {len(data)} images of {data.name} in {time.perf_counter() - start:.0f} s: {out}")
     if test:
         right = accuracy(load(config.model, pretrained=out, device=device), test)
         print(f"zero-shot top-1 on {test.name}: {100 * right:.1f} % of {len(test)} images")
 
 
+def notes(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of how it was trained (`determined_by`). Raises ValueError for a file that was not trained here."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = json.loads(file.metadata()["apm"])
+        return {"settings": found["settings"], "data": found["data"], **found}
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} says nothing of how it was trained: it is left as it is; move it away to train one"
+        ) from error
+
+
+def train_anew(options: Mapping[str, Any], out: Path) -> None:
+    """Train where no checkpoint trained so is at `out`. options: of `run`. Raises as that and `notes`."""
+    if out.exists():
+        wanted = determined_by(load_dataset(options["data"]), configured(options))
+        had, now = (
+            {**said["settings"], "images": said["data"], "code": said.get("recipe"), **said.get("versions", {})}
+            for said in (notes(out), wanted)
+        )
+        # what an older checkpoint does not say is no reason to train again
+        differs = [f"{k} {had[k]}, not {value}" for k, value in now.items() if had.get(k) not in (None, value)]
+        if not differs:
+            print(f"up to date: {out}, trained with these settings")
+            return
+        print(f"{out} was trained with {'; '.join(differs)}: training it again", flush=True)
+    run(options, out)
+
+
+def distance(options: Mapping[str, Any], first: Path, second: Path) -> tuple[float, float, float, float, int]:
+    """Of two checkpoints on the held-out images: accuracy of each (%), equal decisions (%), largest difference of a cosine, images."""
+    test, model = load_dataset(options["test"]), configured(options).model
+    one, other = (cosines(load(model, pretrained=path), test) for path in (first, second))  # (N, C)
+    a, b, labels = one.argmax(dim=-1), other.argmax(dim=-1), torch.tensor(test.labels)
+    shares = [100 * float((x == y).double().mean()) for x, y in ((a, labels), (b, labels), (a, b))]
+    return shares[0], shares[1], shares[2], float((one - other).abs().max()), len(test)
+
+
+def freeze(profile: str, options: Mapping[str, Any], source: Path) -> None:
+    """Write a trained checkpoint into data/teachers, in float16, with its card; of one larger than `LARGEST` the card alone, with
+    the hash of its weights.
+
+    Raises ValueError for a file that was not trained here or on other images, and one that decides otherwise in float16 on more than
+    one in a hundred held-out images; for one that is too large where a smaller one is shipped.
+    """
+    said, trained, data = notes(source), weights.read(source), load_dataset(options["data"])
+    if said["data"] != data.fingerprint:
+        raise ValueError(f"{source} was trained on other images: expected {data.fingerprint}, found {said['data']}")
+    half = {key: value.half() if value.is_floating_point() else value for key, value in trained.items()}
+    size = sum(value.nbytes for value in half.values())
+    path = weights.SHIPPED / source.name
+    card = path.with_suffix(".yaml")
+    if size > LARGEST:
+        if path.exists():
+            raise ValueError(f"{path} is shipped and {source} is too large to take its place: remove that one first")
+        single, right, _, _, images = distance(options, source, source)
+        file = {
+            "versions": said.get("versions") or "the checkpoint notes none",
+            "stored_as": f"not shipped: {size / 1e6:.0f} MB in float16, at most {LARGEST / 1e6:.0f} MB are",
+            "weights_sha256": weights.weights_sha256(trained),
+        }
+    else:
+        card.unlink(missing_ok=True)  # else it would be held against the new file
+        weights.save(half, path, said)
+        single, right, same, _, images = distance(options, source, path)
+        if same < 99:
+            path.unlink()
+            raise ValueError(f"{source}: in float16 it decides alike on {same:.1f} % of the images only")
+        file = {
+            "versions": {**libraries(("torch", "timm", "numpy")), "open_clip": open_clip.__version__},
+            "processor": f"{torch.backends.cpu.get_cpu_capability()}; another kind trains other weights from the same seed",
+            "stored_as": "float16; used as float32 with these rounded values",
+            "bytes": path.stat().st_size,
+            "sha256": sha256_file(path),
+        }
+    about = {
+        "command": f"make teacher PROFILE={profile}",
+        "model": said["settings"]["model"],
+        "data": f"{options['data']}: {portable(data.notes)}",
+        "images": len(data),
+        "data_sha256": said["data"],
+        "seed": said["settings"]["seed"],
+        "settings": said["settings"],
+        "accuracy": {options["test"]: round(right, 2), "images": images},
+        **file,
+    }
+    atomic_write(card, yaml.safe_dump(about, sort_keys=False, allow_unicode=True, width=120))
+    print(f"{card}: {about['stored_as']}; {right:.2f} % of the held-out images ({single:.2f} % in float32)")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m apm.teachers.train",
-        description="Train a small CLIP teacher.",
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--out", required=True, type=Path, help="checkpoint to write (.safetensors)")
+    parser = argparse.ArgumentParser("python -m apm.teachers.train", argument_default=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help="checkpoint to write (.safetensors)")
     for name, text in OTHER.items():
-        parser.add_argument(f"--{name}", required=name == "data", help=text)
-    for field in fields(TrainConfig):
-        default: Any = field.default
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(default), help=f"default: {default}")
-    options = vars(parser.parse_args(arguments))
+        parser.add_argument(f"--{name}", help=text)
+    for name, default in asdict(TrainConfig()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), help=f"default: {default}")
+    parser.add_argument("--profile", help="train this profile's own teacher, by its teacher.yaml")
+    parser.add_argument("--freeze", nargs="?", const="", metavar="FILE", help="make FILE the one in data/teachers")
+    given = vars(parser.parse_args(arguments))
+    if "profile" not in given and "out" not in given:
+        parser.error("name --data and --out, or --profile")
     try:
-        run(options, options.pop("out"))
+        if "out" in given:
+            out = given.pop("out")
+            if out.exists():
+                raise FileExistsError(f"{out} is there already and stays as it is: move it away, or name another --out")
+            run(given, out)
+            return 0
+        among("option beside --profile", given, ("profile", "freeze"))
+        options, named = profiles.load_teacher(given["profile"])
+        configured(options)
+        used = root() / located(named)  # the checkpoint that the profile uses
+        trained = cache_dir() / "teachers" / used.name
+        if "freeze" in given:
+            freeze(given["profile"], options, Path(given["freeze"] or trained))
+            return 0
+        train_anew(options, trained)
+        if used != trained and used.is_file() and "test" in options:
+            first, second, same, largest, images = distance(options, used, trained)
+            print(
+                f"{options['test']}, {images} held-out images: shipped {first:.2f} %, trained here {second:.2f} %; the same decision "
+                f"on {same:.2f} %; cosines with the classes differ by {largest:.4f} at most. Results are made with the shipped one, {used}"
+            )
     except (ValueError, OSError, RuntimeError) as error:
         print(f"apm.teachers.train: {error}", file=sys.stderr)
         return 1

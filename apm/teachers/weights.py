@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 import urllib.error
 import urllib.request
 import warnings
@@ -15,44 +13,58 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from apm.project import atomic_path, sha256_file
 
-SHIPPED = (
-    Path(__file__).resolve().parents[2] / "data" / "teachers"
-)  # weights that come with the clone, with their cards
+# weights that come with the clone, with their cards
+SHIPPED = Path(__file__).resolve().parents[2] / "data" / "teachers"
 
 
 def save(weights: dict[str, Tensor], path: str | Path, metadata: dict[str, Any]) -> None:
-    """A checkpoint file (.safetensors), atomically; metadata as one JSON text "apm" in its header.
-
-    Raises ValueError for another suffix.
-    """
+    """A checkpoint file, atomically; metadata, with the weights' hash, as one JSON text "apm" in its header. Raises ValueError for
+    another suffix than .safetensors."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"checkpoints are written as .safetensors, found {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {**metadata, "weights_sha256": weights_sha256(weights)}
     with atomic_path(path) as temporary:
         save_file(weights, str(temporary), metadata={"apm": json.dumps(metadata)})  # several keys have no fixed order
 
 
-def weights_sha256(weights: dict[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes of the weights: the same whatever else their file says."""
-    digest = hashlib.sha256()
-    hash_weights(digest, weights)
-    return digest.hexdigest()
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, on the CPU. Raises ValueError for one of `save` that is damaged."""
+    with safe_open(path, framework="pt") as file:
+        said = json.loads((file.metadata() or {}).get("apm", "{}")).get("weights_sha256")
+    found = load_file(path)
+    if said not in (None, weights_sha256(found)):
+        raise ValueError(f"{path} is damaged: its weights are not those that were written")
+    return found
+
+
+def kept(path: Path) -> dict[str, Tensor] | None:
+    """`read` of a file in the cache; None where it is not there, and, with a warning, where it is damaged: to be made again."""
+    try:
+        return read(path) if path.is_file() else None
+    except (ValueError, SafetensorError) as error:
+        warnings.warn(f"the cached file {path} cannot be used ({error}): making it again", stacklevel=2)
+        return None
 
 
 def hash_weights(digest: Any, weights: dict[str, Tensor]) -> None:
-    """Add weights to a hash of hashlib."""
+    """Add names, types, shapes and bytes of weights to a hash of hashlib."""
     for key, value in sorted(weights.items()):
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-# ------------------------------------------------------------------------------------------------------------ cards
+def weights_sha256(weights: dict[str, Tensor]) -> str:
+    """sha256 of weights, whatever else their file says."""
+    hash_weights(digest := hashlib.sha256(), weights)
+    return digest.hexdigest()
 
 
 def shipped(name: str) -> Path:
@@ -70,29 +82,24 @@ def shipped(name: str) -> Path:
 def check_file(file: Path) -> None:
     """Raises ValueError for a checkpoint that is not the one that the card beside it (.yaml, with a sha256) describes; warns of one
     whose weights are not those of the card of its name in data/teachers, which too large a file has alone."""
-    if (card := file.with_suffix(".yaml")).is_file():
-        if (expected := _card(card).get("sha256")) != (found := sha256_file(file)):
-            raise ValueError(
-                f"{file} is not the file that {card.name} beside it describes: expected sha256 {expected}, found {found} "
-                f"({file.stat().st_size:,} bytes). It was cut off or changed: `git checkout data/teachers` brings it back, "
-                "`make teacher` trains another"
-            )
-    elif file.suffix == ".safetensors" and (card := SHIPPED / card.name).is_file():
-        expected = _card(card).get("weights_sha256")
-        if expected and (found := weights_sha256(load_file(str(file)))) != expected:
-            warnings.warn(
-                f"{file}: these are not the weights that the committed results were made with: {card} describes weights of "
-                f"sha256 {expected[:16]}, found {found[:16]}. Another machine trains others from the same seed, and numbers "
-                "differ with them",
-                stacklevel=2,
-            )
-
-
-def _card(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-
-
-# --------------------------------------------------------------------------------------------------------- downloads
+    card = file.with_suffix(".yaml")
+    if not (beside := card.is_file()):
+        card = SHIPPED / card.name
+    said = (yaml.safe_load(card.read_text(encoding="utf-8")) or {}) if card.is_file() else {}
+    if beside and (expected := said.get("sha256")) != (found := sha256_file(file)):
+        raise ValueError(
+            f"{file} is not the file that {card.name} beside it describes: expected sha256 {expected}, found {found} "
+            f"({file.stat().st_size:,} bytes). It was cut off or changed: `git checkout data/teachers` brings it back, "
+            "`make teacher` trains another"
+        )
+    expected = None if beside or file.suffix != ".safetensors" else said.get("weights_sha256")
+    if expected and (found := weights_sha256(load_file(str(file)))) != expected:
+        warnings.warn(
+            f"{file}: these are not the weights that the committed results were made with: {card} describes weights of "
+            f"sha256 {expected[:16]}, found {found[:16]}. Another machine trains others from the same seed, and numbers "
+            "differ with them",
+            stacklevel=2,
+        )
 
 
 def check_reachable(what: str, source: Mapping[str, Any], file: str = "TAG=/path/to/weights.safetensors") -> None:
@@ -100,34 +107,28 @@ def check_reachable(what: str, source: Mapping[str, Any], file: str = "TAG=/path
 
     source: "hf_hub", "repository/file" or "repository/", or "url". file: how a file is named instead.
     """
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import constants
 
     if source.get("hf_hub"):
-        repository, _, name = source["hf_hub"].rpartition("/")
         where, url = Path(constants.HF_HUB_CACHE), constants.ENDPOINT
-        names = [name or "open_clip_pytorch_model.bin", "open_clip_model.safetensors"]
-        names += [re.sub(r"\.(bin|pth)$", ".safetensors", name) for name in names]  # any form that open_clip would take
-        found = any(isinstance(try_to_load_from_cache(repository, n, cache_dir=str(where)), str) for n in names)
+        files = where.glob(f"models--{source['hf_hub'].rpartition('/')[0].replace('/', '--')}/snapshots/*/*")
+        found = any(path.suffix in (".safetensors", ".bin", ".pt", ".pth") for path in files)
     else:
         where, url = Path("~/.cache/clip").expanduser(), source["url"]
         found = (where / Path(url).name).is_file()
-    if not found and not online(url):
+    if not found and (constants.HF_HUB_OFFLINE or not _answers(url)):
         raise FileNotFoundError(
             f"{what}: the weights are not in {where}, and {url} cannot be reached. Download them where there is a network and name "
             f"the file, in a profile or in load: pretrained={file!r}"
         )
 
 
-def online(url: str, seconds: float = 4.0) -> bool:
-    """Whether the host answers at all, proxies included; an HTTP error is an answer. Honours HF_HUB_OFFLINE."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return False
+def _answers(url: str) -> bool:
+    """Whether the host answers at all, proxies included; an HTTP error is an answer."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):
-            return True
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=4).close()
     except urllib.error.HTTPError:
         return True
     except (OSError, ValueError):
         return False
+    return True

@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import seaborn as sns
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
+from fakes import records
 from PIL import Image
 
 from apm.analysis import figures, stats
 from apm.analysis.figures import grid_rgb
+from apm.analysis.numbers import Number
 
 ANY = "any (upper bound, uses labels)"
 
@@ -25,53 +24,31 @@ def _close():
     plt.close("all")
 
 
-def records(n=40, corruptions=("fog", "snow"), severities=(1, 5), iterations=6, seed=0):
-    rng = np.random.default_rng(seed)
-    label = rng.integers(0, 4, n)
-    frames = []
-    for corruption, severity in [("none", 0), *((c, s) for c in corruptions for s in severities)]:
-        teacher = np.where(rng.random(n) < 0.9 - 0.1 * severity, label, (label + 1) % 4)
-        path = np.stack(
-            [rng.integers(0, 4, n), *(np.where(rng.random(n) < 0.8, teacher, label) for _ in range(iterations))], 1
-        )
-        frames.append(
-            pd.DataFrame(
-                {
-                    "dataset": "digits-test",
-                    "corruption": corruption,
-                    "severity": severity,
-                    "sample": np.arange(n),
-                    "method": "APM",
-                    "seed": 0,
-                    "label": label,
-                    "prediction": path[:, -1],
-                    "teacher_prediction": pd.array(teacher, dtype="Int32"),
-                    "minimum_loss_prediction": pd.array(path[:, -1], dtype="Int32"),
-                    "path": list(path.astype(np.int16)),
-                }
-            )
-        )
+@pytest.fixture(scope="module")
+def data():
+    """40 images of four classes under five conditions, six iterations."""
+    rng, frames = np.random.default_rng(0), []
+    label = rng.integers(0, 4, 40)
+    for corruption, severity in [("none", 0), ("fog", 1), ("fog", 5), ("snow", 1), ("snow", 5)]:
+        teacher = np.where(rng.random(40) < 0.9 - 0.1 * severity, label, (label + 1) % 4)
+        path = [rng.integers(0, 4, 40), *(np.where(rng.random(40) < 0.8, teacher, label) for _ in range(6))]
+        asked = {"teacher_prediction": teacher, "path": list(np.stack(path, 1).astype(np.int16))}
+        frames.append(records(path[-1], label=label, corruption=corruption, severity=severity, **asked))
     return pd.concat(frames, ignore_index=True)
 
 
-@pytest.fixture(scope="module")
-def data():
-    return records()
-
-
-def labels(figure):
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-
-
-def test_figures_of_one_method_refuse_several(data):
-    with pytest.raises(ValueError, match="one method, found APM, B"):
-        figures.accuracy_over_iterations(pd.concat([data, data.assign(method="B")]))
+@pytest.fixture
+def figure():
+    found, axes = plt.subplots(figsize=(4, 3))
+    axes.plot([1, 2], label="a")
+    axes.set_title("Letters and lines")
+    return found
 
 
 def test_accuracy_over_iterations_ends_at_final_and_any(data):
     figure, caption = figures.accuracy_over_iterations(data, chance=25.0)
     lines = {line.get_label(): line for line in figure.axes[0].lines}
-    final, ever, teacher = (stats.mean_accuracy(data, rule).value for rule in ("final", "any", "teacher"))
+    final, ever, teacher = (stats.estimate(data, rule).value for rule in ("final", "any", "teacher"))
     assert lines["final, had K been k"].get_ydata()[-1] == pytest.approx(final)
     assert lines[ANY].get_ydata()[-1] == pytest.approx(ever)
     assert lines["teacher (zero-shot)"].get_ydata()[0] == pytest.approx(teacher)
@@ -80,42 +57,8 @@ def test_accuracy_over_iterations_ends_at_final_and_any(data):
     assert "mean of 5 conditions; n = 40 images" in caption
     with pytest.raises(ValueError, match="needs a method with iterations"):
         figures.accuracy_over_iterations(data.assign(path=None))
-
-
-def test_loss_curve_is_the_median_on_a_log_axis():
-    losses = np.array([[1e-3, 1e-4, 1e-5], [3e-3, 3e-4, 3e-5], [2e-3, 2e-4, 2e-5], [1e-3, np.nan, np.nan]])
-    figure, caption = figures.loss_curve(losses)
-    axes = figure.axes[0]
-    assert axes.get_yscale() == "log"
-    np.testing.assert_allclose(axes.lines[0].get_ydata(), [2e-3, 2e-4, 2e-5])
-    for said in ("n = 3 images", "100-fold", "1 images with a non-finite loss are left out"):
-        assert said in caption
-    assert "n = 1 image;" in figures.loss_curve(losses[:1])[1]
-    with pytest.raises(ValueError, match="none of 1 images"):
-        figures.loss_curve(losses[3:])
-
-
-def test_classes_over_the_iterations_have_a_colour_and_a_marker_each():
-    scores = np.linspace(0, 1, 12).reshape(4, 3)
-    figure, caption = figures.class_scores(scores, np.array([0.1, 0.9, 0.4]), ["a", "b", "c"])
-    lines = [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
-    assert [line.get_label() for line in lines] == ["b", "c", "a"]
-    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 3
-    assert "marks at the right: the teacher's feature" in caption
-
-
-def test_image_strip_shows_every_image_with_its_title():
-    images = [np.full((4, 4, 3), i, dtype=np.uint8) for i in range(8)]
-    figure, caption = figures.image_strip(images, [f"k = {i}" for i in range(8)])
-    shown = [axes for axes in figure.axes if axes.images]
-    assert [axes.get_title() for axes in shown] == [f"k = {i}" for i in range(8)]
-    assert "8 images, 4 x 4 px" in caption
-    assert all(spine.get_visible() for axes in shown for spine in axes.spines.values())  # white images have an edge
-    with pytest.raises(ValueError, match="at least one image"):
-        figures.image_strip([])
-
-
-# ----------------------------------------------------------------------------------------------------- features as colours
+    with pytest.raises(ValueError, match="one method, found APM, B"):
+        figures.accuracy_over_iterations(pd.concat([data, data.assign(method="B")]))
 
 
 def test_grid_rgb_shows_islands_as_colours():
@@ -130,19 +73,13 @@ def test_grid_rgb_shows_islands_as_colours():
     assert abs(left.mean() - right.mean()) > 0.9
 
 
-@settings(max_examples=40, deadline=None)
-@given(arrays(np.float64, (3, 3, 5), elements=st.floats(-1e6, 1e6)))
-def test_grid_rgb_is_a_picture_whatever_the_features(features):
-    colours = grid_rgb(features)
-    assert ((colours >= 0) & (colours <= 1)).all()
-
-
 def test_grid_rgb_edges():
     assert (grid_rgb(np.ones((2, 2, 4))) == 0.5).all()
     assert grid_rgb(np.random.default_rng(0).normal(size=(2, 2, 1))).shape == (2, 2, 3)  # fewer than three components
     rng = np.random.default_rng(0)
     many = rng.normal(size=(5, 4, 4, 8))
     together = grid_rgb(many)
+    assert ((together >= 0) & (together <= 1)).all()
     np.testing.assert_allclose(grid_rgb(many[2], fit=many), together[2])  # shared colours
     small = 1e-3 * (many[2] + 7)  # another size and place: in the range of fit a point, in its own the same picture
     np.testing.assert_allclose(grid_rgb(small, fit=many[2], own_range=True), grid_rgb(many[2]), atol=1e-9)
@@ -150,19 +87,17 @@ def test_grid_rgb_edges():
     assert (grid_rgb(np.full((2, 2, 8), 1 / 3), fit=many, own_range=True) == 0.5).all()  # rounding is no variation
 
 
-# ---------------------------------------------------------------------------------------------------------- saving, showing
-
-
-def test_saved_figures_repeat_byte_for_byte_without_dates(data, tmp_path):
+def test_saved_figures_repeat_byte_for_byte_without_dates(figure, tmp_path):
     contents = []
     for folder in ("a", "b"):
-        figure, _ = figures.accuracy_over_iterations(data)
         paths = figures.save(figure, "curves", tmp_path / folder)
         assert sorted(p.name for p in (tmp_path / folder).iterdir()) == ["curves.pdf", "curves.png"]
         contents.append({suffix: path.read_bytes() for suffix, path in paths.items()})
     assert contents[0] == contents[1]
     assert b"CreationDate" not in contents[0]["pdf"]
     assert b"Software" not in contents[0]["png"]
+    with pytest.raises(OSError, match="curves"):
+        figures.save(figure, "curves", paths["png"])
 
 
 def png(pixels):
@@ -171,8 +106,7 @@ def png(pixels):
     return buffer.getvalue()
 
 
-def test_a_plot_gets_a_palette_that_cannot_be_seen_and_a_photograph_keeps_its_colours(data):
-    figure, _ = figures.accuracy_over_iterations(data)
+def test_a_plot_gets_a_palette_that_cannot_be_seen_and_a_photograph_keeps_its_colours(figure):
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     plot = buffer.getvalue()
@@ -190,10 +124,10 @@ def test_a_plot_gets_a_palette_that_cannot_be_seen_and_a_photograph_keeps_its_co
         assert np.array_equal(np.asarray(kept), photograph)
 
 
-def test_a_figure_is_shown_as_the_file_that_was_saved(tmp_path, monkeypatch):
+def test_a_figure_is_shown_as_the_file_that_was_saved(figure, tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr("IPython.display.display", shown.append)
-    figure, _ = figures.image_strip([np.zeros((2, 2))], size=2.0)
+    for place in ("IPython.display.display", "apm.analysis.figures.show_here"):
+        monkeypatch.setattr(place, shown.append)
     path = figures.save(figure, "a", tmp_path)["png"]
     figures.display(path, "A caption")
     picture, said = shown
@@ -203,19 +137,13 @@ def test_a_figure_is_shown_as_the_file_that_was_saved(tmp_path, monkeypatch):
     assert said.data.strip() == "A caption"
 
 
-def test_save_refuses_paths_and_unwritable_folders(tmp_path):
-    figure, _ = figures.image_strip([np.zeros((2, 2))])
-    with pytest.raises(ValueError, match="plain file name"):
-        figures.save(figure, "a/b", tmp_path)
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(OSError, match="file"):
-        figures.save(figure, "a", tmp_path / "file")
-
-
-def test_series_are_told_apart_by_colour_and_marker_and_colours_are_colour_blind_safe():
+def test_dots_are_told_apart_by_colour_and_marker_and_an_upper_bound_is_open():
     safe = sns.color_palette("colorblind").as_hex()
     assert list(figures.PALETTE) == safe
     assert set(figures.COLOURS.values()) <= set(safe)
-    many = figures.series(20)
-    assert len(set(many)) == 20
-    assert {colour for colour, _ in many} == set(figures.PALETTE)
+    cells = pd.DataFrame({f"{i}": [Number(i, i - 1, i + 1)] for i in range(20)} | {ANY: [Number(70)]}, index=["a"])
+    (axes,) = figures.dots({"accuracy": cells}).axes
+    marks = [container.lines[0] for container in axes.containers]
+    assert [mark.get_xdata().tolist() for mark in marks] == [[i] for i in (*range(20), 70)]
+    assert len({(mark.get_color(), mark.get_marker()) for mark in marks}) == 21
+    assert [mark.get_markerfacecolor() == "none" for mark in marks] == [False] * 20 + [True]

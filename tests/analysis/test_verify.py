@@ -1,9 +1,9 @@
 """`make verify` finds what changed, says where, and fails when it must."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -41,7 +41,7 @@ def make(table: pd.DataFrame, *, complete: bool = True) -> None:
 
 
 def status() -> dict[str, str]:
-    compared, _, _ = verify.judge("mini")
+    compared, _ = verify.judge("mini")
     return dict(zip(compared["column"], compared["status"], strict=True))
 
 
@@ -60,6 +60,7 @@ def test_the_same_numbers_are_the_same(place: Path, capsys: pytest.CaptureFixtur
         (frame(62.0), "final", "within", 0),
         (frame(64.0), "final", "outside", 1),
         (frame(seconds=99.0), "s", "cost", 0),
+        (frame(seconds=np.nan), "s", "cost", 0),  # not measured on every machine
         (frame(verdict="does not hold"), "verdict", "turned", 1),
         (frame(word="vit"), "best", "changed", 0),
         (frame().assign(loss=1.3e-3), "loss", "within", 0),  # of one run: another processor's rounding
@@ -69,9 +70,7 @@ def test_the_same_numbers_are_the_same(place: Path, capsys: pytest.CaptureFixtur
         (frame().assign(verdict=[None]), "verdict", "missing", 1),
     ],
 )
-def test_what_changed_is_found_by_name(
-    place: Path, changed: pd.DataFrame, column: str, expected: str, code: int, capsys: pytest.CaptureFixture
-) -> None:
+def test_what_changed_is_found_by_name(place, changed: pd.DataFrame, column: str, expected: str, code: int, capsys):
     make(changed)
     found = status()
     assert found[column] == expected
@@ -80,8 +79,6 @@ def test_what_changed_is_found_by_name(
     assert verify.main([]) == code
     rows = capsys.readouterr().out.split("\n", 1)[1].split("expected on")[0]
     assert (column in rows) == (expected not in ("same", "new", "cost"))
-    assert verify.main(["--line"]) == 0  # the end of `make reproduce` says it, and does not fail
-    assert ("make verify" in capsys.readouterr().out) == bool(code)
 
 
 def rows_of(**cells: Number | float) -> pd.DataFrame:
@@ -98,32 +95,16 @@ def rows_of(**cells: Number | float) -> pd.DataFrame:
         (24.0, 26.0, "measure", "outside"),
         (60.0, 60.6, "accuracy", "outside"),  # of images: it comes out, or it has an interval
         (60.0, 61.0, "count", "outside"),
+        (423.607, 423.61, "exact", "outside"),  # no machine counts other operations; both are printed as 423.6
+        (423.607, 423.6071, "exact", "same"),  # to the digits that are stored
+        (423.607, 423.61, "measure", "same"),
     ],
 )
 def test_a_number_of_a_training_may_differ_by_rounding(value: float, found: float, kind: str, expected: str) -> None:
-    compared = verify.compare(rows_of(a=Number(value, kind=kind)), rows_of(a=Number(found, kind=kind)))
-    assert list(compared["status"]) == [expected]
-    narrow = Number(value, value, value * 1.0001, kind=kind)  # over images, which says nothing about rounding
-    compared = verify.compare(rows_of(a=narrow), rows_of(a=Number(found, kind=kind)))
-    assert list(compared["status"]) == [expected]
-
-
-@pytest.mark.parametrize(
-    ("value", "found", "expected"),
-    [
-        (423.607, 427.8, "outside"),  # operations in G: no machine counts others
-        (423.607, 423.61, "outside"),  # though both are printed as 423.6
-        (423.607, 423.6071, "same"),  # to the digits that are stored
-        (0.0784, 0.0786, "outside"),
-    ],
-)
-def test_an_exact_number_is_the_same_or_outside(value: float, found: float, expected: str) -> None:
-    def rows(cell: float, kind: str) -> pd.DataFrame:
-        return numbers.tidy(pd.DataFrame({"GFLOP": [cell]}, index=["APM"]), "04_x", kinds=kind)
-
-    assert list(verify.compare(rows(value, "exact"), rows(found, "exact"))["status"]) == [expected]
-    (measured,) = verify.compare(rows(value, "measure"), rows(found, "measure"))["status"]
-    assert measured in ("same", "within")
+    narrow = Number(value, value, value * 1.000001, kind=kind)  # over images, which says nothing about rounding
+    for wanted in (Number(value, kind=kind), narrow):
+        compared = verify.compare(rows_of(a=wanted), rows_of(a=Number(found, kind=kind)))
+        assert list(compared["status"]) == [expected]
 
 
 @pytest.mark.parametrize(("final", "expected"), [(60.5, "within"), (62.0, "within"), (64.0, "outside")])
@@ -137,23 +118,19 @@ def test_a_p_value_is_within_when_the_estimates_of_its_row_are(final: float, exp
     assert list(alone["status"]) == ["outside"]  # nothing stands beside it
 
 
-def test_accept_makes_the_present_numbers_the_expected_ones_and_shows_what_changes(
-    place: Path, capsys: pytest.CaptureFixture
-) -> None:
-    make(frame(64.0))
-    assert verify.main(["--accept"]) == 0
-    assert "1 outside" in capsys.readouterr().out
-    assert verify.main([]) == 0
-
-
 def test_a_half_made_folder_is_not_judged_and_not_accepted(place: Path, capsys: pytest.CaptureFixture) -> None:
     before = verify.path_of("mini").read_bytes()
     make(frame(64.0), complete=False)
+    capsys.readouterr()
     for arguments in ([], ["--accept"]):
         assert verify.main(arguments) == 2
         assert "02_corruptions did not run to its end" in capsys.readouterr().err
     assert verify.main(["--made"]) == 1  # but the tables that are there can be
     assert verify.path_of("mini").read_bytes() == before
+    make(frame(64.0))
+    assert verify.main(["--accept"]) == 0  # shows what changes
+    assert "1 outside" in capsys.readouterr().out
+    assert verify.main([]) == 0
 
 
 def test_without_results_or_expected_numbers_it_says_what_to_do(place: Path, capsys: pytest.CaptureFixture) -> None:
@@ -175,15 +152,13 @@ def head(text: str, **change: object) -> str:
     [
         (lambda text: head(text, profile="paper"), "profile paper, not of 1 and mini"),
         (lambda text: head(text, version=0), "of version 0"),
-        (lambda text: "\n".join(text.splitlines()[:-2]) + "\n", "cut off: expected 5 numbers, found 3"),
-        (lambda text: text[:-30], "cut off: expected 5 numbers, found 4"),  # within a row
+        (lambda text: "\n".join(text.splitlines()[:-2]) + "\n", "cut off: expected 5 numbers"),
+        (lambda text: text[:-30], "cut off: expected 5 numbers"),  # within a row
         (lambda text: text.replace("loss,", "lost,"), "unknown kind of number 'lost'"),
         (lambda text: "table,row\n", "expected a first line"),
     ],
 )
-def test_an_expected_file_that_is_none_is_said_and_left_alone(
-    place: Path, spoiled: Callable[[str], str], message: str, capsys: pytest.CaptureFixture
-) -> None:
+def test_an_expected_file_that_is_none_is_said_and_left_alone(place, spoiled, message: str, capsys) -> None:
     path = verify.path_of("mini")
     path.write_text(spoiled(path.read_text()))
     before = path.read_bytes()

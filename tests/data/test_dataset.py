@@ -1,24 +1,17 @@
 """Datasets at the room's door: what is made here, parts of it, and image files as they come."""
 
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.spatial.distance import pdist
+from trees import photograph
 
-from apm.data import UnreadableImage, fingerprint, load, names, read_image, register
-from apm.data.dataset import Lazy
-
-
-@pytest.fixture(scope="module")
-def held_out():
-    return load("digits-test")
+from apm.data import Lazy, UnreadableImage, fingerprint, load, names, read_image, register
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +21,10 @@ def printed():
 
 @pytest.fixture
 def tree(tmp_path):
-    rng = np.random.default_rng(0)
     for name, count in (("sea_lion", 3), ("cat", 2)):
-        (tmp_path / name).mkdir()
         for i in range(count):
-            Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
+            photograph(tmp_path / name / f"{i}.png", i, (12, 9))
     return tmp_path
-
-
-def test_the_door_imports_neither_torch_nor_timm():
-    code = "import sys, apm.data; apm.data.names(); sys.exit(bool({'torch', 'timm', 'open_clip'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_own_sets_are_registered_and_unknown_names_list_the_known_ones(held_out):
@@ -52,17 +38,13 @@ def test_own_sets_are_registered_and_unknown_names_list_the_known_ones(held_out)
 # ---- digits
 
 
-def test_digit_halves_are_disjoint_stratified_and_complete(held_out):
-    train = load("digits-train")
-    assert len(train) + len(held_out) == 1797
-    as_bytes = [{image.tobytes() for image in d.images} for d in (train, held_out)]
-    assert not as_bytes[0] & as_bytes[1]
-    assert abs(np.bincount(train.labels) - np.bincount(held_out.labels)).max() <= 1
-
-
-def test_digits_are_32_px_rgb_of_the_stored_scans(held_out):
+def test_digit_halves_are_disjoint_stratified_complete_and_of_the_stored_scans(held_out):
     from sklearn.datasets import load_digits
 
+    train = load("digits-train")
+    assert len(train) + len(held_out) == 1797
+    assert not {i.tobytes() for i in train.images} & {i.tobytes() for i in held_out.images}
+    assert abs(np.bincount(train.labels) - np.bincount(held_out.labels)).max() <= 1
     assert (held_out.images.shape, held_out.images.dtype) == ((899, 32, 32, 3), np.uint8)
     block_means = held_out.images[0, ..., 0].reshape(8, 4, 8, 4).mean(axis=(1, 3))
     distances = np.abs(load_digits().images * (255 / 16) - block_means).mean(axis=(1, 2))
@@ -70,7 +52,7 @@ def test_digits_are_32_px_rgb_of_the_stored_scans(held_out):
     assert load_digits().target[distances.argmin()] == held_out.labels[0]
 
 
-@pytest.mark.parametrize("name", ["digits-test", "printed-digits", "printed-letters"])
+@pytest.mark.parametrize("name", ["digits-test", "printed-arabic-indic"])
 def test_loading_twice_gives_the_same_bytes_and_another_seed_another_fingerprint(name):
     first, again = load(name), load(name)
     assert again.fingerprint == first.fingerprint
@@ -78,24 +60,19 @@ def test_loading_twice_gives_the_same_bytes_and_another_seed_another_fingerprint
     assert load(name, seed=1).fingerprint != first.fingerprint
 
 
-def test_printed_digits_are_balanced_visible_and_different(printed):
-    assert len(set(printed.groups)) == 5
-    for family in set(printed.groups):
-        counts = np.bincount(printed.labels[np.array(printed.groups) == family], minlength=10)
-        assert (counts == counts[0]).all()
-    assert printed.images.max(axis=(1, 2, 3)).min() >= 160
-    assert printed.images[:, ::31, ::31].mean() < 5  # corners
-    assert len({image.tobytes() for image in printed.images}) == len(printed)
-
-
-@pytest.mark.parametrize(("name", "count"), [("printed-arabic-indic", 280), ("printed-letters", 400)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("printed-digits", 800), ("printed-arabic-indic", 280), ("printed-letters", 400)]
+)
 def test_printed_signs_are_balanced_visible_and_different(name, count):
     signs = load(name)
-    assert set(np.bincount(signs.labels)) == {count // 10}
-    assert signs.images.max(axis=(1, 2, 3)).min() >= 128
+    groups = np.array(signs.groups or ["all"] * count)
+    for family in np.unique(groups):
+        assert len(set(np.bincount(signs.labels[groups == family], minlength=10))) == 1
+    assert (len(signs), len(np.unique(groups))) == (count, 5 if name == "printed-digits" else 1)
+    assert signs.images.max(axis=(1, 2, 3)).min() >= 160
+    assert len({image.tobytes() for image in signs.images}) == count
     means = np.stack([signs.images[signs.labels == c].mean(axis=0).ravel() for c in range(10)])
-    distances = np.linalg.norm(means[:, None] - means, axis=2) + 1e9 * np.eye(10)
-    assert distances.min() > 200  # no two signs drawn alike, as placeholders for missing glyphs would be
+    assert pdist(means).min() > 200  # no two signs drawn alike, as placeholders for missing glyphs would be
 
 
 # ---- parts of a dataset
@@ -103,17 +80,15 @@ def test_printed_signs_are_balanced_visible_and_different(name, count):
 
 def test_fingerprint_depends_on_pixels_labels_and_class_names(held_out):
     images, labels, classes = held_out.images[:20], held_out.labels[:20], held_out.classnames
-    changed, other = images.copy(), labels.copy()
+    changed = images.copy()
     changed[7, 3, 4, 1] ^= 1
-    other[0] = (other[0] + 1) % 10
-    variants = [(images, labels, classes), (changed, labels, classes), (images, other, classes)]
+    variants = [(images, labels, classes), (changed, labels, classes), (images, labels[::-1], classes)]
     assert len({fingerprint(*v) for v in [*variants, (images, labels, classes[::-1])]}) == 4
 
 
 def test_subset_keeps_labels_indices_groups_and_fingerprint_together(printed):
     part = printed.subset(37, seed=3).subset([5, 2])
-    for i in range(2):
-        at = part.indices[i]
+    for i, at in enumerate(part.indices):
         np.testing.assert_array_equal(part.images[i], printed.images[at])
         assert (part.labels[i], part.groups[i]) == (printed.labels[at], printed.groups[at])
     assert part.fingerprint == printed.fingerprint
@@ -124,15 +99,10 @@ def test_subset_keeps_labels_indices_groups_and_fingerprint_together(printed):
 def test_counted_subsets_are_stratified_deterministic_and_nested(held_out, n, seed):
     part = held_out.subset(n, seed=seed)
     assert len(part) == n
-    np.testing.assert_array_equal(part.indices, held_out.subset(n, seed=seed).indices)
     np.testing.assert_array_equal(part.indices, held_out.positions(n, seed=seed))
     share = np.bincount(held_out.labels) * n / len(held_out)
     assert np.abs(np.bincount(part.labels, minlength=10) - share).max() <= 1.01
     assert set(held_out.subset(max(1, n - 1), seed=seed).indices) <= set(part.indices)
-
-
-def test_small_subsets_do_not_always_hold_the_same_classes(held_out):
-    assert len({tuple(np.sort(held_out.subset(3, seed=s).labels)) for s in range(10)}) > 3
 
 
 @pytest.mark.parametrize("bad", [0, 900, -1, [], [899], [-1], [4, 4], [[1, 2]]])
@@ -185,39 +155,26 @@ def test_folder_tree_gives_classes_by_name_and_images_on_demand(tree):
     assert found.classnames == ("cat", "sea lion")
     assert found.labels.tolist() == [0, 0, 1, 1, 1]
     assert isinstance(found.images, Lazy)
-    expected = np.asarray(Image.open(tree / "sea_lion" / "2.png"))
-    np.testing.assert_array_equal(found.images[4], expected)
     part = found.subset([4, 0, 2]).subset([2, 0])
     assert part.indices.tolist() == [2, 4]
-    np.testing.assert_array_equal(part.images[1], expected)
+    np.testing.assert_array_equal(part.images[1], np.asarray(Image.open(tree / "sea_lion" / "2.png")))
 
 
-def test_folder_fingerprint_follows_contents_not_the_place(tree, tmp_path_factory):
+def test_folder_fingerprint_follows_contents_not_the_place_nor_what_is_no_data(tree, tmp_path_factory):
     first = load(f"folder:{tree}").fingerprint
     copy = tmp_path_factory.mktemp("elsewhere") / "copy"
     shutil.copytree(tree, copy)
-    assert load("folder:copy", root=copy.parent).fingerprint == first
+    for left in ("__MACOSX", "@eaDir", "__pycache__", "$RECYCLE.BIN", ".Trashes"):
+        for place in (copy / left / "cat", copy / "cat" / left):
+            place.mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(place / "a.png")
+    (copy / "cat" / "._0.png").write_bytes(b"resource fork")
+    (copy / "cat" / "readme.txt").write_text("hello")
+    found = load("folder:copy", root=copy.parent)
+    assert (found.classnames, found.fingerprint) == (("cat", "sea lion"), first)
+    assert "1 files that are no images of a class were left out, the first: cat/readme.txt" in found.notes
     Image.new("RGB", (9, 9)).save(copy / "cat" / "1.png")
     assert load(f"folder:{copy}").fingerprint != first
-
-
-def test_hidden_files_are_ignored_and_other_files_named_in_the_notes(tree):
-    before = load(f"folder:{tree}").fingerprint
-    (tree / "cat" / "._0.png").write_bytes(b"resource fork")
-    (tree / ".cache").mkdir()
-    (tree / "cat" / "readme.txt").write_text("hello")
-    found = load(f"folder:{tree}")
-    assert found.fingerprint == before
-    assert "1 files that are no images were left out, the first: cat/readme.txt" in found.notes
-
-
-@pytest.mark.parametrize("left", ["__MACOSX", "@eaDir", "__pycache__", "$RECYCLE.BIN", ".Trashes"])
-def test_folders_that_a_system_left_are_no_classes(tmp_path: Path, left: str) -> None:
-    for place in ("cat", f"cat/{left}", f"{left}/cat", "dog"):
-        (tmp_path / place).mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4)).save(tmp_path / place / "a.png")
-    found = load(f"folder:{tmp_path}")
-    assert (found.classnames, len(found)) == (("cat", "dog"), 2)
 
 
 def test_missing_and_empty_folders_say_what_was_expected(tree, tmp_path_factory):
@@ -246,24 +203,19 @@ def test_unreadable_images_are_errors_that_name_the_file(tree, content):
     assert caught.value.path == victim.resolve()
 
 
-@pytest.mark.parametrize(
-    ("mode", "colour", "suffix", "expected"),
-    [
-        ("L", 100, "png", (100, 100, 100)),
-        ("1", 1, "png", (255, 255, 255)),
-        ("RGBA", (10, 20, 30, 128), "png", (10, 20, 30)),
-        ("LA", (50, 10), "png", (50, 50, 50)),
-        ("I;16", 0x8080, "png", (128, 128, 128)),
-        ("CMYK", (0, 255, 255, 0), "tiff", (255, 0, 0)),
-        ("P", 0, "png", None),
-    ],
-)
-def test_every_pixel_format_becomes_uint8_rgb(tmp_path, mode, colour, suffix, expected):
-    path = tmp_path / f"x.{suffix}"
-    Image.new(mode, (5, 4), colour).save(path)
-    image = read_image(path)
-    assert (image.shape, image.dtype) == ((4, 5, 3), np.uint8)
-    assert expected is None or tuple(image[2, 2]) == expected
+def test_every_pixel_format_becomes_uint8_rgb(tmp_path):
+    for mode, colour, suffix, expected in (
+        ("L", 100, "png", [100, 100, 100]),
+        ("1", 1, "png", [255, 255, 255]),
+        ("RGBA", (10, 20, 30, 128), "png", [10, 20, 30]),
+        ("LA", (50, 10), "png", [50, 50, 50]),
+        ("I;16", 0x8080, "png", [128, 128, 128]),
+        ("CMYK", (0, 255, 255, 0), "tiff", [255, 0, 0]),
+        ("P", 0, "png", [0, 0, 0]),
+    ):
+        Image.new(mode, (5, 4), colour).save(path := tmp_path / f"x.{suffix}")
+        image = read_image(path)
+        assert (image.shape, image.dtype, image[2, 2].tolist()) == ((4, 5, 3), np.uint8, expected), mode
 
 
 def test_exif_rotation_is_applied_and_float_images_are_refused(tmp_path):

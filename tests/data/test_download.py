@@ -4,6 +4,7 @@ import http.server
 import threading
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -16,7 +17,7 @@ BYTES = bytes(range(256)) * 400
 class Server(http.server.BaseHTTPRequestHandler):
     """Sends BYTES from where it is asked to; the first answer to /cut breaks off."""
 
-    asked: list[str] = []
+    asked: ClassVar[list[str]] = []
     resumes = True
 
     def do_GET(self):

@@ -11,19 +11,13 @@ from apm.analysis import stats
 from apm.data import sets
 
 
-def test_sets_are_stratified_choices_and_small_ones_are_taken_whole() -> None:
+def test_sets_are_stratified_choices_with_their_own_prompts_or_one_ensemble(held_out):
     some, hard = sets.load_sets(["digits-test", "digits-hard"], 150)
-    np.testing.assert_array_equal(some.indices, datasets.load("digits-test").subset(150, seed=0).indices)
+    np.testing.assert_array_equal(some.indices, held_out.subset(150, seed=0).indices)
     assert len(hard) == len(datasets.load("digits-hard")) < 150
-    assert len(sets.load_sets(["digits-test"], "all")[0]) == 899
+    (whole,) = sets.load_sets(["digits-test"], "all", ensemble="imagenet-7")
+    assert (len(whole), len(whole.templates), some.templates) == (899, 7, held_out.templates)
     assert sets.MINIMUM_SAMPLES == stats.MINIMUM_SAMPLES
-
-
-def test_one_ensemble_can_stand_for_every_sets_own_prompts() -> None:
-    own, chosen = (sets.load_sets(["digits-test"], 20, ensemble=name)[0] for name in (None, "imagenet-7"))
-    assert own.templates != chosen.templates
-    assert len(chosen.templates) == 7
-    assert np.array_equal(own.indices, chosen.indices)
 
 
 @pytest.mark.parametrize(
@@ -38,13 +32,13 @@ def test_one_ensemble_can_stand_for_every_sets_own_prompts() -> None:
         (["digits-test"], 20, "imagenet-8", "unknown.*'imagenet-8'"),
     ],
 )
-def test_impossible_choices_are_refused(names, samples, ensemble, message) -> None:
+def test_impossible_choices_are_refused(names, samples, ensemble, message):
     with pytest.raises(ValueError, match=message):
         sets.load_sets(names, samples, ensemble=ensemble)
 
 
-def test_corruptions_come_from_our_code_or_from_the_published_download(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = datasets.load("digits-test")
+def test_corruptions_come_from_our_code_or_from_the_published_download(monkeypatch, held_out):
+    whole = held_out
     data = whole.subset([5, 2, 9])
     own = sets.corrupted_sets(data, ["fog", "snow"], [3, 5])
     assert [(d.corruption, d.severity) for d in own] == [("fog", 3), ("snow", 3), ("fog", 5), ("snow", 5)]
@@ -61,20 +55,13 @@ def test_corruptions_come_from_our_code_or_from_the_published_download(monkeypat
         sets.corrupted_sets(data, ["fog"], [5], source="cifar10-c")
 
 
-@pytest.fixture
-def tree(tmp_path):
-    """Two classes of ten images; the second file of the first class is cut off."""
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        for i in range(10):
-            Image.fromarray(np.full((8, 8, 3), 20 * i, dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
-    broken = tmp_path / "a" / "1.png"
-    broken.write_bytes(broken.read_bytes()[:50])
-    return datasets.load(f"folder:{tmp_path}")
-
-
-def test_pictures_of_a_set_leave_a_grey_square_for_an_image_that_cannot_be_read(tree) -> None:
-    shown = sets.examples(tree, 30)
-    assert len(shown) == 20
-    assert [i for i, image in enumerate(shown) if image.shape != (8, 8, 3)] == [1]
+def test_pictures_of_a_set_leave_a_grey_square_for_an_image_that_cannot_be_read(tmp_path):
+    for i in range(10):
+        path = tmp_path / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (20 * i,) * 3).save(path)
+    (tmp_path / "a" / "2.png").write_bytes(b"cut off")
+    shown = sets.examples(datasets.load(f"folder:{tmp_path}"), 30)
+    assert [image.shape[0] for image in shown] == [8, 32] + [8] * 8
     assert (shown[1] == 128).all()
+    assert len(sets.examples(datasets.load(f"folder:{tmp_path}"), 4)) == 4

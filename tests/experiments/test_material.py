@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bars import STUDENT, same_weights
+from bars import CONFIG, STUDENT, same_weights
 from open_clip.transform import PreprocessCfg
 from PIL import Image
 
 from apm import data as datasets
 from apm import teachers
 from apm.experiments import answers, field, material
-from apm.experiments.field import FieldConfig
+from apm.teachers import cached
 
-CONFIG = FieldConfig(STUDENT, epochs=2, batch=8)
+SHORT = replace(CONFIG, epochs=2)
 
 
 class Tower:
@@ -60,46 +60,46 @@ def lazy(n: int, broken: Sequence[int] = (), side: int = 8) -> datasets.Dataset:
     return datasets.Dataset("painted", images, np.arange(n) % 2, ("a", "b"), ("a {}",), fingerprint, np.arange(n))
 
 
-def test_a_dataset_is_encoded_once_into_files_that_are_mapped(tmp_path: Path) -> None:
-    tower, data = Tower(), lazy(20)
-    first = material.prepare(tower, data, STUDENT, folder=tmp_path)
-    assert isinstance(first.tokens, np.memmap)
-    assert isinstance(first.colours, np.memmap)
-    assert tower.encoded == 20
-    read = data.images.read
-    again = material.prepare(tower, data, STUDENT, folder=tmp_path)
-    assert (tower.encoded, data.images.read) == (20, read)
-    assert len(list(tmp_path.iterdir())) == 2
-    pictures = [data.images[i] for i in range(20)]
-    batch = again.batch([3, 7])
-    expected = teachers.token_grid(tower, pictures, (4, 4))
-    np.testing.assert_allclose(batch.tokens, expected[[3, 7]], atol=1e-6)
-    torch.testing.assert_close(batch.images, teachers.student_images([pictures[3], pictures[7]], 8))
-    torch.testing.assert_close(batch.colours, teachers.patch_colours(batch.images, 2))
+@pytest.fixture
+def prepare(tmp_path: Path):
+    """`material.prepare` of 20 painted images in a folder of its own."""
+
+    def made(data: datasets.Dataset | None = None, tower: Tower | None = None, **options) -> material.Material:
+        return material.prepare(tower or Tower(), data or lazy(20), STUDENT, **{"folder": tmp_path} | options)
+
+    return made
 
 
 @pytest.mark.parametrize("side", [8, 13])
-def test_a_teacher_sees_the_pixels_of_its_own_transform(tmp_path: Path, side: int) -> None:
-    tower, data = Tower(), lazy(5, side=side)
-    found = material.prepare(tower, data, STUDENT, folder=tmp_path)
-    expected = teachers.token_grid(tower, [data.images[i] for i in range(5)], (4, 4))
-    np.testing.assert_allclose(found.tokens, expected, atol=1e-6)
+def test_a_dataset_is_encoded_once_into_files_that_are_mapped(tmp_path: Path, prepare, side: int) -> None:
+    tower, data = Tower(), lazy(20, side=side)
+    first = prepare(data, tower)
+    assert isinstance(first.tokens, np.memmap)
+    assert isinstance(first.colours, np.memmap)
+    read = data.images.read
+    batch = prepare(data, tower).batch([3, 7])
+    assert (tower.encoded, data.images.read) == (20, read + 2)
+    assert len(list(tmp_path.iterdir())) == 2
+    shown = [data.images[3], data.images[7]]
+    # the pixels of the teacher's own transform
+    np.testing.assert_allclose(batch.tokens, teachers.token_grid(tower, shown, (4, 4)), atol=1e-6)
+    torch.testing.assert_close(batch.images, teachers.student_images(shown, 8))
+    torch.testing.assert_close(batch.colours, teachers.patch_colours(batch.images, 2))
 
 
-def test_worker_processes_give_what_the_caller_alone_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = field.train(material.prepare(Tower(), lazy(20), STUDENT, folder=tmp_path / "a"), CONFIG)
-    monkeypatch.setattr(material, "_workers", lambda dataset: 2)
-    data = material.prepare(Tower(), lazy(20), STUDENT, folder=tmp_path / "b")
-    assert same_weights(field.train(data, CONFIG), alone)
+def test_worker_processes_give_what_the_caller_alone_gives(prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = field.train(prepare(), SHORT)
+    monkeypatch.setattr(cached, "_workers", lambda *_: 2)
+    assert same_weights(field.train(prepare(), SHORT), alone)
 
 
-def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(material, "_workers", lambda dataset: 0)
+def test_memory_does_not_grow_with_the_number_of_images(prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached, "_workers", lambda *_: 0)
     monkeypatch.setattr(material, "BLOCK", 4096)
 
     def peak(n: int) -> int:
         tracemalloc.start()
-        data = material.prepare(Tower(), lazy(n), STUDENT, folder=tmp_path)
+        data = prepare(lazy(n))
         trained = field.train(data, replace(CONFIG, epochs=1, batch=16))
         answers.measure({"x": (trained, trained), "mean": (data.spread("tokens").mean, None)}, data)
         highest = tracemalloc.get_traced_memory()[1]
@@ -112,44 +112,39 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypa
     assert large - small < tokens / 4, (small, large)
 
 
-def test_tokens_can_be_kept_in_half_the_space(tmp_path: Path) -> None:
-    whole = material.prepare(Tower(), lazy(20), STUDENT, folder=tmp_path)
-    half = material.prepare(Tower(), lazy(20), STUDENT, token_dtype="float16", folder=tmp_path)
+def test_tokens_can_be_kept_in_half_the_space(prepare) -> None:
+    whole, half = prepare(), prepare(token_dtype="float16")
     assert half.tokens.dtype == np.float16
     np.testing.assert_allclose(half.tokens, whole.tokens, atol=1e-3)
     assert half.batch([0]).tokens.dtype == torch.float32
-    assert half.identity != whole.identity
     with pytest.raises(ValueError, match="unknown token_dtype 'float8'"):
-        material.prepare(Tower(), lazy(20), STUDENT, token_dtype="float8", folder=tmp_path)
+        prepare(token_dtype="float8")
 
 
-def test_an_unreadable_image_stops_and_is_named_or_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_an_unreadable_image_stops_and_is_named_or_is_left_out_and_counted(tmp_path: Path, prepare) -> None:
     data = lazy(20, broken=[4, 9])
     with pytest.raises(datasets.UnreadableImage, match=r"/there/4\.jpg"):
-        material.prepare(Tower(), data, STUDENT, folder=tmp_path)
+        prepare(data)
     assert not list(tmp_path.iterdir())
-    found = material.prepare(Tower(), data, STUDENT, on_error="record", folder=tmp_path)
-    assert len(found) == 18
+    found = prepare(data, on_error="record")
     assert found.dataset.indices.tolist() == [i for i in range(20) if i not in (4, 9)]
     assert found.left_out == " 2 of 20 images of painted cannot be read and are left out."
-    # positions count the readable ones
-    torch.testing.assert_close(found.batch([4]).images, teachers.student_images([data.images[5]], 8))
-    np.testing.assert_allclose(
-        found.batch([4]).tokens[0], teachers.token_grid(Tower(), [data.images[5]], (4, 4))[0], atol=1e-6
-    )
-    field.train(found, CONFIG)
+    batch, shown = found.batch([4]), [data.images[5]]  # positions count the readable ones
+    torch.testing.assert_close(batch.images, teachers.student_images(shown, 8))
+    np.testing.assert_allclose(batch.tokens[0], teachers.token_grid(Tower(), shown, (4, 4))[0], atol=1e-6)
+    field.train(found, SHORT)
     with pytest.raises(datasets.UnreadableImage, match=r"/there/4\.jpg"):  # the file made by `record` is there
-        material.prepare(Tower(), data, STUDENT, folder=tmp_path)
-    assert material.prepare(Tower(), lazy(20), STUDENT, folder=tmp_path / "b").left_out == ""
+        prepare(data)
+    assert prepare(folder=tmp_path / "b").left_out == ""
     with pytest.raises(ValueError, match="none of the 2 images"):
-        material.prepare(Tower(), lazy(2, broken=[0, 1]), STUDENT, on_error="record", folder=tmp_path)
+        prepare(lazy(2, broken=[0, 1]), on_error="record")
     with pytest.raises(ValueError, match=r"unknown on_error 'skip'"):
-        material.prepare(Tower(), data, STUDENT, on_error="skip", folder=tmp_path)
+        prepare(data, on_error="skip")
 
 
-def test_files_are_named_by_teacher_data_and_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def names(tower: Tower | None = None, data: datasets.Dataset | None = None, **options) -> set[str]:
-        found = material.prepare(tower or Tower(), data or lazy(20), STUDENT, folder=tmp_path, **options)
+def test_files_are_named_by_teacher_data_and_code(tmp_path: Path, prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    def names(*arguments, **options) -> set[str]:
+        found = prepare(*arguments, **options)
         made = {path.name for path in tmp_path.iterdir()}
         for path in tmp_path.iterdir():
             path.unlink()
@@ -158,26 +153,23 @@ def test_files_are_named_by_teacher_data_and_code(tmp_path: Path, monkeypatch: p
     first = names()
     assert names() == first
     # tokens and checkpoint; the colours are the same
-    for changed in (names(Tower(hash="u")), names(Tower(precision="bf16")), names(token_dtype="float16")):
-        assert len(first - changed) == 2
-    assert not first & names(data=replace(lazy(20), fingerprint="other"))
-    assert not first & names(data=lazy(21).subset(range(1, 21)))
+    for changed in ({"tower": Tower("u")}, {"tower": Tower(precision="bf16")}, {"token_dtype": "float16"}):
+        assert len(first - names(**changed)) == 2
+    assert not first & names(replace(lazy(20), fingerprint="other"))
+    assert not first & names(lazy(21).subset(range(1, 21)))
     monkeypatch.setattr(material, "code_version", lambda _: "another")
     assert not first & names()
 
 
-def test_a_training_without_a_teacher_does_not_depend_on_one(tmp_path: Path) -> None:
-    one = material.prepare(Tower(), lazy(20), STUDENT, tokens=False, folder=tmp_path)
-    other = material.prepare(Tower(hash="u"), lazy(20), STUDENT, folder=tmp_path).without_tokens()
+def test_a_training_without_a_teacher_does_not_depend_on_one(prepare) -> None:
+    one, other = prepare(tokens=False), prepare(tower=Tower("u")).without_tokens()
     assert one.identity == other.identity
     assert one.tokens is None
-    with pytest.raises(ValueError, match="no tokens of painted"):
-        one.spread("tokens")
 
 
-def test_mean_and_spread_are_those_of_all_images_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mean_and_spread_are_those_of_all_images_at_once(prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(material, "BLOCK", 300)  # a few images at a time
-    data = material.prepare(Tower(), lazy(20), STUDENT, folder=tmp_path)
+    data = prepare()
     for what in ("tokens", "colours"):
         values = torch.cat([batch.target(what) for batch in data.batches()]).double()
         found = data.spread(what)
@@ -185,26 +177,12 @@ def test_mean_and_spread_are_those_of_all_images_at_once(tmp_path: Path, monkeyp
         assert found.left == pytest.approx(float((values - values.mean(dim=0)).square().mean()), rel=1e-5)
 
 
-@pytest.mark.parametrize("content", [b"", b"not an array"])
-def test_a_damaged_file_is_said_and_made_again(tmp_path: Path, content: bytes) -> None:
-    first = material.prepare(Tower(), lazy(20), STUDENT, folder=tmp_path)
-    tokens = np.array(first.tokens)
-    (path,) = tmp_path.glob("tokens-*.npy")
-    path.write_bytes(content)
-    with pytest.warns(UserWarning, match="cannot be used"):
-        again = material.prepare(Tower(), lazy(20), STUDENT, folder=tmp_path)
-    np.testing.assert_array_equal(again.tokens, tokens)
-
-
-def test_images_on_disk_train_as_images_in_memory(tmp_path: Path) -> None:
+def test_images_on_disk_train_as_images_in_memory(tmp_path: Path, prepare) -> None:
     for i in range(12):
         folder = tmp_path / "tree" / "ab"[i % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(Painted(12)[i]).save(folder / f"{i:02d}.png")
     disk = datasets.load("folder:tree", root=tmp_path)
     memory = replace(disk, images=np.stack(list(disk.images)))
-    one, other = (
-        field.train(material.prepare(Tower(), data, STUDENT, folder=tmp_path / data.images.__class__.__name__), CONFIG)
-        for data in (disk, memory)
-    )
+    one, other = (field.train(prepare(data, folder=tmp_path / data.images.__class__.__name__), SHORT) for data in (disk, memory))  # fmt: skip
     assert same_weights(one, other)

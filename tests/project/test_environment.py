@@ -37,15 +37,11 @@ def test_locked_version_satisfies_what_is_asked_for(asked: Requirement) -> None:
     assert asked.specifier.contains(LOCKED[canonicalize_name(asked.name)])
 
 
-def test_every_package_of_the_design_is_asked_for() -> None:
-    wanted = {"jupyterlab", "papermill", "torch", "open_clip_torch", "pandas", "seaborn", "nbval"}
-    assert wanted <= {asked.name for asked in ASKED}
-
-
 def test_lock_pins_a_matching_torch_and_torchvision_and_hashes_everything() -> None:
     pins = re.findall(r"^[\w.-]+==", LOCK, flags=re.M)
     assert len(pins) == len(re.findall(r"==[^\n]*\\\n    --hash=sha256:", LOCK))
     assert LOCKED["torch"].rsplit(".", 1)[0] == "2.15"
+    assert "transformers" not in LOCKED  # few want it
     assert LOCKED["torchvision"].rsplit(".", 1)[0] == "0.29"
 
 
@@ -92,20 +88,7 @@ def test_the_extras_are_not_needed_by_training_teachers_data_and_methods() -> No
     names = {canonicalize_name(Requirement(one).name) for one in extras}
     blocked = {name.replace("-", "_") for name in names} | {"IPython", "jupyter_core", "dask"}
     assert {"matplotlib", "papermill", "jupyterlab", "distributed", "transformers"} <= blocked
-    modules = (
-        "ttt",
-        "model",
-        "teachers",
-        "data",
-        "methods",
-        "data.corruptions",
-        "runs.records",
-        "analysis.stats",
-    )
-    code = BLOCKED.format(blocked=blocked, modules=[f"apm.{name}" for name in modules])
+    modules = "ttt model teachers data methods data.corruptions runs.records analysis.stats"
+    code = BLOCKED.format(blocked=blocked, modules=[f"apm.{name}" for name in modules.split()])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_what_few_want_is_not_locked() -> None:
-    assert "transformers" not in LOCKED

@@ -1,12 +1,11 @@
-"""Profiles hold every number; what a notebook does not know is an error, not a warning."""
+"""Profiles hold every number; what a notebook does not know, or cannot take, is one sentence with file, key and value."""
 
+import re
 import shutil
 from pathlib import Path
 
-import nbformat
 import pytest
 import yaml
-from nbformat.v4 import new_code_cell, new_notebook
 
 from apm.project import profiles
 
@@ -14,48 +13,40 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def small(project: Path, notebook) -> Path:
+    """The folder of a profile with one notebook and the report."""
+    notebook("01_first", parameters='profile = "mini"\nsamples = 10\nrates = [1.0, 2.0]  # comment\nseed = 0')
+    notebook("99_report")
+    folder = project / "profiles" / "mini"
+    (folder / "common.yaml").write_text("samples: 5\nrates: [3.0]\n")
+    return folder
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a copy of profile mini, with our notebooks."""
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
     monkeypatch.setenv("APM_ROOT", str(tmp_path))
-    for name, source in {
-        "01_first": 'profile = "mini"\nsamples = 10\nrates = [1.0, 2.0]  # comment',
-        "99_last": 'profile = "mini"',
-    }.items():
-        cell = new_code_cell(source, metadata={"tags": ["parameters"]})
-        (tmp_path / "notebooks").mkdir(exist_ok=True)
-        nbformat.write(new_notebook(cells=[cell]), tmp_path / "notebooks" / f"{name}.ipynb")
-    (tmp_path / "profiles" / "mini").mkdir(parents=True)
-    (tmp_path / "profiles" / "mini" / "common.yaml").write_text("samples: 5\nrates: [3.0]\n")
-    return tmp_path
+    return Path(shutil.copytree(ROOT / "profiles" / "mini", tmp_path / "profiles" / "mine"))
 
 
-def test_notebook_values_come_over_common_ones_and_the_profile_names_itself(project: Path) -> None:
-    (project / "profiles" / "mini" / "01_first.yaml").write_text("rates: [4.0]\n")
+def test_notebook_values_come_over_common_ones_and_the_profile_names_itself(small: Path) -> None:
+    (small / "01_first.yaml").write_text("rates: [4.0]\n")
     assert profiles.load("mini", "01_first") == {"samples": 5, "rates": [4.0], "profile": "mini"}
+    assert profiles.load("mini", "99_report") == {"profile": "mini"}  # what another notebook uses is left out
 
 
-def test_a_parameter_that_no_file_gives_is_an_error_but_for_those_that_hold_at_any_scale(project: Path) -> None:
-    common = project / "profiles" / "mini" / "common.yaml"
-    common.write_text("samples: 5\n")
+def test_a_parameter_that_no_file_gives_is_an_error_but_for_those_that_hold_at_any_scale(small: Path) -> None:
+    (small / "common.yaml").write_text("samples: 5\n")
     with pytest.raises(ValueError, match=r"profile mini: 01_first needs rates: .*01_first\.yaml.*common\.yaml"):
         profiles.load("mini", "01_first")
-    cell = new_code_cell(
-        'profile = "mini"\nsamples = 10\nseed = 0\non_error = "raise"', metadata={"tags": ["parameters"]}
-    )
-    nbformat.write(new_notebook(cells=[cell]), project / "notebooks" / "01_first.ipynb")
-    assert profiles.load("mini", "01_first") == {"samples": 5, "profile": "mini"}
 
 
 @pytest.mark.parametrize("key", ["teacher", "pretrained", "device", "dataset", "student"])
-def test_a_copied_profile_without_a_key_is_refused_not_run_with_the_values_of_mini(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
-) -> None:
-    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
-    mine = tmp_path / "profiles" / "mine"
-    shutil.copytree(ROOT / "profiles" / "cifar10", mine)
+def test_a_copied_profile_without_a_key_is_refused_not_run_with_the_values_of_mini(mine: Path, key: str) -> None:
     values = yaml.safe_load((mine / "common.yaml").read_text())
     del values[key]
     (mine / "common.yaml").write_text(yaml.safe_dump(values))
-    monkeypatch.setenv("APM_ROOT", str(tmp_path))
     with pytest.raises(ValueError, match=f"profile mine: 00_quickstart needs {key}: "):
         profiles.load("mine", "00_quickstart")
 
@@ -67,66 +58,136 @@ def test_the_profiles_give_every_parameter(profile: str) -> None:
         assert known - set(profiles.load(profile, notebook)) <= set(profiles.OPTIONAL)
 
 
-def test_common_values_that_another_notebook_uses_are_left_out(project: Path) -> None:
-    assert profiles.load("mini", "99_last") == {"profile": "mini"}
-
-
 @pytest.mark.parametrize(
-    ("profile", "notebook", "message"),
+    ("profile", "name", "message"),
     [
         ("maxi", "01_first", "unknown profile 'maxi'. Known: mini"),
-        ("mini", "02_first", "unknown notebook '02_first'. Known: 01_first, 99_last"),
+        ("mini", "02_first", "unknown notebook '02_first'. Known: 01_first, 99_report"),
     ],
 )
-def test_unknown_names_list_the_known_ones(project: Path, profile: str, notebook: str, message: str) -> None:
+def test_unknown_names_list_the_known_ones(small: Path, profile: str, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        profiles.load(profile, notebook)
+        profiles.load(profile, name)
 
 
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        (
-            "01_first.yaml",
-            "sample: 3",
-            r"01_first\.yaml: unknown parameter of 01_first 'sample'. Known: .*Did you mean 'samples'",
-        ),
-        ("common.yaml", "sample: 3", r"common\.yaml: unknown parameter 'sample'"),
+        ("01_first.yaml", "sample: 3", "unknown parameter of 01_first 'sample'. Known: .*Did you mean 'samples'"),
+        ("common.yaml", "sample: 3", "unknown parameter 'sample'"),
         ("01_first.yaml", "samples: 1e-5", r"samples is the text '1e-5', not a number: write 1\.0e-5"),
         ("01_first.yaml", "- 1\n- 2", "expected `name: value` lines, found a list"),
+        ("01_first.yaml", "word", "expected `name: value` lines, found a str"),
         ("01_first.yaml", "a: [", "not valid YAML"),
+        ("common.yaml", "samples: 3\nrates: [1.0]\nsamples: 4", r"key 'samples' stands twice(?s:.*)line 3"),
+        ("01_first.yaml", "rates: [{a: 1, a: 2}]", "key 'a' stands twice"),
+        ("01_first.yaml", "? [1]\n: 2", "not valid YAML"),
+        ("01_first.yaml", "no: 3", "expected text as key, found False"),
+        ("01_first.yaml", "rates: &a [*a]", "a value holds itself"),
+        ("01_first.yaml", b"samples: \xff", "not valid YAML"),
     ],
 )
-def test_bad_yaml_is_an_error_that_names_the_file(project: Path, file: str, text: str, message: str) -> None:
-    (project / "profiles" / "mini" / file).write_text(text)
-    with pytest.raises(ValueError, match=message):
+def test_bad_yaml_is_an_error_that_names_the_file(small: Path, file: str, text: str | bytes, message: str) -> None:
+    (small / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=f"^{re.escape(str(small / file))}: .*{message}"):
         profiles.load("mini", "01_first")
+
+
+WHOLE, LIST, MAP = "expected a whole number", "expected a list", "expected a mapping"
+
+
+@pytest.mark.parametrize(
+    ("notebook", "text", "message"),
+    [
+        ("00_quickstart", "training: [1, 2]", rf"training: {MAP}, found \[1, 2\]"),
+        ("00_quickstart", "student: mini", f"student: {MAP}, found 'mini'"),
+        ("00_quickstart", "photographs: cat", f"photographs: {LIST}, each text, found 'cat'"),
+        ("00_quickstart", "photographs: [cat, 3]", rf"photographs: {LIST}, each text, found \['cat', 3\]"),
+        ("00_quickstart", "dataset: no", "dataset: expected text, found False"),
+        ("00_quickstart", "dataset: 2020-01-01", r"dataset: expected text, found datetime\.date"),
+        ("00_quickstart", "dataset:", "dataset: expected text, found None"),
+        ("00_quickstart", "pretrained: 3", "pretrained: expected text or null, found 3"),
+        ("00_quickstart", "device: gpu", "device: expected one of cpu, cuda, mps, xpu, found 'gpu'"),
+        ("00_quickstart", "precision: float32", "precision: expected one of fp32, .*found 'float32'"),
+        ("00_quickstart", "position: -1", f"position: {WHOLE} from 0, found -1"),
+        ("00_quickstart", "position: true", f"position: {WHOLE}, found True"),
+        ("00_quickstart", "seed: .nan", f"seed: {WHOLE}, found nan"),
+        ("00_quickstart", "training: {iterations: 1.5}", rf"training\.iterations: {WHOLE}, found 1\.5"),
+        ("00_quickstart", "training: {iteration: 3}", "training: unknown field 'iteration'. .*mean 'iterations'"),
+        ("01_natural_shifts", "prompt: a photo", r"prompt: expected text with \{\}, found 'a photo'"),
+        ("01_natural_shifts", "samples: 0", f"samples: {WHOLE} from 1, found 0"),
+        ("01_natural_shifts", "samples: every", f"samples: {WHOLE} or all, found 'every'"),
+        ("01_natural_shifts", "datasets: []", f"datasets: {LIST}, each text, found an empty list"),
+        ("01_natural_shifts", "baselines: {method: zero}", f"baselines: {LIST}, each a mapping"),
+        (
+            "01_natural_shifts",
+            "selection: {set: a}",
+            "selection: expected the keys set, samples, .*, found set",
+        ),
+        ("01_natural_shifts", "counterparts: {a: 3}", r"counterparts\.a: expected text, found 3"),
+        ("01_natural_shifts", "on_error: ignore", "on_error: expected one of raise, record, found 'ignore'"),
+        ("02_corruptions", "severities: 5", f"severities: {LIST}, each a whole number or all, found 5"),
+        ("02_corruptions", "corruptions: fog", f"corruptions: {LIST}, each text or all, found 'fog'"),
+        (
+            "02_corruptions",
+            "table10: {corruption_set: a, sample: 3}",
+            "table10: expected the keys corruption_set, samples, found",
+        ),
+        ("04_compute", "tpt: {views: 1.5, classes: 2, steps: 1}", rf"tpt\.views: {WHOLE}, found 1\.5"),
+        ("05_ablations", "training: {iterations: 20.5}", rf"training\.iterations: {WHOLE}, found 20\.5"),
+        ("06_islands", "loss_runs: {a: {}, b: {decay: [1]}}", r"loss_runs\.b\.decay: expected a number"),
+        ("06_islands", "variants: {a: 3}", rf"variants\.a: {MAP}, found 3"),
+        ("07_field", "training: {epochs: true}", rf"training\.epochs: {WHOLE}, found True"),
+        ("07_field", "plain: {epochs: '3'}", r"plain\.epochs is the text '3'"),
+    ],
+)
+def test_a_value_of_another_shape_is_one_sentence_with_file_key_expected_and_found(
+    mine: Path, notebook: str, text: str, message: str
+) -> None:
+    path = mine / f"{notebook}.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | yaml.safe_load(text)))
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: {message}") as raised:
+        profiles.load("mine", notebook)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_a_notebook_of_one_s_own_takes_is_as_its_defaults_are(small: Path, notebook) -> None:
+    notebook("01_first", parameters="limit = None\nnames = []\nshift = -3\nrate = 1.0\noptions = {'a': 1}")
+    given = {"limit": 0.5, "names": [1, "b"], "shift": -2, "rate": 2, "options": {"b": [1]}}
+    (small / "common.yaml").write_text(yaml.safe_dump(given))
+    assert profiles.load("mini", "01_first") == given
+
+
+@pytest.mark.parametrize("text", ["training: [1]\n", "- {a: 1}\n- b\n", "", "[]"])
+def test_lines_that_are_none_are_refused(small: Path, text: str) -> None:
+    (small / "01_first.lines.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"01_first\.lines\.yaml: expected a list of `- {...}` lines, found"):
+        profiles.load_lines("mini", "01_first.lines.yaml")
+    with pytest.raises(FileNotFoundError, match=r"does not exist. Lists of profile mini: 01_first\.lines\.yaml"):
+        profiles.load_lines("mini", "02.yaml")
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [("n = len('abc')", "default of parameter n must be a plain value"), ("import os", "only lines `name = value`")],
 )
-def test_a_parameters_cell_holds_plain_values_only(project: Path, source: str, message: str) -> None:
-    path = project / "notebooks" / "01_first.ipynb"
-    nbformat.write(new_notebook(cells=[new_code_cell(source, metadata={"tags": ["parameters"]})]), path)
+def test_a_parameters_cell_holds_plain_values_only(small: Path, notebook, source: str, message: str) -> None:
+    notebook("01_first", parameters=source)
     with pytest.raises(ValueError, match=message):
-        profiles.notebook_parameters(path)
+        profiles.load("mini", "01_first")
 
 
-def test_a_notebook_without_parameters_cell_is_an_error(project: Path) -> None:
-    path = project / "notebooks" / "01_first.ipynb"
-    nbformat.write(new_notebook(cells=[new_code_cell("a = 1")]), path)
-    with pytest.raises(ValueError, match="expected one cell tagged `parameters`, found 0"):
-        profiles.notebook_parameters(path)
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"cells": []}', '{"cells": [3]}', "\xff"])
+def test_what_is_no_notebook_with_parameters_is_an_error_that_names_it(small: Path, text: str) -> None:
+    path = small.parents[1] / "notebooks" / "01_first.ipynb"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: (not a notebook|expected one cell tagged)"):
+        profiles.load("mini", "01_first")
 
 
-def test_a_profile_runs_the_notebooks_that_it_has_a_file_for_and_the_report(project: Path) -> None:
-    (project / "profiles" / "mini" / "99_last.yaml").unlink(missing_ok=True)
-    ran = profiles.runs("mini")
-    assert "99_last" in ran
-    assert [name for name in ran if not name.startswith("99_")] == [
-        name for name in profiles.notebooks() if (project / "profiles" / "mini" / f"{name}.yaml").is_file()
-    ]
+def test_a_profile_runs_the_notebooks_that_it_has_a_file_for_and_the_report(small: Path, notebook) -> None:
+    assert profiles.runs("mini") == ["99_report"]
+    (small / "01_first.yaml").touch()
+    assert profiles.runs("mini") == ["01_first", "99_report"]
     with pytest.raises(ValueError, match="unknown profile 'big'"):
         profiles.runs("big")

@@ -4,7 +4,6 @@ import errno
 import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +11,6 @@ import numpy as np
 import pytest
 
 from apm import project
-
-
-def test_importing_apm_takes_under_two_seconds_and_leaves_torch_alone() -> None:
-    code = "import sys, apm; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
-    start = time.monotonic()
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert time.monotonic() - start < 20  # interpreter start included, on any busy machine; alone it is milliseconds
 
 
 @pytest.mark.parametrize(
@@ -51,13 +43,6 @@ def test_no_project_folder_is_an_error_that_says_what_is_looked_for(
         project.root()
 
 
-def test_environment_variables_move_results_and_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("APM_RESULTS", str(tmp_path / "r"))
-    monkeypatch.setenv("APM_CACHE", str(tmp_path / "c"))
-    assert project.results_dir("mini") == tmp_path / "r" / "mini"
-    assert project.cache_dir() == tmp_path / "c"
-
-
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
     target = tmp_path / "table.csv"
     project.atomic_write(target, "old")
@@ -78,13 +63,6 @@ def test_written_files_are_readable_by_others_as_the_umask_says(tmp_path: Path) 
     for mask, mode in ((0o022, 0o644), (0o077, 0o600)):
         subprocess.run([sys.executable, "-c", code], check=True, umask=mask)
         assert (tmp_path / "a").stat().st_mode & 0o777 == mode
-
-
-def test_writing_leaves_the_umask_of_the_process_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed: list[int] = []
-    monkeypatch.setattr(os, "umask", changed.append)  # for a moment another thread's files would be open to all
-    project.atomic_write(tmp_path / "a", b"x")
-    assert changed == []
 
 
 def test_a_file_in_place_of_a_folder_is_explained(tmp_path: Path) -> None:
@@ -134,35 +112,21 @@ def test_unknown_names_list_the_known_and_the_near_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "expected"),
-    [
-        ("{root}/data/sets", "DATA/a.png notes.txt /elsewhere/b.png"),  # datasets in the project
-        ("{root}/..", "data/sets/a.png notes.txt /elsewhere/b.png"),  # the project among the datasets
-        (None, "data/sets/a.png notes.txt /elsewhere/b.png"),
-    ],
-)
-def test_portable_text_names_no_folder_of_this_machine(
-    monkeypatch: pytest.MonkeyPatch, folder: str | None, expected: str
-) -> None:
-    root = project.root()
-    if folder is None:
-        monkeypatch.delenv("DATA", raising=False)
-    else:
-        monkeypatch.setenv("DATA", folder.format(root=root))
-    assert project.portable(f"{root}/data/sets/a.png {root}/notes.txt /elsewhere/b.png") == expected
-
-
-@pytest.mark.parametrize(
     ("folder", "text", "expected"),
     [
+        ("{root}/data/sets", "{root}/data/sets/a.png {root}/notes.txt /x/b.png", "DATA/a.png notes.txt /x/b.png"),
+        ("{root}/..", "{root}/data/sets/a.png {root}/notes.txt", "data/sets/a.png notes.txt"),  # inside the datasets
+        ("", "{root}/data/sets/a.png /x/b.png", "data/sets/a.png /x/b.png"),
+        # only where a path begins
         ("/data", "results/cifar10/data/published a/data/b", "results/cifar10/data/published a/data/b"),
         ("/data", "https://host/data/a ../data/a", "https://host/data/a ../data/a"),
         ("/d", "iVBORw0KGgo/d/AAA+/d/B", "iVBORw0KGgo/d/AAA+/d/B"),
         ("/data", "in /data/a, '/data/b' DATA=/data/c\n/data/d", "in DATA/a, 'DATA/b' DATA=DATA/c\nDATA/d"),
     ],
 )
-def test_a_folder_is_replaced_only_where_a_path_begins(
+def test_portable_text_names_no_folder_of_this_machine(
     monkeypatch: pytest.MonkeyPatch, folder: str, text: str, expected: str
 ) -> None:
-    monkeypatch.setenv("DATA", folder)
-    assert project.portable(text) == expected
+    root = project.root()
+    monkeypatch.setenv("DATA", folder.format(root=root))
+    assert project.portable(text.format(root=root)) == expected

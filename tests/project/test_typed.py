@@ -13,7 +13,6 @@ import apm
 from apm import methods, model, ttt, typed
 from apm.experiments import ablations, compute, field
 from apm.methods import REGISTRY, prompt_tuning
-from apm.project import profiles
 from apm.teachers import train
 
 BAD = {int: ("3", True, 20.5, None), float: ("1e-4", True, float("nan"), None), bool: ("no", 1, None), str: (3,)}
@@ -63,38 +62,6 @@ def test_types_written_for_a_checker_only_are_left_alone() -> None:
     assert typed.fitted(None, str | None) is None
     with pytest.raises(ValueError, match="expected text or null, found 3"):
         typed.fitted(3, str | None)
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "message"),
-    [
-        (
-            "05_ablations.yaml",
-            "training: {iterations: 20.5}",
-            r"training\.iterations: expected a whole number, found 20\.5",
-        ),
-        ("common.yaml", "student: {rgb_head: 'no'}", r"student\.rgb_head: expected true or false, found 'no'"),
-        ("06_islands.yaml", "loss_runs: {a: {}, b: {decay: [1]}}", r"loss_runs\.b\.decay: expected a number"),
-        ("07_field.yaml", "training: {epochs: true}", r"training\.epochs: expected a whole number, found True"),
-    ],
-)
-def test_a_profile_s_value_is_refused_by_file_and_key(
-    file: str, text: str, message: str, tmp_path, monkeypatch
-) -> None:
-    import shutil
-
-    import yaml
-
-    from apm.project import root
-
-    shutil.copytree(root() / "profiles" / "mini", tmp_path / "profiles" / "mini")
-    (tmp_path / "notebooks").symlink_to(root() / "notebooks")
-    path = tmp_path / "profiles" / "mini" / file
-    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **yaml.safe_load(text)}))
-    monkeypatch.setenv("APM_ROOT", str(tmp_path))
-    notebook = "05_ablations" if file == "common.yaml" else path.stem
-    with pytest.raises(ValueError, match=rf"{file}: {message}"):
-        profiles.load("mini", notebook)
 
 
 def test_a_line_s_value_is_refused_by_its_line() -> None:

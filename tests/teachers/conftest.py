@@ -26,11 +26,12 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def configure(tmp_path_factory):
-    """Writes a configuration, TINY with other parts, and makes a random model of it: (path, model)."""
+    """Writes a configuration, TINY with other settings in its parts, and makes a random model of it: (path, model)."""
 
     def make(name: str, **parts: object) -> tuple[Path, torch.nn.Module]:
         path = tmp_path_factory.mktemp("configs") / f"apm-test-{name}.json"
-        path.write_text(json.dumps({**TINY, **parts}))
+        merged = {k: {**TINY.get(k, {}), **v} if isinstance(v, dict) else v for k, v in parts.items()}
+        path.write_text(json.dumps({**TINY, **merged}))
         torch.manual_seed(0)
         return path, open_clip.create_model(loading.register(str(path))).eval()
 

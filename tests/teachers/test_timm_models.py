@@ -105,5 +105,5 @@ def test_methods_on_a_classifier(checkpoint):
     assert np.isfinite(cosine.extra["confidence"]).all()
     still = methods.create("tent", teacher, views=2, learning_rate=1e-12, statistics="running")
     assert (still.predict(dataset, positions, 0).prediction == own).all(), "TENT starts from the head's own decision"
-    with pytest.raises(ValueError, match="no words that could be tuned.*reads no texts"):
+    with pytest.raises(ValueError, match=r"no words that could be tuned.*reads no texts"):
         methods.create("tpt", teacher, views=10).predict(dataset, positions, 0)
