@@ -10,6 +10,12 @@ ONLY ?=
 DATA ?=
 APM_RESULTS ?=
 export DATA APM_RESULTS
+# a look beside the results: one notebook, or base and some lines of the ablations. From the command line only: shells have a LINES too
+ifeq ($(origin LINES),command line)
+export APM_LINES := $(LINES)
+endif
+BESIDE := results/by-hand
+LAB ?=
 # conda, mamba or micromamba makes the environment where there is one; ENV=venv asks for a virtual environment instead.
 CONDA := $(if $(filter venv,$(ENV)),,$(firstword $(foreach c,micromamba mamba conda,$(shell command -v $(c) 2>/dev/null))))
 BIN := $(if $(CONDA),.conda/bin,.venv/bin)
@@ -45,6 +51,19 @@ endif
 help: ## this list
 	@echo "make TARGET [PROFILE=$(PROFILE)] [ONLY=02_corruptions]      profiles: $(PROFILES)"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^# \([A-Z_]*=[^ ]*\) *\(.*\)/  \1\t\2/p' Makefile | expand -t 26
+
+# What can be set, as in make reproduce PROFILE=paper DATA=/data (`make help` shows these lines):
+# PROFILE=mini            whose settings: a folder of profiles/
+# ONLY=02_corruptions     this notebook alone
+# LINES=mine              lines of 05_ablations: this part or name, and the base; results in results/by-hand
+# DATA=FOLDER             where datasets are
+# WORKERS=4               processes (one GPU each where there are GPUs), for large sets: docs/larger-profiles.md says when
+# SCHEDULER=tls://HOST:P  an existing dask cluster instead
+# APM_RESULTS=FOLDER      results here instead of results/
+# APM_CACHE=FOLDER        features and trained teachers here instead of data/cache
+# ENV=venv                .venv even where there is conda
+# LAB=OPTIONS             options for make lab, such as "--port 8890 --no-browser"
 
 # ------------------------------------------------------------------------------------------------------- environment
 
@@ -81,7 +100,7 @@ lock: $(ENVIRONMENT) ## remake requirements.lock from pyproject.toml
 
 # --------------------------------------------------------------------------------------------------------- notebooks
 
-WANTS_NOTEBOOKS := $(filter reproduce report,$(MAKECMDGOALS))
+WANTS_NOTEBOOKS := $(if $(APM_LINES),,$(filter reproduce report,$(MAKECMDGOALS)))
 RULES := .make/$(PROFILE)/rules.mk
 ifneq ($(WANTS_NOTEBOOKS),)
 $(if $(MAKE_RESTARTS),,$(shell rm -f $(RULES)))
@@ -104,11 +123,21 @@ endif
 endif
 endif
 
+ifneq ($(APM_LINES),)
+.PHONY: reproduce
+reproduce: $(ENVIRONMENT)
+	@APM_RESULTS=$(BESIDE) $(APM).project.run --profile $(PROFILE) 05_ablations
+else
 .PHONY: reproduce
 reproduce: $(foreach n,$(or $(ONLY),$(NOTEBOOKS)),.make/$(PROFILE)/$(n).done) ## environment, every notebook of the profile, report
 	@folder="$${APM_RESULTS:-results}/$(PROFILE)"; [ ! -f "$$folder/report.html" ] || page="; the page to read: $$folder/report.html"; \
 	echo "up to date: $$folder/notebooks, tables, figures$${page:-}"
 	@$(if $(ONLY),,$(APM).analysis.verify --profile $(PROFILE) || true)
+endif
+
+.PHONY: quickstart
+quickstart: $(ENVIRONMENT) ## one image, by hand (a minute): into results/by-hand, which git ignores
+	@APM_RESULTS=$(BESIDE) $(APM).project.run --profile $(PROFILE) 00_quickstart
 
 .PHONY: verify
 verify: $(ENVIRONMENT) ## every number of PROFILE's results against the expected ones in data/expected
@@ -124,9 +153,13 @@ report: .make/$(PROFILE)/99_report.done ## the report page, and what it needs
 .make/$(PROFILE)/%.done: | $(ENVIRONMENT)
 	@$(APM).project.run --profile $(PROFILE) --stamp $@ $*
 
+# Jupyter refuses root: in a container there is often nobody else
+, := ,
+ROOT_INSIDE = $(and $(filter 0,$(shell id -u)),$(or $(container),$(KUBERNETES_SERVICE_HOST),$(wildcard /.dockerenv /run/.containerenv)))
 .PHONY: lab
 lab: $(ENVIRONMENT) ## JupyterLab on the notebooks, for this machine only and with Jupyter's token
-	$(PYTHON) -m jupyter lab --ip 127.0.0.1 notebooks
+	@$(if $(ROOT_INSIDE),echo "root in a container: Jupyter starts with --allow-root$(,) on 127.0.0.1 and with its token")
+	$(PYTHON) -m jupyter lab --ip 127.0.0.1 $(if $(ROOT_INSIDE),--allow-root) --LabApp.default_url=/lab/tree/notebooks $(LAB)
 
 # ------------------------------------------------------------------------------------------------- tests and checks
 

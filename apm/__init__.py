@@ -1,9 +1,14 @@
 """apm: the Asynchronous Perception Machine (Modi & Rawat, NeurIPS 2024), experiment by experiment.
 
-    from apm import TTTConfig, adapt, preset        # test-time training of one student per image
-    from apm import data, methods, teachers         # any room, as always
+    adapt(images, targets, TTTConfig(preset("mini")))     test-time training of one student per image: losses, features or scores
+    TestTimeTrained         the same as a module: images in, scores out
+    APM, APMConfig, preset(NAME), PRESETS                 the network and its sizes
+    data.load(NAME)         images, labels, class names: "digits-test", "folder:PATH", published sets; data.names()
+    teachers.load(NAME)     a frozen CLIP: transform, encode, text_features
+    methods.REGISTRY        the APM's rivals; methods.training_config(teacher, student, training)
+    runs.records.run        a method over a dataset, every prediction kept; analysis makes tables and figures of them
 
-What training needs comes from `apm.ttt` and `apm.model` at the first use: `import apm` alone loads no torch.
+README.md begins with one image by hand. Names come from their modules at the first use: `import apm` alone loads no torch.
 """
 
 import importlib
@@ -13,6 +18,7 @@ __version__ = "0.1.0"
 _HOME = {
     **dict.fromkeys(("TTTConfig", "TTTResult", "adapt", "cosine_scores", "initial_parameters"), "apm.ttt"),
     **dict.fromkeys(("APM", "APMConfig", "PRESETS", "preset"), "apm.model"),
+    "TestTimeTrained": "apm.methods.module",
 }
 __all__ = [*sorted(_HOME), "__version__"]
 

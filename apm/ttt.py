@@ -100,6 +100,12 @@ class TTTResult:
     status: list[str]  # "ok", or "non-finite loss at iteration k"
     parameters: dict[str, Tensor] | None  # final weights, stacked (N, ...), when asked for
 
+    def __repr__(self) -> str:
+        n, steps = self.losses.shape
+        what = "features" if self.scores is None else f"scores of {self.scores.shape[-1]} classes"
+        fall = " -> ".join(f"{self.losses[:, k].median():.1e}" for k in (0, -1))
+        return f"TTTResult: {n} student{'s' * (n > 1)}, {steps - 1} updates, {what}; loss {fall} (median), {self.status.count('ok')} of {n} ok"
+
     def predictions(self) -> Tensor:
         """(N, K + 1) int64: class after every iteration; -1 where the image had failed. Needs scores."""
         if self.scores is None:

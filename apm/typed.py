@@ -1,7 +1,5 @@
-"""Settings classes whose values have the types that their fields say, whether they come from Python or from YAML.
-
-Standard library only: the one check of every settings class (`checked`), and of what builds on it (`fitted`).
-"""
+"""Settings classes whose values have the types that their fields say, whether they come from Python or from YAML: the one check of
+every settings class (`checked`), and of what builds on it (`fitted`)."""
 
 from __future__ import annotations
 

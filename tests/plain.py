@@ -1,6 +1,7 @@
-"""The oracle: test-time training written down plainly, image by image, without any identity that makes it fast.
+"""Read this first: the whole method written down plainly, image by image, without any identity that makes it fast.
 
-Modi & Rawat, NeurIPS 2024, sections 3.2 to 3.6. Every column q[i, j] = concat(T, P[i, j]) is made, every column goes
+Modi & Rawat, NeurIPS 2024, sections 3.2 to 3.6; the number behind a line is where the paper says it. The class is the network, `adapt_one`
+test-time training as the paper has it, `adapt_as_released` as its released script does. `apm` is held against this file. Every column q[i, j] = concat(T, P[i, j]) is made, every column goes
 through the whole MLP and the head, the grid is folded, the loss taken, PyTorch's Adam steps. It shares with `apm` only the
 names and shapes of the weights, so that both can start from the same ones.
 """
@@ -13,7 +14,7 @@ from torch import Tensor
 
 
 def positional_encoding(h: int, w: int, d: int) -> Tensor:
-    """(h, w, d), loops over every entry: sin/cos of x in the first half of the channels, of y in the second."""
+    """P, (h, w, d), loops over every entry: sin/cos of x in the first half of the channels, of y in the second (3.4)."""
     half = d // 2
     code = torch.zeros(h, w, d, dtype=torch.float64)
     for i in range(h):
@@ -41,13 +42,13 @@ class PlainStudent(torch.nn.Module):
         h, w = c.grid
         if c.column == "conv":
             kernel = p["column_weight"].T.reshape(c.kernels, 3, c.patch, c.patch)
-            t = F.conv2d(image[None], kernel, p["column_bias"], stride=c.patch).reshape(-1)
+            t = F.conv2d(image[None], kernel, p["column_bias"], stride=c.patch).flatten()  # T, the column: 3.2
         if c.column == "conv":
-            tokens = t.expand(h * w, -1)
-        parts = [tokens, self.code.reshape(h * w, -1)]
+            tokens = t.expand(h * w, -1)  # T is the same at every place: unfolding, 3.4
+        parts = [tokens, self.code.reshape(h * w, -1)]  # with P[i, j], the code of the place: 3.4
         if c.local_patch:
             blocks = F.unfold(image[None], c.patch, stride=c.patch)[0].T  # (h*w, 3*p*p)
-            parts.append(blocks)
+            parts.append(blocks)  # I_xy, the local patch: an ablation only, Table 5b
         return torch.cat(parts, dim=-1)  # (h*w, query_width)
 
     def forward(self, image: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -55,11 +56,11 @@ class PlainStudent(torch.nn.Module):
         c, p = self.config, self.p
         q = x = self.columns(image, tokens)
         for layer in range(len(c.hidden)):
-            x = F.relu(x @ p[f"mlp{layer}_weight"] + p[f"mlp{layer}_bias"])
+            x = F.relu(x @ p[f"mlp{layer}_weight"] + p[f"mlp{layer}_bias"])  # one MLP for all columns: App. E.1
         f = x @ p["head_weight"] + p["head_bias"]
         if c.fold == "mean":
-            folded = f.mean(dim=0)
-        else:
+            folded = f.mean(dim=0)  # folding: 3.6
+        else:  # attention pooling: the released code
             keys = f + self.code_out.reshape(f.shape)
             folded = F.multi_head_attention_forward(
                 p["fold_query"][None, None], keys[:, None], keys[:, None], c.width, c.heads, p["fold_in_weight"].T,
@@ -97,14 +98,15 @@ def adapt_one(image, target, config, weights, tokens=None, colours=None):
     student = PlainStudent(config.student, weights)
     if config.normalise_target:
         target = target / target.norm()
+    # Adam and its schedule: released code (Table 7 is a picture), but new for every image, as the weights are: 4, App. E.1
     optimiser = torch.optim.Adam(student.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, config.decay_every, config.decay)
     losses, features = [], []
-    for k in range(config.iterations + 1):
+    for k in range(config.iterations + 1):  # K = 20 updates: 3.6, Table 4
         optimiser.zero_grad()
         folded, grid, colour = student(image, tokens)
-        loss = config.loss_cls * F.mse_loss(folded, target)
-        if config.loss_grid:
+        loss = config.loss_cls * F.mse_loss(folded, target)  # to the teacher's feature, encoded once: 3.6
+        if config.loss_grid:  # L_grid and L_rgb: Table 5b
             goal = tokens / tokens.norm(dim=-1, keepdim=True) if config.normalise_target else tokens
             loss = loss + config.loss_grid * F.mse_loss(grid, goal)
         if config.loss_rgb:

@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from apm.experiments import ablations
 from apm.project import depends, profiles
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,3 +69,30 @@ def test_every_notebook_that_nbval_runs_has_a_checked_cell_with_an_output():
         checked = [c for c in cells if "nbval-check-output" in c.metadata.get("tags", [])]
         assert checked
         assert all(c.outputs for c in checked)
+
+
+@pytest.mark.parametrize("iterations", [3, 100])
+def test_the_ablations_of_a_profile_with_base_and_one_line_skip_what_is_not_there(iterations, tmp_path, monkeypatch):
+    monkeypatch.setenv("APM_RESULTS", str(tmp_path))
+    lines = ablations.parse(
+        [
+            {"part": "losses", "name": "L_cls", "training": {"iterations": 3}},
+            {"part": "mine", "name": "mine", "training": {"iterations": iterations}},
+        ]
+    )
+    monkeypatch.setattr(ablations, "load", lambda *_: lines)
+    small = {
+        "samples": 10,
+        "published_size": {"samples": 2, "counts": [0, 2], "student": {}, "training": {"iterations": 2}},
+    }
+    names: dict = {}
+    for cell in nbformat.read(ROOT / "notebooks" / "05_ablations.ipynb", 4).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+            if "parameters" in cell.metadata.get("tags", []):
+                names.update(small)
+    made = {path.stem for path in tmp_path.glob("mini/*/*.*")}
+    assert {"05_ablations", "05_iterations", "05_published_size"} <= made
+    assert not {"05_protocol", "05_size"} & made
+    assert ("05_early_5" in made) == (iterations == 100)
+    assert names["iterations"][-1] == (2 if iterations == 3 else 100)

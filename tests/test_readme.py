@@ -1,9 +1,11 @@
 """The README tells the truth: its excerpt is the committed table, its paths exist, its example runs."""
 
 import csv
+import functools
 import io
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import types
@@ -12,21 +14,24 @@ from pathlib import Path
 from unittest.mock import MagicMock, Mock
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 import yaml
 from colours import Colour, noise, units
 
-from apm import data, methods, model
+from apm import data, methods, model, teachers
 from apm.analysis import lineup, numbers
-from apm.experiments import ablations
+from apm.experiments import ablations, session
 from apm.project import profiles
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
 OWN = PAGES[ROOT / "docs" / "your-own.md"]
-EXAMPLES = re.findall(r"```python\n(.*?)```", OWN, flags=re.S)  # of a method, of a dataset, of test-time training alone
+EXAMPLES = re.findall(
+    r"```python\n(.*?)```", OWN, flags=re.S
+)  # of a method, a dataset, a session, a module, test-time training alone
 
 
 def committed(path: str) -> str:
@@ -61,6 +66,18 @@ def test_the_excerpt_of_the_bench_is_the_committed_measurement():
         [row["variant"], row["precision"], *map(format, (float(row[n]) for n in names), (".2f", ".1f", ".1f", ".0%"))]
         for row in rows
     ]
+
+
+def test_the_first_example_prints_what_stands_below_it(capsys):
+    ((example, output),) = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, flags=re.S)
+    number = re.compile(r"\d(?:\.\d)?e[+-]\d+")
+    names: dict = {}
+    exec(example, names)
+    said = capsys.readouterr().out
+    assert number.sub("#", said) == number.sub("#", output)
+    losses = [[float(n) for n in number.findall(text)] for text in (said, output)]
+    np.testing.assert_allclose(np.log10(losses[0]), np.log10(losses[1]), atol=0.5)  # another machine rounds otherwise
+    assert names["result"].losses.shape == (1, 51)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -145,6 +162,29 @@ def test_the_example_of_a_new_dataset_runs_as_written(monkeypatch):
     assert np.array_equal(made.images[3][::-1], known.images[3])
     assert made.fingerprint != known.fingerprint
     assert made.name in data.names()
+
+
+def test_the_example_of_a_session_runs_as_written(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    for folder in ("notebooks", "data"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.setenv("APM_ROOT", str(tmp_path))
+    monkeypatch.setenv("APM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(session, "Session", functools.partial(session.Session, samples=10))
+    names: dict = {}
+    exec(EXAMPLES[2], names)
+    assert len(names["session"].table().frame) == 2 + 1 + 4
+    assert "name: '5 kernels, slow'" in (tmp_path / "profiles/mini/05_ablations.lines.yaml").read_text()
+
+
+def test_the_example_of_a_module_runs_as_written_with_a_teacher_that_is_here(monkeypatch):
+    mini, asked = teachers.load("mini"), []
+    monkeypatch.setattr(teachers, "load", lambda *name, **how: asked.append((name, how)) or mini)
+    names: dict = {}
+    exec(EXAMPLES[3], names)
+    assert names["scores"].shape == (4, 3)
+    (((name,), how),) = asked
+    assert how["pretrained"] in open_clip.list_pretrained_tags_by_model(name)
 
 
 def test_every_entry_of_the_first_floor_is_on_its_map():

@@ -252,6 +252,7 @@ class Shown:
 
     html: str
     text: str
+    frame: pd.DataFrame
 
     def _repr_html_(self) -> str:
         return self.html
@@ -303,4 +304,4 @@ def show(
         f'<div class="apm-scroll" style="overflow-x: auto"><style>\n{style}\n</style>\n{page}</div>'
         f"{note if footer else ''}</figure>"
     )
-    return Shown(whole, f"{caption}: {len(flat)} rows")
+    return Shown(whole, f"{caption}: {len(flat)} rows", table)

@@ -135,7 +135,9 @@ def present(profile: str, *, whole: bool = True) -> pd.DataFrame:
 
 def machine_of(profile: str) -> dict[str, str]:
     """The machine that a profile's results were made on; empty where that is not noted."""
-    return project.paths.kept(project.results_dir(profile) / "numbers" / "machine.json")
+    return project.paths.kept(
+        project.results_dir(profile) / "numbers" / "machine.json", lambda text: dict(json.loads(text)), {}
+    )
 
 
 def accept(profile: str) -> Path:

@@ -3,7 +3,7 @@
     load("digits-test")            made here: handwritten (scikit-learn) and printed digits (`digits`), other renditions (`derived`)
     load("imagenet-sample")        20 labelled photographs that a package carries (`samples`)
     load("imagenet-a", root=DATA)  a published benchmark, read from disk (`published_sets`, `layouts`)
-    load("folder:/data/imagenet")  any tree with one folder of images per class
+    load("folder:/data/imagenet")  any tree with one folder of images per class; names of them in its classnames.txt
 
 Uses `project`. Images are uint8 RGB arrays; every model applies its own preprocessing to them (`apm.teachers`). Further modules:
 `corruptions`, `prompts`, `published` (the paper's numbers) and `check` (which sets are on disk). Nothing here imports torch.
@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from apm.data import derived, digits, files, layouts, published_sets, samples
 from apm.data.dataset import Dataset, Lazy, UnreadableImage, fingerprint
 from apm.data.files import photograph, read_image
-from apm.project import data_dir, unknown
+from apm.project import data_dir, sha256_of, unknown
 
 OWN: dict[str, Callable[..., Dataset]] = {}
 
@@ -59,5 +60,32 @@ def load(name: str, *, root: str | Path | None = None, seed: int = 0, partial: b
     if name.split("/")[0] in published_sets.SETS:
         return layouts.load(name, base, partial=partial)
     if name.startswith("folder:"):
-        return files.class_folders(name, base)
+        return _named(
+            files.class_folders(name, base), Path(base or "", Path(name.removeprefix("folder:")).expanduser())
+        )
+    if name.startswith(("/", ".", "~")) or Path(base or "", name).is_dir():
+        raise ValueError(f"unknown dataset {name!r}: a folder is no name. Did you mean 'folder:{name}'?")
     raise unknown("dataset", name, [*names(), "folder:PATH"])
+
+
+def _named(dataset: Dataset, tree: Path) -> Dataset:
+    """The dataset with the class names of its tree's classnames.txt, lines `FOLDER name` (a tab where folders have spaces); as it is
+    without such a file. Raises ValueError, naming it, for a folder without a name and a name of two folders."""
+    if not (file := tree / "classnames.txt").is_file():
+        return dataset
+    lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    pairs = [line.strip().split("\t" if "\t" in line else None, 1) for line in lines]
+    given = {files.classname(pair[0]): files.classname(pair[1]) for pair in pairs if len(pair) == 2}
+    if nameless := [name for name in dataset.classnames if not given.get(name)]:
+        raise ValueError(f"{file} names no class for the folder {nameless[0]!r}: expected a line `{nameless[0]} NAME`")
+    chosen = tuple(given[name] for name in dataset.classnames)
+    if twice := [name for name in chosen if [other.casefold() for other in chosen].count(name.casefold()) > 1]:
+        raise ValueError(
+            f"{file} names two folders {twice[0]!r}, so that one could never be predicted: give each its own"
+        )
+    return replace(
+        dataset,
+        classnames=chosen,
+        fingerprint=sha256_of([dataset.fingerprint, *chosen]),
+        notes=f"{dataset.notes} Class names: its classnames.txt.",
+    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from apm.data import corruptions, derived, download, layouts
@@ -34,7 +34,7 @@ def needs(profile: str) -> dict[str, frozenset[Condition]]:
     for notebook in profiles.runs(profile):
         values = profiles.load(profile, notebook)
         lines = profiles.load_lines(profile, values["lines"]) if "lines" in values else []
-        for text in _texts([values, lines]):
+        for _, text in profiles.texts([values, lines]):
             name, *condition = text.split("/")
             if name in derived.names():
                 name = derived.base(name)
@@ -47,14 +47,6 @@ def needs(profile: str) -> dict[str, frozenset[Condition]]:
         if values.get("table10"):
             found[values["table10"]["corruption_set"]].update(USUAL)
     return {name: frozenset(conditions) for name, conditions in found.items()}
-
-
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
 
 
 def check(

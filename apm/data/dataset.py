@@ -77,6 +77,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        condition = f", {self.corruption} {self.severity}" if self.severity else ""
+        sizes = f"{len(self)} images, {len(self.classnames)} classes, {len(self.templates)} prompt{'s' * (len(self.templates) > 1)}"
+        return f"Dataset {self.name}{condition}: {sizes}. {self.notes}".strip()
+
     def subset(self, which: int | Sequence[int] | np.ndarray, seed: int | None = None) -> Dataset:
         """Some of the images, with the same fingerprint and the matching `indices`.
 

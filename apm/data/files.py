@@ -50,8 +50,8 @@ def photograph(name: str) -> np.ndarray:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image file as uint8 RGB (H, W, 3), upright by its EXIF tag, first frame only; transparency is dropped and CMYK converted by
-    PIL, as in CLIP's own preprocessing. Raises UnreadableImage for missing, truncated or undecodable files."""
+    """An image file's first frame as uint8 RGB (H, W, 3), upright by its EXIF tag; transparency is dropped and CMYK converted by PIL, as
+    in CLIP's own preprocessing. Raises UnreadableImage."""
     try:
         with Image.open(path) as opened:
             image = _upright(opened)
@@ -86,8 +86,7 @@ def of_system(name: str) -> bool:
 
 
 def _inside(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, by name, without what a system left. Raises ValueError for a link to nowhere, which would be left out in
-    silence, and for a name that is no UTF-8, of which nothing can be written."""
+    """What is in a folder, by name, without what a system left. Raises ValueError for a link to nowhere and a name that is no UTF-8."""
     found = sorted((e for e in os.scandir(folder) if not of_system(e.name)), key=lambda e: e.name)
     for entry in found:
         if BYTES.search(entry.name):
@@ -123,8 +122,8 @@ def classname(written: str) -> str:
 
 
 def class_folders(name: str, root: Path | None) -> Dataset:
-    """The dataset "folder:PATH": one folder per class, whose name, underscores read as spaces, is the class's; a relative PATH starts at
-    root. Raises FileNotFoundError, NotADirectoryError and ValueError for a path that is no such tree."""
+    """The dataset "folder:PATH": one folder per class, named as `classname` reads it; a relative PATH starts at root. Raises
+    FileNotFoundError, NotADirectoryError and ValueError for a path that is no such tree."""
     given = name.removeprefix("folder:")
     if not given:
         raise ValueError("dataset 'folder:' needs a path: folder:PATH, PATH holding one folder of images per class")
@@ -187,9 +186,8 @@ def files_fingerprint(
 ) -> str:
     """sha256 over names, labels, the files' paths below `folder` and their bytes: the same wherever the folder lies.
 
-    A tree is read once: its fingerprint is kept in the cache's `fingerprints/`, and holds while labels, paths, sizes and modification
-    times (ns) are the same. So a file replaced by one of the same size with its time set back goes unnoticed: delete that folder
-    then. Raises UnreadableImage for a file that cannot be read.
+    It is kept in the cache's `fingerprints/`, and holds while labels, paths, sizes and times (ns) are the same: a file replaced by one of
+    the same size, its time set back, goes unnoticed. Raises UnreadableImage for a file that cannot be read.
     """
     relative = [file.relative_to(folder).as_posix() for file in files]
     listing, digest = (hashlib.sha256(json.dumps(list(names)).encode()) for _ in range(2))

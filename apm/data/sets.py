@@ -24,18 +24,25 @@ def check_samples(samples: Any) -> None:
 
 
 def load_sets(
-    names: Sequence[str], samples: int | str = "all", *, ensemble: str | None = None, **options: Any
+    names: Sequence[str],
+    samples: int | str = "all",
+    *,
+    ensemble: str | list[str] | tuple[str, ...] | None = None,
+    **options: Any,
 ) -> list[Dataset]:
     """The datasets of these names, of each a choice of images (`Dataset.take`).
 
-    ensemble: name of the prompts of all of them, such as "imagenet-7" (`apm.data.prompts.names`); None: each set's own. options: of
-    `apm.data.load`. Raises ValueError for no names, a name given twice, too few samples, unknown prompts, and as `load` does.
+    ensemble: the prompts of all of them, or their name, such as "imagenet-7" (`apm.data.prompts.names`); None: each set's own. options:
+    of `apm.data.load`. Raises ValueError for no names, a name given twice, too few samples, unknown prompts, and as `load` does.
     """
     check_samples(samples)
     if not names or len(set(names)) != len(names):
         raise ValueError(f"expected names of datasets, each once, found {list(names)}")
     loaded = [load_dataset(name, **options).take(samples) for name in names]
-    return loaded if ensemble is None else [replace(d, templates=prompts.templates(ensemble)) for d in loaded]
+    if ensemble is None:
+        return loaded
+    chosen = prompts.check(ensemble) if isinstance(ensemble, list | tuple) else prompts.templates(ensemble)
+    return [replace(d, templates=chosen) for d in loaded]
 
 
 def examples(dataset: Dataset, count: int) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.stats import chi2
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from apm import methods, project, teachers, ttt
@@ -29,6 +31,8 @@ from apm.experiments import judge
 from apm.experiments.other_students import OneSampleStudent
 from apm.model import APMConfig, count_parameters
 from apm.project import profiles
+from apm.project.identity import code_of, code_version
+from apm.project.progress import progress
 from apm.runs import records
 from apm.teachers import Teacher
 from apm.ttt import TTTConfig
@@ -63,11 +67,12 @@ class Ablation:
         check_fields(self.training, TTTConfig, "training")
 
 
-def load(profile: str, file: str) -> list[Ablation]:
-    """The lines of profiles/<profile>/<file>. Raises as `apm.project.profiles.load_lines` and `parse`, naming the file."""
+def load(profile: str, file: str, base: str | None = None) -> list[Ablation]:
+    """The lines of profiles/<profile>/<file>; with APM_LINES (make: LINES=...) only those of this part or name, the base, and what
+    they are compared with. Raises as `apm.project.profiles.load_lines`, `parse` and `selected`, naming the file."""
     lines = profiles.load_lines(profile, file)
     try:
-        return parse(lines)
+        return selected(parse(lines), os.environ.get("APM_LINES", ""), base)
     except ValueError as error:
         raise ValueError(f"profiles/{profile}/{file}: {error}") from error
 
@@ -91,6 +96,18 @@ def parse(lines: Sequence[Mapping[str, Any]]) -> list[Ablation]:
         except ValueError as error:
             raise ValueError(f"ablation {number} ({line.get('name', 'without name')}): {error}") from None
     return parsed
+
+
+def selected(lines: Sequence[Ablation], wanted: str, base: str | None = None) -> list[Ablation]:
+    """The lines of a part or name, the base, and those that they are compared with; all for "". Raises ValueError for an unknown one."""
+    chosen = {line.name for line in lines if wanted in ("", line.part, line.name)}
+    if not chosen:
+        raise project.unknown("part or line", wanted, dict.fromkeys(said for x in lines for said in (x.part, x.name)))
+    more = {base} if base else set()
+    while not more <= chosen:  # a line may be compared with one that is compared with a third
+        chosen |= more
+        more = {line.against for line in lines if line.name in chosen and line.against}
+    return [line for line in lines if line.name in chosen]
 
 
 def method(
@@ -124,7 +141,8 @@ def run(
     training: Mapping[str, Any] | None = None,
     on_error: str = "raise",
 ) -> pd.DataFrame:
-    """Records of all lines over all seeds; lines with equal settings and images run once. on_error: as of `apm.runs.records.run`.
+    """Records of all lines over all seeds; lines with equal settings and images run once, the last of the list, where new ones are
+    added, first. on_error: as of `apm.runs.records.run`.
 
     Further columns: part, variant, parameters, against (the line that it names), same_as (an earlier line that is the same run), "" for
     none. Raises ValueError for fewer than 3 seeds, `samples` out of range and as `method`, before it runs.
@@ -137,19 +155,20 @@ def run(
     for line in lines:
         made, data = method(line, teacher, student, training), own.get(line.dataset or "", dataset)
         n, least = line.samples or min(len(dataset), len(data)), stats.MINIMUM_SAMPLES
-        if not least <= n <= len(data):
-            allowed = f"{least} (for an interval) to {len(data)}"
-            raise ValueError(f"ablation {line.name!r}: samples must be {allowed}, found {n}")
-        chosen.append((line, made, data if n == len(data) else data.subset(n, seed=0)))
+        if min(n, len(data)) < least:
+            raise ValueError(
+                f"ablation {line.name!r}: samples must be at least {least} (for an interval), found {min(n, len(data))}"
+            )
+        chosen.append((line, made, data.take(n)))
     options: dict[str, Any] = {"folder": folder, "teacher_method": methods.ZeroShot(teacher), "on_error": on_error}
-    done: dict[str, tuple[str, pd.DataFrame]] = {}
-    frames = []
-    for line, made, data in chosen:
-        key = project.sha256_of([made.settings(), data.fingerprint, data.indices.tolist()])
+    keys = [project.sha256_of([made.settings(), data.fingerprint, data.indices.tolist()]) for _, made, data in chosen]
+    done: dict[str, pd.DataFrame] = {}
+    for key, (_, made, data) in progress([*zip(keys, chosen, strict=True)][::-1], desc="ablations", unit="line"):
         if key not in done:
-            runs = [records.run(made, data, seed=seed, **options) for seed in seeds]
-            done[key] = line.name, pd.concat(runs, ignore_index=True)
-        first, found = done[key]
+            done[key] = pd.concat([records.run(made, data, seed=seed, **options) for seed in seeds], ignore_index=True)
+    frames = []
+    for key, (line, made, _) in zip(keys, chosen, strict=True):
+        first, found = chosen[keys.index(key)][0].name, done[key]
         parameters = made.parameters() if isinstance(made, OneSampleStudent) else count_parameters(made.config.trained)
         said = {"part": line.part, "variant": line.name, "against": line.against or ""}
         frames.append(found.assign(parameters=parameters, same_as="" if first == line.name else first, **said))
@@ -174,11 +193,6 @@ def spread(right: np.ndarray, seeds: Any) -> Number:
     low, high = np.sqrt((n - 1) / chi2.ppf([0.5 + 0.5 * stats.CONFIDENCE, 0.5 - 0.5 * stats.CONFIDENCE], n - 1))
     ends = float(low) * max(round(deviation - answer, 9), 0.0), min(float(high) * (deviation + answer), 100.0)
     return Number(deviation, *ends, n, "points", "measure", brief=True)
-
-
-def _right(own: pd.DataFrame) -> pd.DataFrame:
-    """Whether each prediction of a variant's records (index `KEY`) is right after k = 0..K updates."""
-    return pd.DataFrame(stats.paths(own) == own[["label"]].to_numpy(), pd.MultiIndex.from_frame(own[KEY]))
 
 
 def stopped(own: pd.DataFrame, k: int) -> dict[str, Any]:
@@ -208,15 +222,18 @@ def compared(own: pd.DataFrame, other: pd.DataFrame, k: int, k_other: int) -> Nu
     two datasets. Raises ValueError for images that the other one has not seen."""
     if set(own["dataset"]) != set(other["dataset"]):
         return None
-    right, theirs = _right(own)[k], _right(other)[k_other]
-    unseen = right.index.difference(theirs.index)
-    if len(unseen):
-        mine, its = (part["variant"].iloc[0] for part in (own, other))
-        found = f"{unseen.unique('sample').size} images that {its!r}, with which it is compared, has not seen"
-        todo = f"give it at most {other['sample'].nunique()} samples, or the other one more"
-        raise ValueError(f"variant {mine!r} has {found}: {todo}")
-    theirs = theirs.reindex(right.index).to_numpy()
-    return stats.paired_difference(right.to_numpy(), theirs, own["sample"], seeds=own["seed"].to_numpy())
+    right, theirs = (stats.paths(part)[:, at] == part["label"].to_numpy() for part, at in ((own, k), (other, k_other)))
+    if not np.array_equal(own[KEY].to_numpy(), other[KEY].to_numpy()):
+        mine, its = (pd.MultiIndex.from_frame(part[KEY]) for part in (own, other))
+        place = its.get_indexer(mine)
+        if (place < 0).any():
+            named, against = (part["variant"].iloc[0] for part in (own, other))
+            unseen = mine[place < 0].unique("sample").size
+            found = f"{unseen} images that {against!r}, with which it is compared, has not seen"
+            todo = f"give it at most {other['sample'].nunique()} samples, or the other one more"
+            raise ValueError(f"variant {named!r} has {found}: {todo}")
+        theirs = theirs[place]
+    return stats.paired_difference(right, theirs, own["sample"], seeds=own["seed"].to_numpy())
 
 
 def after(rows: pd.DataFrame, base: str, k: int | None = None) -> pd.DataFrame:
@@ -300,23 +317,34 @@ def towards_target(teacher: Teacher, dataset: Dataset, config: TTTConfig, counts
     """
     if max(counts) > config.iterations:
         raise ValueError(f"the student is trained for {config.iterations} iterations; found k = {max(counts)}")
-    places = np.arange(len(dataset))
-    pictures = teachers.pictures(dataset, places)
-    images = methods.student_pictures(teacher, pictures, config.student.image_size[0]).to(teacher.device)
-    targets = teachers.features_at(teacher, dataset, places).to(images)
-    text = teacher.text_features(dataset.classnames, dataset.templates).to(images)
-    result = ttt.adapt(images, targets, config)
-    assert result.features is not None
-    features = result.features.float()
-    cosine = cosine_similarity(features, targets[:, None], dim=-1).cpu()  # (n, K + 1)
+    targets = teachers.features_at(teacher, dataset, np.arange(len(dataset)))
+    text = teacher.text_features(dataset.classnames, dataset.templates).to(targets)
+    losses, features = _students(teacher, dataset, config, targets)
+    cosine = cosine_similarity(features, targets[:, None], dim=-1)  # (n, K + 1)
     same = ttt.cosine_scores(features, text).argmax(-1) == ttt.cosine_scores(targets, text).argmax(-1)[:, None]
     lines = {
         k: {
             "images": len(dataset),
-            "loss": judge.mean(result.losses[:, k].cpu(), least=1, ends=(0, math.inf)),
+            "loss": judge.mean(losses[:, k], least=1, ends=(0, math.inf)),
             "cosine to the target": judge.mean(cosine[:, k], "cosine", least=1, ends=(-1, 1)),
-            "as teacher": stats.accuracy(same[:, k].cpu().numpy(), minimum=1),
+            "as teacher": stats.accuracy(same[:, k].numpy(), minimum=1),
         }
         for k in counts
     }
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("updates")
+
+
+def _students(teacher: Teacher, dataset: Dataset, config: TTTConfig, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses (n, K + 1) and features (n, K + 1, D) of students, seed 0; in the cache, as one of the published size takes seconds."""
+    made = methods.APM(teacher, config)
+    code = [code_version(made.modules), code_of(_students)]
+    key = project.sha256_of([made.settings(), teachers.identity(teacher, dataset), code])
+    path = project.cache_dir() / "records" / f"students-{key[:24]}.safetensors"
+    if (found := teachers.kept(path)) is None:
+        pictures = teachers.pictures(dataset, np.arange(len(dataset)))
+        images = methods.student_pictures(teacher, pictures, config.student.image_size[0]).to(teacher.device)
+        result = ttt.adapt(images, targets.to(images), config)
+        assert result.features is not None
+        found = {"losses": result.losses.cpu(), "features": result.features.float().cpu()}
+        teachers.save(found, path, {"dataset": dataset.name, "teacher": teacher.name})
+    return found["losses"], found["features"]

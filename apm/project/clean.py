@@ -1,7 +1,6 @@
 """Delete the records of a profile and the cache: `python -m apm.project.clean PROFILE`, or `make clean-records PROFILE=...`.
 
-Only files whose names this package gives are deleted, and only right inside its own folders: whatever else lies there, or behind a link,
-is somebody's own. What will go, and how much, is said first.
+Only files whose names this package gives, right inside its own folders: whatever else lies there, or behind a link, is somebody's own.
 """
 
 import re
@@ -21,12 +20,11 @@ def made(profile: str) -> dict[Path, list[Path]]:
     own = [name for name in profiles.names() if (profiles.folder_of(name) / "teacher.yaml").is_file()]
     named = {root() / located(profiles.load_teacher(name)[1]) for name in own}  # by `make teacher`
     named |= {*stamps.glob("*.done"), *stamps.glob("rules.mk*")}
-    folders = [results_dir(profile) / "records", *(cache_dir() / name for name in CACHED), stamps]
-    found = {folder: sorted(folder.iterdir()) for folder in folders if folder.is_dir() and not folder.is_symlink()}
-    return {
-        folder: [p for p in inside if (MADE.fullmatch(p.name) or p in named) and p.is_file() and not p.is_symlink()]
-        for folder, inside in found.items()
-    }
+    folders, found = [results_dir(profile) / "records", *(cache_dir() / name for name in CACHED), stamps], {}
+    for folder in (folder for folder in folders if folder.is_dir() and not folder.is_symlink()):
+        files = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.is_symlink())
+        found[folder] = [path for path in files if MADE.fullmatch(path.name) or path in named]
+    return found
 
 
 def main(profile: str) -> int:

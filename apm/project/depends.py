@@ -1,13 +1,9 @@
 """What a notebook's result depends on, and which results are stale.
 
-A result depends on the notebook, its profile's YAML files, the local weights and the trees of images that these name, exactly the apm
-modules that it imports, the published numbers and the cards of shipped teachers where one of those reads them, the locked versions,
-and where data and results are. All of that is hashed into a stamp when a run has ended well, with the files that it left. A result is
-stale when one of these is another now. Contents count (of weights and images: sizes and times): a touched file makes nothing stale.
+All of that (`state`) is hashed into a stamp when a run has ended well, with the files that it left (`left`). A result is stale when one
+of these is another now. Contents count (of weights and images: sizes and times): a touched file makes nothing stale.
 
-Light imports only, the standard library and PyYAML, so that make can ask at every start:
-
-    python -m apm.project.depends mini      # make rules: which stamps are stale
+    python -m apm.project.depends mini      # make rules: which stamps are stale; make asks at every start
 """
 
 from __future__ import annotations
@@ -15,16 +11,14 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from apm.project import data_dir, facts, located, manifest, profiles, results_dir, root, sha256_file, sha256_of
-from apm.project.paths import say
+from apm.project.paths import kept, say
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ALWAYS = ("project.run", "project.kernel")  # what runs a notebook
@@ -32,19 +26,16 @@ WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 
 
 @functools.cache
-def imported(source: str, package: str = "apm") -> frozenset[str]:
-    """Dotted names below the package that a piece of code imports anywhere in it: of modules, rooms, or what these define."""
+def imported(source: str) -> frozenset[str]:
+    """Dotted names below apm that a piece of code imports anywhere in it: of modules, rooms, or what these define."""
     found: set[str] = set()
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return frozenset()  # the run says so
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {a.name for a in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found |= {f"{node.module}.{a.name}" for a in node.names}
-    return frozenset(name.removeprefix(f"{package}.") for name in found if name.startswith(f"{package}."))
+    with suppress(SyntaxError):  # the run says so
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                found |= {a.name for a in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found |= {f"{node.module}.{a.name}" for a in node.names}
+    return frozenset(name.removeprefix("apm.") for name in found if name.startswith("apm."))
 
 
 def files_of(name: str, folder: Path = PACKAGE) -> list[Path]:
@@ -66,22 +57,15 @@ def closure(names: frozenset[str] | set[str], folder: Path = PACKAGE) -> list[Pa
     while todo:
         path = todo.pop()
         files.add(path)
-        more = imported(path.read_text(encoding="utf-8"), folder.name)
+        more = imported(path.read_text(encoding="utf-8"))
         todo |= {file for name in more for file in files_of(name, folder)} - files
-    configs = folder / "teachers" / "model_configs"
-    if folder / "teachers" / "__init__.py" in files and configs.is_dir():
-        files |= set(configs.glob("*.json"))
-    return sorted(files | {facts for room in {path.parent for path in files} for facts in room.glob("*.yaml")})
+    rooms, kinds = {file.parent for file in files}, ("*.yaml", "model_configs/*.json")
+    return sorted(files.union(*(room.glob(kind) for room in rooms for kind in kinds)))
 
 
 def cells(notebook: Path) -> list[str]:
     """The code cells of a notebook; those for another language and lines that only IPython understands are left out."""
-    try:
-        book = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        sources = ["".join(c["source"]) for c in book if c["cell_type"] == "code"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SystemExit(f"{notebook}: not a notebook ({error}): restore it from the repository") from error
-    lines = [source.splitlines() for source in sources if not source.startswith("%%")]
+    lines = [source.splitlines() for source in profiles.code_cells(notebook) if not source.startswith("%%")]
     return ["\n".join(line for line in cell if not line.lstrip().startswith(("%", "!"))) for cell in lines]
 
 
@@ -103,26 +87,14 @@ def inputs(profile: str, notebook: str) -> list[Path]:
 def settings_files(profile: str, notebook: str) -> list[Path]:
     """The YAML files of a profile that a notebook reads."""
     folder = root() / "profiles" / profile
-    files = [folder / "common.yaml", folder / f"{notebook}.yaml", *sorted(folder.glob(f"{notebook}.*.yaml"))]
-    return [file for file in files if file.is_file()]
-
-
-def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(key, text) of every text in what a YAML file holds."""
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, list | dict):
-        for name, item in value.items() if isinstance(value, dict) else ((key, item) for item in value):
-            yield from _texts(item, name)
+    return [folder / "common.yaml", folder / f"{notebook}.yaml", *sorted(folder.glob(f"{notebook}.*.yaml"))]
 
 
 def _settings(profile: str, notebook: str) -> set[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
     for file in settings_files(profile, notebook):
-        try:
-            found |= set(_texts(profiles.parsed(file)))
-        except (ValueError, OSError):
-            continue  # said before the notebook runs
+        with suppress(ValueError, OSError):  # said before the notebook runs
+            found |= set(profiles.texts(profiles.parsed(file)))
     return found
 
 
@@ -155,13 +127,12 @@ def _places() -> dict[str, list[str]]:
 @functools.cache
 def listing(tree: Path) -> str:
     """Hash of the names, sizes and times of all files below a folder, through links too."""
-    total, seen = hashlib.sha256(), set[tuple[int, int]]()
+    total, seen = hashlib.sha256(), set[str]()
     for folder, inner, names in os.walk(tree, followlinks=True):
-        at = Path(folder).stat()
-        if (at.st_dev, at.st_ino) in seen:  # a link to a folder above
+        if (real := os.path.realpath(folder)) in seen:  # a link to a folder above
             inner.clear()
             continue
-        seen.add((at.st_dev, at.st_ino))
+        seen.add(real)
         inner.sort()
         for name in sorted(names):
             total.update(f"{folder}/{name} {_seen(Path(folder, name))}\0".encode("utf-8", "surrogateescape"))
@@ -169,10 +140,9 @@ def listing(tree: Path) -> str:
 
 
 def _seen(path: Path) -> tuple[int, int] | None:
-    try:
+    with suppress(OSError):
         return path.stat().st_size, path.stat().st_mtime_ns
-    except OSError:
-        return None
+    return None
 
 
 def reads_results(notebook: str) -> bool:
@@ -195,41 +165,27 @@ def left(results: Path, notebook: str) -> list[str]:
 
 def state(profile: str, notebook: str) -> str:
     """The hash of all that a notebook's result depends on, as it is now."""
-    total, results = hashlib.sha256(), results_dir(profile)
-    for value in (str(data_dir()), os.environ.get("PARTIAL", ""), str(results)):
-        total.update(value.encode() + b"\0")
-    for path in weights(profile, notebook):
-        # by size and time, as weights are large; what is computed with them is stored under the hash of their contents
-        total.update(f"{path} {_seen(path)}".encode() + b"\0")
-    for tree in trees(profile, notebook):
-        total.update(f"{tree} {listing(tree)}".encode() + b"\0")
-    paths = inputs(profile, notebook)
+    results, paths = results_dir(profile), inputs(profile, notebook)
+    told = [str(data_dir()), os.environ.get("PARTIAL", ""), str(results)]
+    # large files by size and time: what is computed with them is stored under the hash of their contents
+    told += [f"{path} {_seen(path)}" for path in weights(profile, notebook)]
+    told += [f"{tree} {listing(tree)}" for tree in trees(profile, notebook)]
     if reads_results(notebook):
-        before = [other for other in profiles.runs(profile) if other[:2] < notebook[:2]]
-        total.update(" ".join(before).encode() + b"\0")
+        told += (before := [other for other in profiles.runs(profile) if other[:2] < notebook[:2]])
         paths += [path for other in before for path in outputs(results, other) if path.is_file()]
-    for path in paths:
-        total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return total.hexdigest()
+    return sha256_of([told, [[path.name, sha256_file(path)] for path in paths]])
 
 
 def stamped(stamp: Path) -> list[str]:
-    """The lines of a stamp, a state and what its run left (`left`): none where there is none or, which is said, it cannot be read."""
-    try:
-        return stamp.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        say(f"{stamp} cannot be read ({error}): it is made anew")
-        return []
+    """The lines of a stamp, a state and what its run left (`left`); none where there is none, or none that can be read."""
+    return kept(stamp, str.splitlines, [])
 
 
 def rules(profile: str) -> str:
-    """Make rules for the notebooks of a profile: FORCE before the stamps that are stale, and for those that read results the
-    stamps of the notebooks before them."""
+    """Make rules: FORCE before the stamps that are stale, and for notebooks that read results the stamps of those before them."""
     chosen, results = profiles.runs(profile), results_dir(profile)
     if wrong := [name for name in chosen if not re.fullmatch(r"[\w.+-]+", name)]:
-        raise SystemExit(f"notebooks/{wrong[0]}.ipynb: make runs names of letters, digits and _ . + - only: rename it")
+        raise ValueError(f"notebooks/{wrong[0]}.ipynb: make runs names of letters, digits and _ . + - only: rename it")
     for path in profiles.folder_of(profile).glob("[0-9][0-9]_*.yaml"):
         if path.name.split(".")[0] not in chosen:
             say(f"{path}: there is no notebook of that name: it is left out. Known: {', '.join(profiles.notebooks())}")
@@ -245,4 +201,7 @@ def rules(profile: str) -> str:
 
 
 if __name__ == "__main__":
-    print(rules(sys.argv[1] if len(sys.argv) > 1 else "mini"), end="")
+    try:
+        print(rules(*sys.argv[1:]), end="")
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))

@@ -1,14 +1,14 @@
 """What code and which libraries made something, for the keys of what is kept.
 
-Code is hashed, rather than counted by a version that its author raises: a researcher who edits a method and runs again must never
-be shown the predictions of the code before. Hashed is what can change a prediction: the definitions of a few modules named
-one by one, each by its name and wherever it stands. Comments, docstrings, layout, imports, type annotations, messages of errors and
-warnings, and the file or the order in which definitions stand, change nothing.
+Code is hashed, so that a researcher who edits a method and runs again is never shown the predictions of the code before: the definitions
+of a few modules, each by its name and wherever it stands. Comments, docstrings, layout, imports, annotations, messages of errors and
+warnings, and the file or the order in which definitions stand, change nothing; nor does `__repr__`.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib.metadata
 import inspect
@@ -52,10 +52,9 @@ def code_version(modules: tuple[str, ...], package: Path | None = None) -> str:
         if module.startswith(":"):
             file = Path(getattr(sys.modules.get(module[1:]), "__file__", None) or module[1:])
         if not file.is_file():
-            raise FileNotFoundError(
-                f"no file {file} of {module.lstrip(':')}, whose code determines predictions: a change of it would go unnoticed. Write a "
-                "method into a file, not into a notebook, and import it (docs/your-own.md)"
-            )
+            what = f"no file {file} of {module.lstrip(':')}, whose code determines predictions: a change of it would go unnoticed"
+            advice = "Write a method into a file, not into a notebook, and import it (docs/your-own.md)"
+            raise FileNotFoundError(f"{what}. {advice}")
         found |= _definitions(file.read_text(encoding="utf-8"))
         if file.with_suffix(".yaml").is_file():
             found.add(repr(paths.facts(str(file))))
@@ -64,9 +63,8 @@ def code_version(modules: tuple[str, ...], package: Path | None = None) -> str:
 
 def code_of(*objects: Any) -> str:
     """The same hash, of functions and classes."""
-    return paths.sha256_of(
-        sorted({text for x in objects for text in _definitions(textwrap.dedent(inspect.getsource(x)))})
-    )
+    sources = [textwrap.dedent(inspect.getsource(x)) for x in objects]
+    return paths.sha256_of(sorted({text for source in sources for text in _definitions(source)}))
 
 
 def _definitions(source: str) -> set[str]:
@@ -92,7 +90,9 @@ class _Essence(ast.NodeTransformer):
         error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
         return ast.Raise(error, None)
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST | None:
+        if node.name == "__repr__":  # what a thing says of itself
+            return None
         node.returns = None
         return self.generic_visit(node)
 
@@ -105,8 +105,6 @@ def libraries(packages: tuple[str, ...]) -> dict[str, str]:
     """Version of every one of these packages that is installed."""
     versions = {}
     for package in packages:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions

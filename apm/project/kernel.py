@@ -1,10 +1,9 @@
-"""The kernel that notebooks run in: of this very Python, and deaf to what shell, Jupyter, IPython and matplotlib are set to here.
-
-So the same notebook gives the same bytes for everybody. JupyterLab starts its own kernels, with all that their user has.
-"""
+"""The kernel that notebooks run in: of this very Python, and deaf to what shell, Jupyter, IPython and matplotlib are set to here, so
+that a notebook gives the same bytes for everybody. JupyterLab starts its own kernels, with all that their user has."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -56,18 +55,10 @@ def main() -> None:
     """Be the kernel."""
     from ipykernel.kernelapp import IPKernelApp
 
-    class Kernel(IPKernelApp):
-        def load_config_file(self, *_: Any, **__: Any) -> None:
-            """Not the user's, nor the machine's."""
-
-        def _run_startup_files(self) -> None:
-            """Nor these."""
-
-    here = Path.cwd()
+    # no settings and startup files: not the user's, nor the machine's
+    IPKernelApp.load_config_file = IPKernelApp._run_startup_files = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     with tempfile.TemporaryDirectory(prefix="apm-kernel-") as folder:
         os.environ["IPYTHONDIR"] = folder
-        os.chdir(folder)  # matplotlib reads its settings when it is imported, those in the working directory first
-        import matplotlib  # noqa: F401
-
-        os.chdir(here)
-        Kernel.launch_instance()
+        with contextlib.chdir(folder):  # at its import matplotlib reads settings, those in the working directory first
+            import matplotlib  # noqa: F401
+        IPKernelApp.launch_instance()

@@ -13,48 +13,42 @@ import mmap
 import os
 import re
 import sys
-import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-# Read once: it can only be read by setting it, and a file that another thread makes in between would be open to all.
-_UMASK = os.umask(0)
-os.umask(_UMASK)
+Kept = TypeVar("Kept")
 SEAL = 64  # bytes of a digest, the last of a sealed file
+LISTED = 40  # names that an error lists whole
+CACHE = f"data{os.sep}cache{os.sep}"  # of a path in a profile: `cache_dir`, wherever that is
 
 
 def root() -> Path:
-    """The project's folder: $APM_ROOT, else the nearest folder above the working directory or this package that has both
-    `notebooks/` and `profiles/`. Raises FileNotFoundError when there is none."""
+    """The project's folder: $APM_ROOT, else the nearest above the working directory or this package with `notebooks/` and `profiles/`.
+    Raises FileNotFoundError when there is none."""
     if chosen := os.environ.get("APM_ROOT"):
         return Path(chosen).resolve()
     here = Path.cwd().resolve()
     for folder in (here, *here.parents, *Path(__file__).resolve().parents):
         if (folder / "notebooks").is_dir() and (folder / "profiles").is_dir():
             return folder
-    raise FileNotFoundError(
-        f"no project folder (one with notebooks/ and profiles/) at or above {here}: start from inside the clone, or set APM_ROOT"
-    )
+    wanted = f"no project folder (one with notebooks/ and profiles/) at or above {here}"
+    raise FileNotFoundError(f"{wanted}: start from inside the clone, or set APM_ROOT")
 
 
 def _named(variable: str) -> Path | None:
     """The folder that a variable of the environment names: a relative one lies in the project, wherever the work starts."""
-    if not (named := os.environ.get(variable)):
-        return None
-    folder = Path(named).expanduser()
-    return (folder if folder.is_absolute() else root() / folder).resolve()
+    named = os.environ.get(variable)
+    return root().joinpath(Path(named).expanduser()).resolve() if named else None
 
 
 def cache_dir() -> Path:
     """Folder of trained teachers and cached features: $APM_CACHE, else data/cache in the project."""
     return _named("APM_CACHE") or root() / "data" / "cache"
-
-
-CACHE = f"data{os.sep}cache{os.sep}"  # of a path in a profile: `cache_dir`, wherever that is
 
 
 def located(named: str) -> str:
@@ -74,17 +68,13 @@ def results_dir(profile: str) -> Path:
 
 
 def by_hand() -> str:
-    """The folder in the results for what a notebook makes that somebody runs by hand, with whatever parameters: beside what
-    `apm.project.run` made, which is where "" stands for."""
+    """The folder in the results for what a notebook run by hand makes; "" in a run of `apm.project.run`."""
     return "" if os.environ.get("APM_RUN") else "by-hand"
 
 
 def portable(text: str) -> str:
-    """Text without the paths of this machine: the datasets' folder ($DATA) is written DATA, the project's is left out.
-
-    So a result is the same wherever the clone and the datasets lie. Only where a path begins: a DATA of /data leaves
-    results/data/a.csv and https://host/data/ as they are.
-    """
+    """Text without the paths of this machine: the datasets' folder ($DATA) is written DATA, the project's is left out. Only where a
+    path begins: a DATA of /data leaves results/data/a.csv and https://host/data/ as they are."""
     places = {f"{root()}{os.sep}": ""}
     if folder := data_dir():
         places[f"{folder}{os.sep}"] = f"DATA{os.sep}"
@@ -94,11 +84,8 @@ def portable(text: str) -> str:
 
 @contextmanager
 def locked(path: Path | str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock file `path`, which is made where there is none; the lock goes with the process, however that ends.
-
-    waiting: called once where another process holds it. Where the file system has no locks, that is said and the work goes
-    on. Raises OSError that names the folder and what to do when it cannot be written.
-    """
+    """Hold the lock file `path`; the lock goes with the process, however that ends. waiting: called once where another process holds
+    it. Without locks in the file system the work goes on, which is said. Raises as `explained`."""
     path = Path(path)
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,30 +111,26 @@ def say(text: str) -> None:
 
 @contextmanager
 def atomic_path(path: Path | str, *, sealed: bool = False) -> Iterator[Path]:
-    """A temporary path in the same folder, renamed to `path` when its bytes are on the disk, and removed on any error.
+    """A temporary path in the same folder, renamed to `path` when its bytes are on the disk; removed on any error.
 
-    sealed: the digest of its bytes is written behind them (`check_seal`). Raises OSError that names the folder and what to do when
-    it cannot be written; the file that was there stays.
+    sealed: the digest of its bytes is written behind them (`check_seal`). Raises as `explained`; the file that was there stays.
     """
     path = Path(path)
-    temporary: Path | None = None
-    try:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        digest = sha256_file(temporary).encode() if sealed else b""
-        with temporary.open("ab") as file:
-            file.write(digest)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut can leave a file of the right length, full of zeros
-        temporary.chmod(0o666 & ~_UMASK)
-        temporary.replace(path)
-    except OSError as error:
-        raise _explained(error, path) from error
-    finally:
-        if temporary is not None:
+        try:
+            temporary.touch()
+            allowed = temporary.stat().st_mode  # as the umask says, whatever a library makes of it
+            yield temporary
+            digest = sha256_file(temporary).encode() if sealed else b""
+            with temporary.open("ab") as file:
+                file.write(digest)
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut can leave a file of the right length, full of zeros
+            temporary.chmod(allowed)
+            temporary.replace(path)
+        finally:
             temporary.unlink(missing_ok=True)
 
 
@@ -180,15 +163,15 @@ def facts(module: str) -> Any:
     return yaml.safe_load(Path(module).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
+_ELSEWHERE = "choose another folder with APM_RESULTS or APM_CACHE"
 _ADVICE = {
-    errno.EACCES: "the folder is not writable: change its permissions, or choose another with APM_RESULTS or APM_CACHE",
-    errno.EPERM: "the folder is not writable: change its permissions, or choose another with APM_RESULTS or APM_CACHE",
-    errno.EROFS: "the file system is read-only: choose another folder with APM_RESULTS or APM_CACHE",
+    errno.EACCES: f"the folder is not writable: change its permissions, or {_ELSEWHERE}",
+    errno.EROFS: f"the file system is read-only: {_ELSEWHERE}",
     errno.ENOSPC: "the disk is full: free some space and run again, what was written before is intact",
     errno.EDQUOT: "the disk quota is used up: free some space and run again, what was written before is intact",
     errno.ENOTDIR: "a file stands where a folder is needed: move it away",
-    errno.EEXIST: "a file stands where a folder is needed: move it away",
 }
+_ADVICE |= {errno.EPERM: _ADVICE[errno.EACCES], errno.EEXIST: _ADVICE[errno.ENOTDIR]}
 
 
 @contextmanager
@@ -197,34 +180,25 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _explained(error, path) from error
+        if not (advice := _ADVICE.get(error.errno or 0)):
+            raise
+        raise type(error)(error.errno, f"cannot write {path.name} in {path.parent}: {advice}") from error
 
 
-def _explained(error: OSError, path: Path) -> OSError:
-    advice = _ADVICE.get(error.errno or 0)
-    if advice is None:
-        return error
-    return type(error)(error.errno, f"cannot write {path.name} in {path.parent}: {advice}")
-
-
-def kept(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file of this package's own state: {} where there is none, and, which is said, where it cannot be
-    read, so that it is made anew."""
+def kept(path: Path, read: Callable[[str], Kept], nothing: Kept) -> Kept:
+    """What a file of this package's own state holds, as `read` makes it of its text: `nothing` where there is no such file, and,
+    which is said, where it cannot be read, so that it is made anew."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
-        error: Exception = ValueError("no mapping")
+        return read(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as failure:
-        error = failure
-    say(f"{path} cannot be read ({error}): it is made anew")
-    return {}
+        return nothing
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        say(f"{path} cannot be read ({type(error).__name__}: {error}): it is made anew")
+        return nothing
 
 
 def plain(value: Any) -> Any:
-    """Plain JSON data for dicts, sequences, dataclasses, paths and numpy scalars. Raises TypeError for anything else."""
+    """Plain JSON data of dicts, sequences, dataclasses, paths and numpy scalars; TypeError for anything else."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -253,11 +227,14 @@ def sha256_file(path: Path | str) -> str:
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
-    """A ValueError to raise: what is unknown, what is known, and what was probably meant."""
+    """A ValueError to raise: what is unknown, what is known (of many names those like it), and what was probably meant."""
     names = list(known)
-    near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"unknown {kind} {name!r}. Known: {', '.join(names) or 'none'}.{hint}")
+    folded = {each.casefold(): each for each in reversed(names)}
+    near = [folded[each] for each in difflib.get_close_matches(str(name).casefold(), folded, n=10, cutoff=0.4)]
+    close = difflib.get_close_matches(str(name).casefold(), folded, n=1)
+    hint = f" Did you mean {folded[close[0]]!r}?" if close else ""
+    listed = names if len(names) <= LISTED or not near else [*near, f"... ({len(names)} in all)"]
+    return ValueError(f"unknown {kind} {name!r}. Known: {', '.join(listed) or 'none'}.{hint}")
 
 
 def among(kind: str, names: Iterable[object], known: Iterable[object]) -> None:

@@ -1,16 +1,18 @@
 """Profiles: the numbers of a run, in small YAML files that papermill passes to the notebooks.
 
-`profiles/<profile>/common.yaml` holds what all notebooks share, `<notebook>.yaml` what one notebook changes or adds. The
-parameters that a notebook knows are the names in its cell tagged `parameters`.
+`profiles/<profile>/common.yaml` holds what all notebooks share, `<notebook>.yaml` what one changes or adds, of the names in its cell
+tagged `parameters`.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,8 @@ from apm.project import among, facts, root
 from apm.typed import check_fields, fitted, hints, words
 
 REPORT = "99_report"  # comes after every profile's notebooks
-# Parameters that a profile may leave to the notebook: their defaults hold at any scale. All others it must give, as their
-# defaults are those of `mini`.
+# Parameters that a profile may leave to the notebook, as their defaults hold at any scale: the others' are those of `mini`.
 OPTIONAL = ("profile", "seed", "on_error", "precision", "feature_dtype", "ensemble")
-
 RULES = facts(__file__)  # what a parameter may be
 
 
@@ -56,30 +56,27 @@ def notebook_path(notebook: str) -> Path:
 
 
 def load(profile: str, notebook: str) -> dict[str, Any]:
-    """The parameters of one notebook in one profile.
+    """The parameters of one notebook in one profile, without those of common.yaml that it has no use for.
 
-    Values of common.yaml that this notebook has no use for are left out. Raises ValueError, with the known names, for a name
-    in common.yaml that no notebook knows and one in <notebook>.yaml that this notebook does not know; for a parameter, other
-    than those of `OPTIONAL`, that neither file gives; for a value of another shape than the notebook takes, and as `parsed`.
+    Raises ValueError for a name that no notebook, or in <notebook>.yaml this one, knows; for a parameter, other than those of
+    `OPTIONAL`, that neither file gives; for a value of another shape than the notebook takes; and as `parsed`.
     """
     folder = folder_of(profile)
+    shared, its = folder / "common.yaml", folder / f"{notebook}.yaml"
     known = notebook_parameters(notebook_path(notebook))
-    common, own = _read(folder / "common.yaml"), _read(folder / f"{notebook}.yaml")
+    common, own = _read(shared), _read(its)
     if further := [name for name in common if name not in known]:
-        every = {name for other in notebooks() for name in _names(other)}
-        _known(folder / "common.yaml", "parameter", further, sorted(every))
-    _known(folder / f"{notebook}.yaml", f"parameter of {notebook}", own, known)
-    values = {**{name: value for name, value in common.items() if name in known}, **own}
+        _known(shared, "parameter", further, sorted({name for other in notebooks() for name in _names(other)}))
+    _known(its, f"parameter of {notebook}", own, known)
+    values = {name: value for name, value in common.items() if name in known} | own
     if missing := [name for name in known if name not in values and name not in OPTIONAL]:
         raise ValueError(
-            f"profile {profile}: {notebook} needs {', '.join(missing)}: add what is missing to {folder / f'{notebook}.yaml'}, or, for "
-            f"all notebooks, to {folder / 'common.yaml'} (the values in the notebook's parameters cell are those of mini, for "
-            "running it by hand)"
+            f"profile {profile}: {notebook} needs {', '.join(missing)}: add what is missing to {its}, or, for all notebooks, to "
+            f"{shared} (the values in the notebook's parameters cell are those of mini, for running it by hand)"
         )
-    classes = {**RULES["settings"]["any"], **RULES["settings"].get(notebook, {})}
+    classes = RULES["settings"]["any"] | RULES["settings"].get(notebook, {})
     for name, value in values.items():
-        where = folder / (f"{notebook}.yaml" if name in own else "common.yaml")
-        _check(name, value, known[name], f"{where}: {name}", classes)
+        _check(name, value, known[name], f"{its if name in own else shared}: {name}", classes)
     if "profile" in known:
         values["profile"] = profile
     return values
@@ -93,10 +90,9 @@ def _known(where: object, kind: str, given: Iterable[str], known: Iterable[str])
 
 
 def _names(notebook: str) -> list[str]:
-    try:
+    with contextlib.suppress(ValueError):  # somebody's scratch notebook, or one that its own run refuses
         return list(notebook_parameters(notebook_path(notebook)))
-    except ValueError:
-        return []  # somebody's scratch notebook, or one that its own run refuses
+    return []
 
 
 def _check(name: str, value: Any, default: Any, where: str, classes: Mapping[str, str]) -> None:
@@ -122,16 +118,17 @@ def _check(name: str, value: Any, default: Any, where: str, classes: Mapping[str
         raise ValueError(f"{where}: expected text with {part}, found {value!r}")
     if name in RULES["filled"] and not value:
         raise ValueError(f"{where}: expected {expected}, found an empty list")
-    if name in RULES["keyed"] and value.keys() != default.keys():
-        raise ValueError(f"{where}: expected the keys {', '.join(default)}, found {', '.join(value) or 'none'}")
-    for key, item in value.items() if name in RULES["keyed"] else ():
-        _check(key, item, default[key], f"{where}.{key}", classes)
+    if name in RULES["keyed"]:
+        if value.keys() != default.keys():
+            raise ValueError(f"{where}: expected the keys {', '.join(default)}, found {', '.join(value) or 'none'}")
+        for key, item in value.items():
+            _check(key, item, default[key], f"{where}.{key}", classes)
     for key, item in value.items() if name in RULES["text"] else ():
-        _check("", item, "", f"{where}.{key}", classes)
+        _check("", item, "", f"{where}.{key}", {})
     for key, item in value.items() if name in RULES["named"] else ():
-        _check_fields(item, RULES["named"][name], f"{where}.{key}")
+        _fields(item, RULES["named"][name], f"{where}.{key}")
     if name in classes:
-        _check_fields(value, classes[name], where)
+        _fields(value, classes[name], where)
 
 
 def _type(default: Any) -> Any:
@@ -143,7 +140,7 @@ def _type(default: Any) -> Any:
     return Any if default is None else int if default == "all" else type(default)
 
 
-def _check_fields(values: Any, cls: str, where: str) -> None:
+def _fields(values: Any, cls: str, where: str) -> None:
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected a mapping, found {values!r}")
     module, name = cls.split(":")
@@ -154,11 +151,8 @@ def _check_fields(values: Any, cls: str, where: str) -> None:
 
 
 def load_lines(profile: str, file: str) -> list[Any]:
-    """A list that a profile keeps in a file of its own, such as the ablations: one `- {...}` line per entry.
-
-    Raises ValueError for an unknown profile, for a file that is no list or an empty one, and for a number that YAML reads as
-    text; FileNotFoundError, with the lists that are there, for a file that does not exist.
-    """
+    """A list that a profile keeps in a file of its own, such as the ablations: one `- {...}` line per entry. Raises as `parsed`, and
+    FileNotFoundError, with the lists that are there."""
     path = folder_of(profile) / file
     if not path.is_file():
         there = ", ".join(p.name for p in sorted(path.parent.glob("*.*.yaml"))) or "none"
@@ -170,23 +164,17 @@ def load_lines(profile: str, file: str) -> list[Any]:
 
 
 def load_teacher(profile: str) -> tuple[dict[str, Any], str]:
-    """How a profile's teacher is trained: (values of its teacher.yaml, the checkpoint that it uses: what `pretrained` names,
-    or, where that is null, the one of the teacher's name in data/teachers).
-
-    Raises ValueError for an unknown profile, one that trains no teacher, and one whose `pretrained` is no .safetensors file.
-    """
+    """How a profile's teacher is trained: (values of its teacher.yaml, the checkpoint that it uses: what `pretrained` names, else the one
+    of the teacher's name in data/teachers). Raises ValueError for a profile that trains none, and another file than .safetensors."""
     folder = folder_of(profile)
-    if not (folder / "teacher.yaml").is_file():
-        own = [name for name in names() if (root() / "profiles" / name / "teacher.yaml").is_file()]
-        raise ValueError(
-            f"profile {profile} trains no teacher of its own: it has no teacher.yaml. Profiles that have one: {', '.join(own) or 'none'}"
-        )
+    own = [path.parent.name for path in sorted(folder.parent.glob("*/teacher.yaml"))]
+    if profile not in own:
+        what = f"profile {profile} trains no teacher of its own: it has no teacher.yaml"
+        raise ValueError(f"{what}. Profiles that have one: {', '.join(own) or 'none'}")
     common = _read(folder / "common.yaml")
     target = str(common.get("pretrained") or f"data/teachers/{common.get('teacher')}.safetensors")
     if not target.endswith(".safetensors"):
-        raise ValueError(
-            f"{folder / 'common.yaml'}: pretrained must name the .safetensors file to train, found {target}"
-        )
+        raise ValueError(f"{folder}/common.yaml: pretrained must name the .safetensors file to train, found {target}")
     return _read(folder / "teacher.yaml"), target
 
 
@@ -198,30 +186,37 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once."""
+    """YAML in which a key is text and stands once, and 1e-3 is a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set[tuple[str, Any]]()
+        seen = set[str]()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in seen:
-                    problem = f"the key {key.value!r} stands twice: keep one of them"
-                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-                seen.add((key.tag, key.value))
+            problem = f"the key {key.value!r} stands twice: keep one of them" if str(key.value) in seen else ""
+            if not key.tag.endswith((":str", ":merge")):
+                found = self.construct_object(key, deep=True)
+                problem = f"expected text as key, found {found!r}: put it in quotation marks"
+            if problem:
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
+SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", SCIENTIFIC, list("-+0123456789"))
+
+
 def parsed(path: Path) -> Any:
-    """What a YAML file holds. Raises ValueError, with its path, for text that is no YAML, a key that stands twice or is no text,
-    and a number that YAML reads as text; OSError for a file that cannot be read."""
+    """What a YAML file holds. Raises ValueError, with its path, for text that is no YAML and a key that stands twice or is no text;
+    OSError for a file that cannot be read."""
     try:
         values = _loaded(path.read_text(encoding="utf-8"))
-        _refuse_numbers_as_text(values, path, "")
+        for _ in texts(values):  # it has an end
+            pass
+        return values
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
     except RecursionError:
         raise ValueError(f"{path}: not valid YAML here: a value holds itself, or too many others") from None
-    return values
 
 
 @functools.lru_cache(maxsize=64)
@@ -229,52 +224,33 @@ def _loaded(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
-def _refuse_numbers_as_text(value: Any, path: Path, name: str) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise ValueError(
-                    f"{path}: {name or 'the file'}: expected text as key, found {key!r}: put it in quotation marks"
-                )
-            _refuse_numbers_as_text(item, path, f"{name}.{key}" if name else key)
-    elif isinstance(value, list):
-        for place, item in enumerate(value):
-            _refuse_numbers_as_text(item, path, f"{name}[{place}]")
-    elif isinstance(value, str) and _looks_like_number(value):
-        raise ValueError(
-            f"{path}: {name} is the text {value!r}, not a number: write 1.0e-5 with a point (YAML reads 1e-5 as text)"
-        )
-
-
-def _looks_like_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def notebook_parameters(path: Path) -> dict[str, Any]:
-    """Names and default values in the cell tagged `parameters`, in order.
-
-    Raises ValueError for a notebook without exactly one such cell, or with defaults that are no plain values.
-    """
-    try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-        statements = [ast.parse("".join(cell["source"])).body for cell in tagged]
-    except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
-        raise ValueError(f"{path}: not a notebook ({error})") from error
+    """Names and default values in the cell tagged `parameters`, in order. Raises ValueError for a notebook without exactly one such
+    cell, or with defaults that are no plain values."""
+    tagged = code_cells(path, "parameters")
     if len(tagged) != 1:
         raise ValueError(f"{path}: expected one cell tagged `parameters`, found {len(tagged)}")
-    values: dict[str, Any] = {}
-    for statement in statements[0]:
-        match statement:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                try:
-                    values[name] = ast.literal_eval(value)
-                except ValueError as error:
-                    raise ValueError(f"{path}: the default of parameter {name} must be a plain value") from error
-            case _:
-                raise ValueError(f"{path}: the parameters cell may hold only lines `name = value`")
-    return values
+    try:
+        lines: Any = ast.parse(tagged[0]).body
+        return {target.id: ast.literal_eval(line.value) for line in lines for target in line.targets}
+    except (SyntaxError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: the parameters cell may hold only lines `name = plain value` ({error})") from error
+
+
+def code_cells(notebook: Path, tag: str = "") -> list[str]:
+    """The code cells of a notebook: all, or those with a tag. Raises ValueError for a file that is none."""
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        wanted = [c for c in cells if c["cell_type"] == "code" and (not tag or tag in c["metadata"].get("tags", []))]
+        return ["".join(cell["source"]) for cell in wanted]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{notebook}: not a notebook ({error}): restore it from the repository") from error
+
+
+def texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(key, text) of every text in what a YAML file holds."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, list | dict):
+        for name, item in value.items() if isinstance(value, dict) else ((key, item) for item in value):
+            yield from texts(item, name)

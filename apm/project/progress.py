@@ -1,7 +1,8 @@
-"""Progress of long work, with rate and time left, on the terminal that runs it: never in an executed notebook.
+"""Progress of long work, with rate and time left, on the terminal that runs it: never in an executed notebook, and in one that is run
+by hand only where somebody waits for a cell (`live`).
 
-A notebook run by `apm.project.run` reports to the terminal of make through $APM_PROGRESS, a path that is opened for writing. Where
-that is no terminal (a log), a plain line appears every 15 seconds. Under pytest nothing is shown.
+A notebook run by `apm.project.run` reports through $APM_PROGRESS, a path that is opened for writing. Where that is no terminal (a log), a
+plain line appears every 15 seconds.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from typing import IO, Any
 
 from tqdm import tqdm
 
 LOG_EVERY = 15.0  # seconds between lines where the stream is no terminal
+_LIVE = ContextVar("_LIVE", default=False)
 
 
 class _Lines:
@@ -32,6 +35,16 @@ class _Lines:
         """Every line is flushed as it is written."""
 
 
+@contextlib.contextmanager
+def live() -> Iterator[None]:
+    """Within it bars show in a notebook that is run by hand, too, and are gone when their work is done."""
+    before = _LIVE.set(True)
+    try:
+        yield
+    finally:
+        _LIVE.reset(before)
+
+
 def progress(
     iterable: Iterable[Any] | None = None,
     *,
@@ -44,7 +57,8 @@ def progress(
 
     options: others of tqdm."""
     stream = _stream()
-    terminal = stream is not None and stream.isatty()
+    wide = stream is not None and stream.isatty()
+    terminal = wide or (stream is sys.stderr and _in_notebook())
     return tqdm(
         iterable,
         total=total,
@@ -54,8 +68,8 @@ def progress(
         file=stream if terminal or stream is None else _Lines(stream),
         leave=False,
         position=None if terminal else 0,  # a log has no line above the last
-        dynamic_ncols=terminal,
-        ncols=None if terminal else 100,
+        dynamic_ncols=wide,
+        ncols=None if wide else 100,
         mininterval=0.1 if terminal else LOG_EVERY,
         maxinterval=LOG_EVERY,
         miniters=0 if terminal else 1,
@@ -74,6 +88,9 @@ def _stream() -> IO[str] | None:
             return open(path, "a", encoding="utf-8")  # noqa: PTH123 - closed with the bar
         except OSError:
             return None
-    if "ipykernel" in sys.modules and not sys.stderr.isatty():
-        return None  # a notebook run by hand: its cells say what they did
-    return sys.stderr
+    return None if _in_notebook() and not _LIVE.get() else sys.stderr  # its cells say what they did
+
+
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook that is run by hand."""
+    return "ipykernel" in sys.modules and not sys.stderr.isatty()

@@ -1,8 +1,7 @@
 """Run notebooks with the parameters of a profile: `python -m apm.project.run --profile mini 02_corruptions`.
 
-Each notebook is executed by papermill into results/<profile>/notebooks/<name>.partial.ipynb, which gets its final name when
-every cell has succeeded. The executed copy holds no times and no paths of this machine, so that two runs differ only where
-results do.
+Papermill executes into results/<profile>/notebooks/<name>.partial.ipynb, which gets its final name when every cell has succeeded.
+The executed copy holds no times and no paths of this machine, so that two runs differ only where results do.
 """
 
 from __future__ import annotations
@@ -24,11 +23,8 @@ from apm.project.paths import atomic_path, atomic_write, explained, kept, say
 
 
 def run(notebook: str, profile: str) -> Path:
-    """Execute one notebook; returns the path of the executed copy.
-
-    Raises ValueError for an unknown notebook, profile or parameter, OSError for a results folder that cannot be written,
-    papermill.PapermillExecutionError when a cell fails (the half-executed copy stays beside the final name).
-    """
+    """Execute one notebook; returns the path of the executed copy. Raises as `profiles.load`, OSError for a results folder that
+    cannot be written, papermill.PapermillExecutionError when a cell fails (the half-executed copy stays beside the final name)."""
     import papermill as pm
 
     from apm.project import kernel
@@ -40,21 +36,10 @@ def run(notebook: str, profile: str) -> Path:
     folder = results_dir(profile) / "notebooks"
     partial, final = folder / f"{notebook}.partial.ipynb", folder / f"{notebook}.ipynb"
     atomic_write(partial, source.read_bytes())  # a folder that cannot be written is said now, not after the run
+    how = {"parameters": parameters, "cwd": str(root()), "progress_bar": False, "autosave_cell_every": 10}
+    what = {"kernel_name": "python3", "language": "python", "extra_arguments": ["--IPKernelApp.log_level=40"]}
     with explained(partial):
-        pm.execute_notebook(
-            str(source),
-            str(partial),
-            parameters=parameters,
-            cwd=str(root()),
-            kernel_name="python3",
-            language="python",
-            kernel_manager_class=kernel.Manager,
-            progress_bar=False,
-            log_output=False,
-            autosave_cell_every=10,
-            execution_timeout=None,
-            extra_arguments=["--IPKernelApp.log_level=40"],
-        )
+        pm.execute_notebook(str(source), str(partial), kernel_manager_class=kernel.Manager, **what, **how)
     atomic_write(final, clean(partial))
     partial.unlink()
     return final
@@ -65,21 +50,14 @@ def clean(path: Path) -> str:
     import nbformat
 
     book = nbformat.read(path, as_version=4)
-    book.metadata.pop("papermill", None)
     for cell in book.cells:
         tags = cell.metadata.get("tags", [])
-        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        cell.metadata = {"tags": tags} if tags else {}
         if "injected-parameters" in tags:
             cell.source = re.sub(r"^# Parameters\n", "# from the profile\n", cell.source)
             cell.id = "injected-parameters"
-    if "widgets" in book.metadata:
-        del book.metadata["widgets"]
-    book.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        }
-    )
+    spec = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    book.metadata = {"kernelspec": spec, "language_info": {"name": "python"}}
     return nbformat.writes(nbformat.from_dict(_portable(book)), indent=1) + "\n"
 
 
@@ -93,13 +71,14 @@ def _portable(value: Any) -> Any:
 
 
 def times(results: Path) -> dict[str, dict[str, float]]:
-    """How long runs of notebooks took: {notebook: {last, longest}}, seconds, of records/times.json; what is no such entry is left out.
+    """How long runs of notebooks took: {notebook: {last, longest}}, seconds, of records/times.json. The longest run since the records
+    were cleared is the one that computed them; later ones read what is there."""
+    return kept(results / "records" / "times.json", _times, {})
 
-    It stands with the records, outside version control: a time belongs to a machine. The longest run since the records were
-    cleared is the one that computed them; later ones read what is there.
-    """
-    known, sound = kept(results / "records" / "times.json"), {"last", "longest"}
-    return {name: took for name, took in known.items() if isinstance(took, dict) and took.keys() == sound}
+
+def _times(text: str) -> dict[str, dict[str, float]]:
+    known = json.loads(text).items()
+    return {name: took for name, took in known if isinstance(took, dict) and took.keys() == {"last", "longest"}}
 
 
 def note_time(results: Path, name: str, seconds: float) -> None:
@@ -113,40 +92,14 @@ def note_time(results: Path, name: str, seconds: float) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0 done, 1 a cell failed, 2 bad input, 130 interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m apm.project.run", description="Execute notebooks with a profile's parameters."
-    )
+    parser = argparse.ArgumentParser("python -m apm.project.run", description="Execute notebooks by a profile.")
     parser.add_argument("notebooks", nargs="+", metavar="NOTEBOOK", help="such as 02_corruptions")
     parser.add_argument("--profile", default="mini")
     parser.add_argument("--stamp", type=Path, help="file to write when done; an identical stamp means nothing changed")
     options = parser.parse_args(arguments)
     for name in options.notebooks:
-        start = time.monotonic()
         try:
-            profiles.load(options.profile, name)  # bad values are said before anything is hashed or locked
-            results = results_dir(options.profile)
-            lock = results / "notebooks" / f".{name}.lock.tmp"  # a run may outlive its make
-            with locked(
-                lock,
-                functools.partial(print, f"{name}: another run of it is at work; waiting for it to end", flush=True),
-            ):
-                wanted = depends.state(options.profile, name)
-                stamped = depends.stamped(options.stamp) if options.stamp else []
-                if stamped == [wanted, *depends.left(results, name)]:
-                    print(f"{name}: nothing changed")
-                    options.stamp.touch()
-                    continue
-                print(f"{name}: running with profile {options.profile} ...", flush=True)
-                _put_aside(results, stamped[1:])
-                before = depends.outputs(results, name)
-                executed = run(name, options.profile)
-                _completed(results, name, before)
-                try:  # what is only noted fails no finished work
-                    note_time(results, name, time.monotonic() - start)
-                    if options.stamp:
-                        atomic_write(options.stamp, "\n".join([wanted, *depends.left(results, name)]) + "\n")
-                except OSError as error:
-                    say(f"{name}: done, but {error}")
+            _work(name, options.profile, options.stamp)
         except KeyboardInterrupt:
             print(f"\n{name}: interrupted; run again to go on where it stopped", file=sys.stderr)
             return 130
@@ -154,16 +107,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name}: {error}", file=sys.stderr)
             return 2
         except Exception as error:
-            if type(error).__name__ != "PapermillExecutionError" and not isinstance(
-                error, RuntimeError
-            ):  # of the kernel
-                raise
+            if not (isinstance(error, RuntimeError) or type(error).__name__ == "PapermillExecutionError"):
+                raise  # neither of a cell nor of the kernel
             partial = results_dir(options.profile) / "notebooks" / f"{name}.partial.ipynb"
-            print(_failure(error), file=sys.stderr)
-            print(f"{name}: failed. The half-executed notebook is {_shown(partial)}", file=sys.stderr)
+            text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).rstrip()  # the end of a cell's traceback, without colours
+            print(*text.splitlines()[-25:], sep="\n", file=sys.stderr)
+            print(portable(f"{name}: failed. The half-executed notebook is {partial}"), file=sys.stderr)
             return 1
-        print(f"{name}: done in {time.monotonic() - start:.0f} s, {_shown(executed)}", flush=True)
     return 0
+
+
+def _work(name: str, profile: str, stamp: Path | None) -> None:
+    """Run a notebook where its stamp is not that of today, when no other run of it is at work."""
+    start = time.monotonic()
+    profiles.load(profile, name)  # bad values are said before anything is hashed or locked
+    results = results_dir(profile)
+    waiting = functools.partial(print, f"{name}: another run of it is at work; waiting for it to end", flush=True)
+    with locked(results / "notebooks" / f".{name}.lock.tmp", waiting):  # a run may outlive its make
+        wanted = depends.state(profile, name)
+        stamped = depends.stamped(stamp) if stamp else []
+        if stamp and stamped == [wanted, *depends.left(results, name)]:
+            print(f"{name}: nothing changed")
+            return stamp.touch()
+        print(f"{name}: running with profile {profile} ...", flush=True)
+        _put_aside(results, stamped[1:])
+        before = depends.outputs(results, name)
+        executed = run(name, profile)
+        _completed(results, name, before)
+        try:  # what is only noted fails no finished work
+            note_time(results, name, time.monotonic() - start)
+            if stamp:
+                atomic_write(stamp, "\n".join([wanted, *depends.left(results, name)]) + "\n")
+        except OSError as error:
+            say(f"{name}: done, but {error}")
+    print(portable(f"{name}: done in {time.monotonic() - start:.0f} s, {executed}"), flush=True)
 
 
 def _put_aside(results: Path, stamped: list[str]) -> None:
@@ -175,14 +152,12 @@ def _put_aside(results: Path, stamped: list[str]) -> None:
             free = next(place for place in places if not place.exists())
             with atomic_path(free) as temporary:
                 shutil.copyfile(path, temporary)
-            print(f"{_shown(path)} is not as it was made: a copy of it is {_shown(free)}", flush=True)
+            print(portable(f"{path} is not as it was made: a copy of it is {free}"), flush=True)
 
 
 def _completed(results: Path, name: str, before: list[Path]) -> None:
-    """Note in the manifest that a notebook ran to its end, and remove what only an earlier run of it published.
-
-    Only files that the manifest named are removed, inside the folder: others are somebody's own.
-    """
+    """Note in the manifest that a notebook ran to its end, and remove what only an earlier run of it published: files inside the
+    folder that the manifest named, as others are somebody's own."""
     if name not in (made := manifest.notebooks(results)):
         return
     earlier = {*before, *depends.outputs(results, name)}
@@ -190,17 +165,7 @@ def _completed(results: Path, name: str, before: list[Path]) -> None:
     for path in sorted(earlier - set(depends.outputs(results, name))):
         if path.is_file() and path.resolve().is_relative_to(results.resolve()):
             path.unlink()
-            print(f"{name}: removed {_shown(path)}, which these settings do not make")
-
-
-def _failure(error: Exception) -> str:
-    """The end of a failing cell's traceback, without terminal colours."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).rstrip()
-    return "\n".join(text.splitlines()[-25:])
-
-
-def _shown(path: Path) -> Path:
-    return path.relative_to(root()) if path.is_relative_to(root()) else path
+            print(portable(f"{name}: removed {path}, which these settings do not make"))
 
 
 if __name__ == "__main__":

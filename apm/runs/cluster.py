@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from apm.project.identity import code_version
+from apm.project.paths import say
 from apm.runs.shards import Job, Shard
 
 if TYPE_CHECKING:
@@ -85,6 +86,10 @@ def local(workers: int) -> Client:
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     same = {"host": "127.0.0.1", "silence_logs": logging.CRITICAL}  # else dask's workers listen on every interface
+    if not gpus and workers * (threads := torch.get_num_threads()) > (cores := os.cpu_count() or 1):
+        say(
+            f"WORKERS={workers}: {workers} processes of {threads} threads share {cores} cores, which is slower than one process"
+        )
     devices = [{"CUDA_VISIBLE_DEVICES": str(i % gpus)} if gpus else {} for i in range(workers)]
     cluster = SpecCluster(
         {i: {"cls": Nanny, "options": {**same, "nthreads": 1, "env": env}} for i, env in enumerate(devices)},

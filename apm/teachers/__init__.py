@@ -6,16 +6,8 @@ checkpoints. The small teachers are trained by `train`, a command, and no door s
 """
 
 from apm.teachers.cached import features, features_at, identity, reading, stored
-from apm.teachers.images import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Images,
-    fitted,
-    patch_colours,
-    pictures,
-    preprocess,
-    student_images,
-)
+from apm.teachers.given import preprocess, student_images
+from apm.teachers.images import IMAGENET_MEAN, IMAGENET_STD, Images, fitted, patch_colours, pictures
 from apm.teachers.loading import load
 from apm.teachers.teacher import Encoding, Teacher, token_grid
 from apm.teachers.weights import kept, save

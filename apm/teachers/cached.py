@@ -39,12 +39,11 @@ def stored(
     batch_size: int,
     on_error: str = "record",
 ) -> np.ndarray:
-    """(N, *shape) of every image of a dataset, a read-only memory map of a file (.npy) that is made where it is not there.
+    """(N, *shape) of every image of a dataset, a read-only memory map of a file (.npy) that is made where it is not there or damaged.
 
-    change: an image uint8 (H, W, 3) -> a tensor, where it is read (`reading`). encode: a stack of those of the images that can be
-    read -> (n, *shape). dtype: in which it is kept, "float32" or "float16". what: for the progress bar. on_error: "record": the row
-    of an image that cannot be read is NaN; "raise": UnreadableImage. Memory does not grow with N. A damaged file is made again, with
-    a warning; it has another name until it is whole.
+    change: an image uint8 (H, W, 3) -> a tensor, where it is read (`reading`). encode: a stack of those of the images that can be read
+    -> (n, *shape). dtype: "float32" or "float16", as it is kept. what: for the progress bar. on_error: "record": the row of an image
+    that cannot be read is NaN; "raise": UnreadableImage. Memory does not grow with N.
     """
     expected = (len(dataset), *shape)
     if path.is_file():
@@ -89,20 +88,16 @@ class _Changed(torch.utils.data.Dataset):
 
 
 def reading(items: Any, dataset: Dataset, batch: int, **options: Any) -> torch.utils.data.DataLoader:
-    """A DataLoader over what is made of a dataset's images, `batch` at a time. Images on disk are read by worker processes, one for
-    each core that this process may use and at most 8; those in memory, and few, by the caller.
-
-    items give NumPy arrays, which come through a pipe: tensors would need shared memory, 64 MB in a usual container, and hang without.
-    """
+    """A DataLoader over what is made of a dataset's images, `batch` at a time, read by `_workers` processes or the caller. items give
+    NumPy arrays, which come through a pipe: tensors would need shared memory, 64 MB in a usual container, and hang without."""
     if workers := _workers(dataset, batch):  # by fork: items need not be picklable, nor their mapped files be copied
         options |= {"num_workers": workers, "persistent_workers": True, "multiprocessing_context": "fork"}
-    return torch.utils.data.DataLoader(
-        items, generator=torch.Generator(), **options
-    )  # else it draws from the global one
+    # without a generator it draws from the global one
+    return torch.utils.data.DataLoader(items, generator=torch.Generator(), **options)
 
 
 def _workers(dataset: Dataset, batch: int) -> int:
-    """None where starting them takes longer."""
+    """One for each core that this process may use, at most 8; none where starting them takes longer."""
     return 0 if isinstance(dataset.images, np.ndarray) or len(dataset) < 4 * batch else min(8, cpu_count())
 
 
@@ -119,11 +114,8 @@ def identity(teacher: Teacher, dataset: Dataset) -> dict[str, Any]:
 
 
 def features(teacher: Teacher, dataset: Dataset) -> np.ndarray:
-    """(N, D) image features of a dataset, a read-only memory map of a file in the project's cache.
-
-    float32 or float16, as the teacher was loaded with; not normalised. The file's name carries a hash of the teacher and `identity`. The
-    row of an image that cannot be read is NaN; `features_at` names it.
-    """
+    """(N, D) image features of a dataset, `stored` in the project's cache under a hash of the teacher and `identity`: float32 or float16,
+    as the teacher was loaded with; not normalised. The row of an image that cannot be read is NaN; `features_at` names it."""
     key = sha256_of({"teacher": teacher.hash, "batch": BATCH, **identity(teacher, dataset)})
     names = [re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[-48:] for name in (dataset.name, teacher.name)]
     return stored(
@@ -139,8 +131,7 @@ def features(teacher: Teacher, dataset: Dataset) -> np.ndarray:
 
 
 def features_at(teacher: Teacher, dataset: Dataset, positions: np.ndarray) -> Tensor:
-    """(n, D) float32 features of the images at `positions`, from the cached ones of the whole dataset. Raises `apm.data.UnreadableImage`
-    for an image that cannot be read, and ValueError for a feature that is not finite."""
+    """(n, D) float32 of `features` at `positions`. Raises UnreadableImage, and ValueError for a feature that is not finite."""
     rows = np.array(features(teacher, dataset)[positions])
     for row in np.flatnonzero(~np.isfinite(rows).all(axis=1)):
         image = dataset.images[int(positions[row])]  # an image that cannot be read says so

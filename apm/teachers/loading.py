@@ -16,10 +16,12 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transform import PreprocessCfg
 
 from apm.lockstep import caller_free
 from apm.project import located, unknown
+from apm.project.paths import say
 from apm.teachers import weights
 from apm.teachers.teacher import PRECISIONS, Teacher
 from apm.teachers.timm_models import Classifier, TimmTeacher, classnames, from_package
@@ -240,11 +242,18 @@ def _wanted(name: str, tag: str | None, file: str | None) -> dict[str, Any]:
             groups = [f"{', '.join(each)}{f' (of {other})' * differs}" for (_, differs), each in ways.items()]
             warnings.warn(
                 f"teacher {name}: the file {file} does not say how its weights want their images, nor whether they were trained with "
-                f"QuickGELU, and this model's tags differ in that ({'; '.join(groups)}): taking OpenAI's mean, std and resizing, and "
-                f"{'a' if quick else 'no'} QuickGELU. If the weights are of one of the tags, say TAG={file}",
+                f"QuickGELU, and this model's tags differ in that ({'; '.join(groups)}): taking OpenAI's resizing, mean {OPENAI_DATASET_MEAN} "
+                f"and std {OPENAI_DATASET_STD}, and {'a' if quick else 'no'} QuickGELU. If the weights are of one of the tags, say TAG={file}",
                 stacklevel=2,
             )
-        return {}
+            return {}
+        images = (
+            {} if not ways or differs else images
+        )  # one way, or a configuration of one's own: trained with OpenAI's here
+        if ways:
+            mean, std = images.get("mean", OPENAI_DATASET_MEAN), images.get("std", OPENAI_DATASET_STD)
+            say(f"teacher {name}: {file} has no tag: its images get mean {mean} and std {std}; TAG=FILE says otherwise")
+        return images
     if differs:
         raise ValueError(
             f"the weights {name}:{tag or file} were trained {'without' if quick else 'with'} QuickGELU and give wrong features in "

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from apm.data import prompts
 from apm.lockstep import caller_free
-from apm.teachers.images import Images, preprocess
+from apm.teachers.given import preprocess
+from apm.teachers.images import Images
 from apm.teachers.weights import hash_weights
 
 # fp64: rounded to float32 afterwards, features and tokens are the same on every kind of processor
@@ -63,6 +64,12 @@ class Teacher:
         self.preprocess_config = preprocessing or PreprocessCfg(**model.visual.preprocess_cfg)
         self.image_size = int(self.preprocess_config.input_size[1])
         self._texts: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
+
+    def __repr__(self) -> str:
+        cfg, weights = self.preprocess_config, sum(p.numel() for p in self.model.parameters()) / 1e6
+        mean, std = ("/".join(f"{value:.3f}" for value in each) for each in (cfg.mean, cfg.std))
+        seen = f"{self.image_size} px, mean {mean}, std {std}"
+        return f"{type(self).__name__} {self.name}: {weights:.1f} M weights, width {self.width}, {seen}, {self.precision} on {self.device}"
 
     @cached_property
     def hash(self) -> str:
@@ -129,7 +136,7 @@ class Teacher:
         return copy.deepcopy(self.model.visual).float()
 
     def transform(self, images: Images) -> Tensor:
-        """uint8 RGB images (H, W, 3) -> float32 (N, 3, S, S) by the model's own preprocessing, on the CPU."""
+        """uint8 RGB images (H, W, 3), or PIL images -> float32 (N, 3, S, S) by the model's own preprocessing, on the CPU."""
         return preprocess(images, self.preprocess_config)
 
     @caller_free()

@@ -29,7 +29,6 @@ def save(weights: dict[str, Tensor], path: str | Path, metadata: dict[str, Any])
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"checkpoints are written as .safetensors, found {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {**metadata, "weights_sha256": weights_sha256(weights)}
     with atomic_path(path) as temporary:
         save_file(weights, str(temporary), metadata={"apm": json.dumps(metadata)})  # several keys have no fixed order
@@ -72,10 +71,8 @@ def shipped(name: str) -> Path:
     path = SHIPPED / f"{name}.safetensors"
     for file in (path, path.with_suffix(".yaml")):
         if not file.is_file():
-            raise FileNotFoundError(
-                f"teacher {name}: {file} is not there. It comes with the clone: `git checkout data/teachers` brings it back "
-                "(an installed package has none: run from a clone)"
-            )
+            what = f"teacher {name}: {file} is not there. It comes with the clone: `git checkout data/teachers` brings it back"
+            raise FileNotFoundError(f"{what} (an installed package has none: run from a clone)")
     return path
 
 
@@ -87,19 +84,15 @@ def check_file(file: Path) -> None:
         card = SHIPPED / card.name
     said = (yaml.safe_load(card.read_text(encoding="utf-8")) or {}) if card.is_file() else {}
     if beside and (expected := said.get("sha256")) != (found := sha256_file(file)):
-        raise ValueError(
-            f"{file} is not the file that {card.name} beside it describes: expected sha256 {expected}, found {found} "
-            f"({file.stat().st_size:,} bytes). It was cut off or changed: `git checkout data/teachers` brings it back, "
-            "`make teacher` trains another"
-        )
+        what = f"expected sha256 {expected}, found {found} ({file.stat().st_size:,} bytes). It was cut off or changed"
+        advice = "`git checkout data/teachers` brings it back, `make teacher` trains another"
+        raise ValueError(f"{file} is not the file that {card.name} beside it describes: {what}: {advice}")
     expected = None if beside or file.suffix != ".safetensors" else said.get("weights_sha256")
-    if expected and (found := weights_sha256(load_file(str(file)))) != expected:
-        warnings.warn(
-            f"{file}: these are not the weights that the committed results were made with: {card} describes weights of "
-            f"sha256 {expected[:16]}, found {found[:16]}. Another machine trains others from the same seed, and numbers "
-            "differ with them",
-            stacklevel=2,
-        )
+    if expected and (found := weights_sha256(load_file(file))) != expected:
+        what = f"{card} describes weights of sha256 {expected[:16]}, found {found[:16]}"
+        why = "Another machine trains others from the same seed, and numbers differ with them"
+        other = f"{file}: these are not the weights that the committed results were made with"
+        warnings.warn(f"{other}: {what}. {why}", stacklevel=2)
 
 
 def check_reachable(what: str, source: Mapping[str, Any], file: str = "TAG=/path/to/weights.safetensors") -> None:
@@ -117,10 +110,10 @@ def check_reachable(what: str, source: Mapping[str, Any], file: str = "TAG=/path
         where, url = Path("~/.cache/clip").expanduser(), source["url"]
         found = (where / Path(url).name).is_file()
     if not found and (constants.HF_HUB_OFFLINE or not _answers(url)):
-        raise FileNotFoundError(
-            f"{what}: the weights are not in {where}, and {url} cannot be reached. Download them where there is a network and name "
-            f"the file, in a profile or in load: pretrained={file!r}"
+        advice = (
+            f"Download them where there is a network and name the file, in a profile or in load: pretrained={file!r}"
         )
+        raise FileNotFoundError(f"{what}: the weights are not in {where}, and {url} cannot be reached. {advice}")
 
 
 def _answers(url: str) -> bool:

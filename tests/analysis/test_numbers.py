@@ -120,8 +120,6 @@ def test_publish_refuses_names_that_do_not_fit_and_numbers_that_are_gone_are_sai
     for name, message in (("02_x", "published already"), ("03_x", "number of its notebook"), ("02_/x", "no file name")):
         with pytest.raises(ValueError, match=message):
             publish(table(), name, "")
-    with pytest.raises(ValueError, match="Did you mean '02_corruptions'"):
-        numbers.read(folder, "02_corruption")
     numbers.numbers_of(folder, "02_corruptions").unlink()
     with pytest.raises(FileNotFoundError, match="make reproduce"):
         numbers.read(folder)

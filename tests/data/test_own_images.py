@@ -22,6 +22,27 @@ def tree(folder: Path, *names: str) -> Path:
     return folder
 
 
+def test_a_tree_may_say_the_names_of_its_classes(tmp_path: Path) -> None:
+    name = f"folder:{tree(tmp_path, 'n01', 'n02', 'no 3')}"
+    plain = load(name)
+    (tmp_path / "classnames.txt").write_text("n02\tgreat  white_shark\nn01\ttench\nno 3\tthird\nn09\tnot here\n")
+    found = load(name)
+    assert found.classnames == ("tench", "great white shark", "third")
+    assert found.fingerprint != plain.fingerprint
+    assert "Class names: its classnames.txt." in repr(found)
+    assert repr(plain).startswith(f"Dataset {name}: 3 images, 3 classes, 1 prompt. Image tree")
+    for text, message in (
+        ("n01 tench", "no class for the folder 'n02'"),
+        ("n01\ta\nn02\tb\nno\tc", "no class for the folder 'no 3'"),
+    ):
+        (tmp_path / "classnames.txt").write_text(text)
+        with pytest.raises(ValueError, match=f"classnames.txt names {message}"):
+            load(name)
+    (tmp_path / "classnames.txt").write_text("n01\ta\nn02\tA\nno 3\tb")
+    with pytest.raises(ValueError, match="names two folders 'a'"):
+        load(name)
+
+
 # ---------------------------------------------------------------------------------------------------------------- images
 
 

@@ -17,6 +17,8 @@ def test_sets_are_stratified_choices_with_their_own_prompts_or_one_ensemble(held
     assert len(hard) == len(datasets.load("digits-hard")) < 150
     (whole,) = sets.load_sets(["digits-test"], "all", ensemble="imagenet-7")
     assert (len(whole), len(whole.templates), some.templates) == (899, 7, held_out.templates)
+    (listed,) = sets.load_sets(["digits-test"], 20, ensemble=["a {}.", "one {}."])
+    assert listed.templates == ("a {}.", "one {}.")
     assert sets.MINIMUM_SAMPLES == stats.MINIMUM_SAMPLES
 
 
@@ -30,6 +32,9 @@ def test_sets_are_stratified_choices_with_their_own_prompts_or_one_ensemble(held
         (["digits-test"], 12.5, None, "found 12.5"),
         (["digits-test"], "every", None, 'samples must be "all"'),
         (["digits-test"], 20, "imagenet-8", "unknown.*'imagenet-8'"),
+        (["digits-test"], 20, ["a {}.", "none"], "holds exactly one"),
+        (["digits-test"], 20, 7, "unknown prompt set 7"),
+        (["/data/own"], 20, None, "Did you mean 'folder:/data/own'"),
     ],
 )
 def test_impossible_choices_are_refused(names, samples, ensemble, message):

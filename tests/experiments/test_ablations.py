@@ -87,8 +87,7 @@ def test_a_broken_line_is_named_with_its_file(tmp_path, monkeypatch) -> None:
         ({"picture": "sqash"}, r"ablation 'base': unknown picture 'sqash'.*Did you mean 'squash'"),
         ({"network": "mlp", "training": {"loss_rgb": 1.0}}, r"mlp has no grid.*loss_rgb = 1.0 applies to the APM"),
         ({"size": 64}, r"size and init are options of other networks"),
-        ({"samples": 3}, r"samples must be 10 \(for an interval\) to 12, found 3"),
-        ({"samples": 99}, r"to 12, found 99"),
+        ({"samples": 3}, r"samples must be at least 10 \(for an interval\), found 3"),
         ({"seeds": [0, 0, 1]}, "at least 3 different seeds"),
     ],
 )
@@ -112,6 +111,30 @@ def test_lines_with_equal_settings_share_one_run_and_every_line_says_what_it_is(
     assert what.loc["base", "parameters"] == 49 + (16 + 16) * 16 + 16 + 16 * 12 + 12
     assert what.loc["vector", "parameters"] == 12
     assert what["same_as"].to_dict() == {"base": "", "slow": "", "again": "base", "vector": "", "few": ""}
+
+
+def test_a_selection_keeps_the_base_and_what_its_lines_are_compared_with(monkeypatch, tmp_path) -> None:
+    lines = ablations.parse(
+        [line(), line(name="a"), line(name="b", part="mine", against="c"), line(name="c", against="a"), line(name="d")]
+    )
+    assert [x.name for x in ablations.selected(lines, "mine", "base")] == ["base", "a", "b", "c"]
+    assert [x.name for x in ablations.selected(lines, "d")] == ["d"]
+    assert ablations.selected(lines, "", "base") == lines
+    with pytest.raises(ValueError, match=r"unknown part or line 'mien'. Known: p, base, .*Did you mean 'mine'"):
+        ablations.selected(lines, "mien")
+
+
+def test_the_last_line_runs_first_and_more_samples_than_there_are_take_all(
+    teacher, data, tmp_path, monkeypatch
+) -> None:
+    ran = []
+    run = ablations.records.run
+    monkeypatch.setattr(ablations.records, "run", lambda m, d, **o: (ran.append((m.name, len(d))), run(m, d, **o))[1])
+    lines = ablations.parse([line(), line(name="new", samples=99, training={"iterations": 2})])
+    rows = ablations.run(lines, teacher, data, folder=tmp_path, **COMMON)
+    assert ran[::3] == [("ablation new", 12), ("ablation base", 12)]
+    assert list(dict.fromkeys(rows["variant"])) == ["base", "new"]
+    assert list(ablations.after(rows, "base").index.get_level_values("variant")) == ["base", "new"]
 
 
 @pytest.mark.parametrize("k", [None, 3, 5])
@@ -208,7 +231,8 @@ def test_a_run_of_k_updates_is_the_beginning_of_a_longer_one(rows, teacher, data
     assert step.value == pytest.approx(100 * (right[:, 3].mean() - right[:, 12].mean()))
 
 
-def test_how_close_students_come_is_read_from_their_features(teacher, data) -> None:
+def test_how_close_students_come_is_read_from_their_features(teacher, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("APM_CACHE", str(tmp_path))
     few = data.subset(np.arange(4))
     config = methods.training_config(teacher, STUDENT, {"iterations": 40, "learning_rate": 2e-2})
     table = ablations.towards_target(teacher, few, config, [0, 40])
@@ -221,6 +245,10 @@ def test_how_close_students_come_is_read_from_their_features(teacher, data) -> N
     assert all(0 <= loss.low <= loss.high for loss in table["loss"])
     with pytest.raises(ValueError, match="trained for 40 iterations; found k = 41"):
         ablations.towards_target(teacher, few, config, [41])
+    monkeypatch.setattr(ttt, "adapt", lambda *_: pytest.fail("these students were trained before"))
+    pd.testing.assert_frame_equal(ablations.towards_target(teacher, few, config, [0, 40]), table)
+    with pytest.raises(pytest.fail.Exception):
+        ablations.towards_target(teacher, few, replace(config, learning_rate=1e-2), [0, 40])
 
 
 def test_published_cells_come_from_the_file_and_unknown_ones_are_errors() -> None:

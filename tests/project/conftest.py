@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("APM_ROOT", str(tmp_path))
     (tmp_path / "profiles" / "mini").mkdir(parents=True)
     (tmp_path / "profiles" / "mini" / "common.yaml").write_text("")
@@ -60,9 +60,9 @@ def package(project: Path, notebook) -> Path:
 
 
 @pytest.fixture
-def clone(package: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def clone(package: Path, monkeypatch) -> Path:
     """The project with our Makefile and apm, notebooks of one cell, and an environment that is this one."""
-    outside = "APM_ROOT APM_RESULTS APM_RUN APM_CACHE DATA PARTIAL MAKEFLAGS MFLAGS MAKELEVEL PROFILE ONLY ENV"
+    outside = "APM_ROOT APM_RESULTS APM_RUN APM_CACHE DATA PARTIAL MAKEFLAGS MFLAGS MAKELEVEL PROFILE ONLY LINES APM_LINES ENV"
     for name in outside.split():
         monkeypatch.delenv(name, raising=False)
     for name in ("Makefile", "requirements.lock", "environment.yml", "pyproject.toml"):
@@ -118,7 +118,7 @@ def stale_of(clone: Path) -> Callable[[], set[str]]:
 
 
 @pytest.fixture
-def finish(clone: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def finish(clone: Path, monkeypatch) -> Callable[..., None]:
     """Leaves what a run of every notebook leaves, without running."""
 
     def leave(results: Path | None = None, data: str = "") -> None:

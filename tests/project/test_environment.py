@@ -55,16 +55,10 @@ def test_makefile_installs_the_lock_and_ci_uses_the_makefile() -> None:
 
 
 def test_no_tracked_file_names_a_package_registry() -> None:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
-        "\n"
-    )
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     hosts = re.compile("|".join([r"pypi\.", r"pythonhosted\.", r"registry\.npmjs\.", r"deb\.debian\."]))
-    named = [
-        path
-        for path in filter(None, listed)
-        if (ROOT / path).suffix not in {".png", ".pdf"} and path != "tests/project/test_environment.py"
-        if (ROOT / path).is_file() and hosts.search((ROOT / path).read_text(encoding="utf-8", errors="ignore"))
-    ]
+    files = [ROOT / path for path in listed.splitlines() if not path.endswith((".png", ".pdf", "test_environment.py"))]
+    named = [path for path in files if path.is_file() and hosts.search(path.read_text("utf-8", errors="ignore"))]
     assert named == []
 
 

@@ -31,13 +31,15 @@ def test_code_version_ignores_comments_docstrings_and_layout(tmp_path):
     plain = version('"""A."""\n\n\ndef f(x):\n    """B."""\n    return x + 1\n')
     assert version('"""Another."""\ndef f( x ):\n    # why\n\n    return (x + 1)\n') == plain
     assert version("def f(x):\n    return x + 2\n") != plain
+    told = [version(f"class A:\n    n = 1\n\n    def __repr__(self):\n        return {text!r}\n") for text in "ab"]
+    assert told == [version("class A:\n    n = 1\n")] * 2
     assert version("def f(x):\n    y = 'text'\n    return x + 1\n") != plain
     with pytest.raises(FileNotFoundError, match=r"no file .*gone\.py of gone"):
         code_version(("gone",), tmp_path)
 
 
 @pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def mine(tmp_path: Path, monkeypatch):
     """Imports a method from a file outside the package: (its modules, the version of their code)."""
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -60,17 +62,12 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     code_version.cache_clear()
 
 
-def test_a_method_outside_the_package_is_known_by_its_own_file(mine) -> None:
-    modules, first = mine(1)
-    assert set(modules) == {*RUN_MODULES, "methods.zero_shot", ":mine"}
-    assert mine(2)[1] != first
-    assert mine(1)[1] == first
-
-
-def test_a_file_that_has_the_name_of_one_of_ours_is_not_taken_for_it(mine) -> None:
-    modules, first = mine(1, "tda")
-    assert ":tda" in modules
-    assert mine(2, "tda")[1] != first
+@pytest.mark.parametrize("name", ["mine", "tda"])  # also one that has the name of one of ours
+def test_a_method_outside_the_package_is_known_by_its_own_file(mine, name: str) -> None:
+    modules, first = mine(1, name)
+    assert set(modules) == {*RUN_MODULES, "methods.zero_shot", f":{name}"}
+    assert mine(2, name)[1] != first
+    assert mine(1, name)[1] == first
 
 
 @pytest.mark.parametrize("base", [tda.TDA, prompt_tuning.TPT])
@@ -79,9 +76,9 @@ def test_a_method_made_from_another_depends_on_that_one_too(base: type, mine) ->
     assert base.__module__.removeprefix("apm.") in modules
 
 
-def test_a_method_written_in_a_notebook_is_told_to_move_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_written_in_a_notebook_is_told_to_move_into_a_file(monkeypatch) -> None:
     made = type("Mine", (methods.ZeroShot,), {"__module__": "__main__"})
-    monkeypatch.delattr(sys.modules["__main__"], "__file__")  # a kernel's has none
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)  # a kernel's has none
     code_version.cache_clear()
     with pytest.raises(FileNotFoundError, match=r"of __main__.*not into a notebook, and import it"):
         code_version(made.modules)

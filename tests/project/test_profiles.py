@@ -23,7 +23,7 @@ def small(project: Path, notebook) -> Path:
 
 
 @pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def mine(tmp_path: Path, monkeypatch) -> Path:
     """The folder of a copy of profile mini, with our notebooks."""
     (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
     monkeypatch.setenv("APM_ROOT", str(tmp_path))
@@ -31,15 +31,10 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_notebook_values_come_over_common_ones_and_the_profile_names_itself(small: Path) -> None:
-    (small / "01_first.yaml").write_text("rates: [4.0]\n")
-    assert profiles.load("mini", "01_first") == {"samples": 5, "rates": [4.0], "profile": "mini"}
+    (small / "01_first.yaml").write_text("rates: [4.0, 1e-5, -2E3, 1.5e+2]\n")
+    expected = {"samples": 5, "rates": [4.0, 0.00001, -2000.0, 150.0], "profile": "mini"}
+    assert profiles.load("mini", "01_first") == expected
     assert profiles.load("mini", "99_report") == {"profile": "mini"}  # what another notebook uses is left out
-
-
-def test_a_parameter_that_no_file_gives_is_an_error_but_for_those_that_hold_at_any_scale(small: Path) -> None:
-    (small / "common.yaml").write_text("samples: 5\n")
-    with pytest.raises(ValueError, match=r"profile mini: 01_first needs rates: .*01_first\.yaml.*common\.yaml"):
-        profiles.load("mini", "01_first")
 
 
 @pytest.mark.parametrize("key", ["teacher", "pretrained", "device", "dataset", "student"])
@@ -47,11 +42,13 @@ def test_a_copied_profile_without_a_key_is_refused_not_run_with_the_values_of_mi
     values = yaml.safe_load((mine / "common.yaml").read_text())
     del values[key]
     (mine / "common.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(ValueError, match=f"profile mine: 00_quickstart needs {key}: "):
+    with pytest.raises(
+        ValueError, match=rf"profile mine: 00_quickstart needs {key}: .*00_quickstart\.yaml.*common\.yaml"
+    ):
         profiles.load("mine", "00_quickstart")
 
 
-@pytest.mark.parametrize("profile", ["mini", "cifar10", "paper"])
+@pytest.mark.parametrize("profile", ["mini", "cifar10", "paper", "template"])
 def test_the_profiles_give_every_parameter(profile: str) -> None:
     for notebook in profiles.runs(profile):
         known = set(profiles.notebook_parameters(profiles.notebook_path(notebook)))
@@ -59,23 +56,11 @@ def test_the_profiles_give_every_parameter(profile: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("profile", "name", "message"),
-    [
-        ("maxi", "01_first", "unknown profile 'maxi'. Known: mini"),
-        ("mini", "02_first", "unknown notebook '02_first'. Known: 01_first, 99_report"),
-    ],
-)
-def test_unknown_names_list_the_known_ones(small: Path, profile: str, name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        profiles.load(profile, name)
-
-
-@pytest.mark.parametrize(
     ("file", "text", "message"),
     [
         ("01_first.yaml", "sample: 3", "unknown parameter of 01_first 'sample'. Known: .*Did you mean 'samples'"),
         ("common.yaml", "sample: 3", "unknown parameter 'sample'"),
-        ("01_first.yaml", "samples: 1e-5", r"samples is the text '1e-5', not a number: write 1\.0e-5"),
+        ("01_first.yaml", "samples: 1e-5", "samples: expected a whole number or all, found 1e-05"),
         ("01_first.yaml", "- 1\n- 2", "expected `name: value` lines, found a list"),
         ("01_first.yaml", "word", "expected `name: value` lines, found a str"),
         ("01_first.yaml", "a: [", "not valid YAML"),
@@ -119,26 +104,22 @@ WHOLE, LIST, MAP = "expected a whole number", "expected a list", "expected a map
         ("01_natural_shifts", "samples: every", f"samples: {WHOLE} or all, found 'every'"),
         ("01_natural_shifts", "datasets: []", f"datasets: {LIST}, each text, found an empty list"),
         ("01_natural_shifts", "baselines: {method: zero}", f"baselines: {LIST}, each a mapping"),
-        (
-            "01_natural_shifts",
-            "selection: {set: a}",
-            "selection: expected the keys set, samples, .*, found set",
-        ),
+        ("01_natural_shifts", "selection: {set: a}", "selection: expected the keys set, samples, .*, found set"),
         ("01_natural_shifts", "counterparts: {a: 3}", r"counterparts\.a: expected text, found 3"),
         ("01_natural_shifts", "on_error: ignore", "on_error: expected one of raise, record, found 'ignore'"),
         ("02_corruptions", "severities: 5", f"severities: {LIST}, each a whole number or all, found 5"),
         ("02_corruptions", "corruptions: fog", f"corruptions: {LIST}, each text or all, found 'fog'"),
-        (
-            "02_corruptions",
-            "table10: {corruption_set: a, sample: 3}",
-            "table10: expected the keys corruption_set, samples, found",
-        ),
+        ("02_corruptions", "table10: {sample: 3}", "table10: expected the keys corruption_set, samples, found sample"),
         ("04_compute", "tpt: {views: 1.5, classes: 2, steps: 1}", rf"tpt\.views: {WHOLE}, found 1\.5"),
         ("05_ablations", "training: {iterations: 20.5}", rf"training\.iterations: {WHOLE}, found 20\.5"),
         ("06_islands", "loss_runs: {a: {}, b: {decay: [1]}}", r"loss_runs\.b\.decay: expected a number"),
         ("06_islands", "variants: {a: 3}", rf"variants\.a: {MAP}, found 3"),
         ("07_field", "training: {epochs: true}", rf"training\.epochs: {WHOLE}, found True"),
-        ("07_field", "plain: {epochs: '3'}", r"plain\.epochs is the text '3'"),
+        (
+            "07_field",
+            "plain: {epochs: '3'}",
+            r"plain\.epochs: expected a whole number, found '3': write it without quot",
+        ),
     ],
 )
 def test_a_value_of_another_shape_is_one_sentence_with_file_key_expected_and_found(
@@ -168,12 +149,11 @@ def test_lines_that_are_none_are_refused(small: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
-    [("n = len('abc')", "default of parameter n must be a plain value"), ("import os", "only lines `name = value`")],
+    "source", ["n = len('abc')", "import os", "n = ", "a, b = 1, 2", "n: int = 3", "n += 1", "del n"]
 )
-def test_a_parameters_cell_holds_plain_values_only(small: Path, notebook, source: str, message: str) -> None:
+def test_a_parameters_cell_holds_plain_values_only(small: Path, notebook, source: str) -> None:
     notebook("01_first", parameters=source)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="the parameters cell may hold only lines `name = plain value`"):
         profiles.load("mini", "01_first")
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import damaged
 
 from apm import project
+from apm.project.paths import SEAL, atomic_path, check_seal
 
 
 @pytest.mark.parametrize(
@@ -25,69 +27,58 @@ def test_modules_that_need_no_network_weights_do_not_load_torch(module: str) -> 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_root_is_found_from_a_folder_inside_the_project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_root_is_found_from_a_folder_inside_the_project_or_said_to_be_nowhere(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.delenv("APM_ROOT", raising=False)
-    for name in ("notebooks/deep", "profiles"):
-        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.setattr(project.paths, "__file__", str(tmp_path / "apm" / "project" / "paths.py"))
+    (tmp_path / "notebooks" / "deep").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "notebooks" / "deep")
+    with pytest.raises(FileNotFoundError, match=r"notebooks/ and profiles/.*APM_ROOT"):
+        project.root()
+    (tmp_path / "profiles").mkdir()
     assert project.root() == tmp_path.resolve()
 
 
-def test_no_project_folder_is_an_error_that_says_what_is_looked_for(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.delenv("APM_ROOT", raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(project.paths, "__file__", str(tmp_path / "apm" / "project" / "paths.py"))
-    with pytest.raises(FileNotFoundError, match=r"notebooks/ and profiles/.*APM_ROOT"):
-        project.root()
-
-
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
-    target = tmp_path / "table.csv"
-    project.atomic_write(target, "old")
-
-    def half_way() -> None:
-        with project.atomic_path(target) as temporary:
-            temporary.write_text("half")
-            raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        half_way()
-    assert target.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+    target = project.atomic_write(tmp_path / "table.csv", "old")
+    with pytest.raises(RuntimeError, match="stop"), project.atomic_path(target) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise RuntimeError("stop")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_written_files_are_readable_by_others_as_the_umask_says(tmp_path: Path) -> None:
-    code = f"from apm.project import atomic_write; atomic_write({str(tmp_path / 'a')!r}, b'x')"
+    code = "from apm.project import atomic_path\n"
+    code += f"with atomic_path({str(tmp_path / 'a')!r}) as path:\n    path.chmod(0o600)"  # as safetensors leaves it
     for mask, mode in ((0o022, 0o644), (0o077, 0o600)):
         subprocess.run([sys.executable, "-c", code], check=True, umask=mask)
         assert (tmp_path / "a").stat().st_mode & 0o777 == mode
 
 
-def test_a_file_in_place_of_a_folder_is_explained(tmp_path: Path) -> None:
-    (tmp_path / "results").write_text("")
-    with pytest.raises(OSError, match=r"cannot write a\.csv in .*results: a file stands where a folder is needed"):
-        project.atomic_write(tmp_path / "results" / "a.csv", "x")
-
-
 @pytest.mark.parametrize(
     ("code", "advice"),
-    [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "not writable")],
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "the disk quota is used up"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "not writable"),
+        (errno.EPERM, "not writable"),
+        (errno.EEXIST, "a file stands where a folder is needed"),
+    ],
 )
-def test_full_and_read_only_folders_are_explained_and_leave_the_old_file(
-    code: int, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_cannot_be_written_is_explained_and_leaves_the_old_file(
+    code: int, advice: str, tmp_path: Path, monkeypatch
 ) -> None:
-    target = tmp_path / "a.csv"
-    project.atomic_write(target, "old")
+    target = project.atomic_write(tmp_path / "a.csv", "old")
 
-    def refuse(self: Path, data: bytes) -> int:
-        raise OSError(code, os.strerror(code), str(self))
+    def refuse(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
     with pytest.raises(OSError, match=f"cannot write a.csv in .*{advice}"):
         project.atomic_write(target, "new")
-    assert target.read_text() == "old"
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+    with pytest.raises(OSError, match=r"cannot write b in .*a\.csv: a file stands where a folder is needed"):
+        project.atomic_write(target / "b", "x")
 
 
 def test_equal_data_have_equal_hashes_whatever_their_container_types() -> None:
@@ -109,6 +100,10 @@ def test_what_cannot_be_hashed_stably_is_refused() -> None:
 def test_unknown_names_list_the_known_and_the_near_one() -> None:
     error = project.unknown("corruption", "fogg", ["fog", "snow"])
     assert str(error) == "unknown corruption 'fogg'. Known: fog, snow. Did you mean 'fog'?"
+    many = [f"ViT-{size}-{patch}" for size in "BLHSTG" for patch in range(8, 40)]
+    error = project.unknown("model", "vit-b-32", ["mini", *many])
+    assert str(error).endswith("... (193 in all). Did you mean 'ViT-B-32'?")
+    assert len(str(error)) < 200
 
 
 @pytest.mark.parametrize(
@@ -124,9 +119,42 @@ def test_unknown_names_list_the_known_and_the_near_one() -> None:
         ("/data", "in /data/a, '/data/b' DATA=/data/c\n/data/d", "in DATA/a, 'DATA/b' DATA=DATA/c\nDATA/d"),
     ],
 )
-def test_portable_text_names_no_folder_of_this_machine(
-    monkeypatch: pytest.MonkeyPatch, folder: str, text: str, expected: str
-) -> None:
+def test_portable_text_names_no_folder_of_this_machine(monkeypatch, folder: str, text: str, expected: str) -> None:
     root = project.root()
     monkeypatch.setenv("DATA", folder.format(root=root))
     assert project.portable(text.format(root=root)) == expected
+
+
+# ------------------------------------------------------------------------------------------------------ sealed files
+
+
+def sealed(path: Path) -> Path:
+    with atomic_path(path, sealed=True) as temporary:
+        temporary.write_bytes(b"all that was written")
+    return path
+
+
+DAMAGES = ["zeros", "cut", "flipped", "nothing", "longer", *range(0, 84, 5)]  # the last are places of a flipped bit
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_other_bytes_of_a_sealed_file_are_noticed(how: str | int, tmp_path: Path) -> None:
+    path = sealed(tmp_path / "a")
+    whole = path.read_bytes()
+    check_seal(path)  # that it was whole before says nothing
+    assert whole[:-SEAL] == b"all that was written"
+    if isinstance(how, int):
+        path.write_bytes(whole[:how] + bytes([whole[how] ^ 4]) + whole[how + 1 :])
+    else:
+        path.write_bytes(whole + b"x" if how == "longer" else damaged(whole, how))
+    with pytest.raises(ValueError, match="not those that were written"):
+        check_seal(path)
+
+
+def test_the_bytes_reach_the_disk_before_the_name(tmp_path: Path, monkeypatch) -> None:
+    done: list[str] = []
+    for name, owner in (("fsync", os), ("replace", Path)):
+        own = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, own=own, name=name: (done.append(name), own(*given))[1])
+    sealed(tmp_path / "a")
+    assert done == ["fsync", "replace"]

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_run_leaves_the_executed_notebook_with_the_profile_values_and_nothing_volatile(
-    project: Path, notebook, monkeypatch: pytest.MonkeyPatch
+    project: Path, notebook, monkeypatch
 ) -> None:
     monkeypatch.setenv("DATA", "/d")
     show = "from IPython.display import display\ndisplay({'image/png': '/d/AA', 'text/plain': 'from /d/a'}, raw=True)"
@@ -39,7 +39,7 @@ def test_a_run_leaves_the_executed_notebook_with_the_profile_values_and_nothing_
 
 
 def test_a_failing_cell_gives_exit_status_1_the_error_and_the_half_executed_notebook(
-    project: Path, notebook, capfd: pytest.CaptureFixture[str]
+    project: Path, notebook, capfd
 ) -> None:
     notebook("01_a", "print('reached')", "raise ValueError('the reason')", "print('never')")
     final = project / "results" / "mini" / "notebooks" / "01_a.ipynb"
@@ -65,7 +65,7 @@ def test_a_failing_cell_gives_exit_status_1_the_error_and_the_half_executed_note
     ],
 )
 def test_what_cannot_run_ends_with_status_2_and_a_sentence_before_anything_runs(
-    project: Path, notebook, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str
+    project: Path, notebook, capfd, arguments: list[str], message: str
 ) -> None:
     notebook("01_a", "open('ran', 'w')")
     (project / "results").write_text("a file, not a folder")
@@ -74,7 +74,7 @@ def test_what_cannot_run_ends_with_status_2_and_a_sentence_before_anything_runs(
     assert not (project / "ran").exists()
 
 
-def test_only_what_changed_or_is_gone_is_run_again(project: Path, notebook, capfd: pytest.CaptureFixture[str]) -> None:
+def test_only_what_changed_or_is_gone_is_run_again(project: Path, notebook, capfd) -> None:
     notebook("01_a", "print(1)")
     final = project / "results" / "mini" / "notebooks" / "01_a.ipynb"
     again = ["01_a", "--stamp", str(project / ".make" / "mini" / "01_a.done")]
@@ -115,7 +115,7 @@ def test_two_runs_of_one_notebook_take_turns(project: Path, notebook) -> None:
     assert "alone: True" in (project / "results" / "mini" / "notebooks" / "01_a.ipynb").read_text()
 
 
-def test_times_of_notebooks_that_end_together_are_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_of_notebooks_that_end_together_are_all_kept(tmp_path: Path, monkeypatch) -> None:
     slow = Path.read_text
 
     def read(self: Path, *args: str, **options: str) -> str:
@@ -150,14 +150,19 @@ def test_a_notebook_depends_on_exactly_the_modules_it_imports_directly_or_not(pa
         (package / "apm" / "data" / f"{name}.py").write_text("")
     (package / "apm" / "middle.py").write_text("from apm.data import published")
     assert "table1.csv" in files("01_a") - files("02_b")  # also where another module reads the published numbers
+    for path, text in {"apm/teachers/__init__.py": "", "data/teachers/mini.yaml": "sha256: 1"}.items():
+        (package / path).parent.mkdir(exist_ok=True)
+        (package / path).write_text(text)
+    (package / "apm" / "other.py").write_text("from apm import teachers")
+    assert "mini.yaml" in files("02_b") - files("01_a")
 
 
 def test_islands_and_audit_depend_on_the_published_numbers() -> None:
     for notebook in ("06_islands", "08_claims_audit"):
-        assert ROOT / "data" / "published" / "settings.csv" in depends.inputs("mini", notebook)
+        assert "settings.csv" in files(notebook)
 
 
-def test_checkpoints_are_found_wherever_a_profile_names_them(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_found_wherever_a_profile_names_them(package: Path, monkeypatch) -> None:
     folder = package / "profiles" / "mini"
     (folder / "common.yaml").write_text("teacher: a\npretrained: cache/a.safetensors   # comment\n")
     (folder / "01_a.yaml").write_text(
@@ -172,111 +177,94 @@ def test_checkpoints_are_found_wherever_a_profile_names_them(package: Path, monk
     assert depends.weights("mini", "01_a") == [package / "data" / "cache" / "teachers" / "a.safetensors"]
 
 
-def test_a_changed_teacher_makes_stale_what_uses_teachers_and_nothing_else(package: Path) -> None:
-    (package / "apm" / "teachers").mkdir()
-    (package / "apm" / "teachers" / "__init__.py").write_text("z = 3")
-    (package / "apm" / "other.py").write_text("from apm import teachers")
-    (package / "data" / "teachers").mkdir(parents=True)
-    (package / "data" / "teachers" / "mini.yaml").write_text("sha256: 1\n")
-    assert "mini.yaml" in files("02_b") - files("01_a")
-
-
 # ----------------------------------------------------------------------------------------------------- the true Makefile
 
 
-def test_make_runs_every_notebook_of_the_profile_once(clone: Path, make, would_run, finish) -> None:
-    everything = {"01_a", "02_b", "99_report"}  # a profile without a file for 03 does not run it
-    assert would_run() == everything
+def test_make_runs_what_is_stale_and_deletes_no_stamp(clone: Path, make, would_run, finish) -> None:
+    assert would_run() == {"01_a", "02_b", "99_report"}  # a profile without a file for 03 does not run it
     assert would_run("ONLY=02_b") == {"02_b"}
     finish()
-    assert would_run() == set()
+    before = sorted((clone / ".make").rglob("*.done"))
     for path in ("notebooks/01_a.ipynb", "apm/other.py", "profiles/mini/common.yaml"):
         (clone / path).touch()
+    (clone / ".make" / "mini" / "rules.mk").write_bytes(b"\xff garbage\n\tno rule")
     assert would_run() == set()
     assert "nothing changed" not in make("reproduce").stdout  # it starts no runner
-
-
-@pytest.mark.parametrize(
-    ("path", "stale"),
-    [
-        ("apm/base.py", {"01_a"}),
-        ("apm/other.py", {"02_b"}),
-        ("apm/project/run.py", {"01_a", "02_b"}),
-        ("profiles/mini/common.yaml", {"01_a", "02_b"}),
-        ("profiles/mini/02_b.yaml", {"02_b"}),
-        ("profiles/mini/01_a.lines.yaml", {"01_a"}),
-        ("notebooks/02_b.ipynb", {"02_b"}),
-        ("data/published/settings.csv", {"01_a"}),
-        ("requirements.lock", {"01_a", "02_b"}),
-        ("notebooks/index.yaml", set()),
-        ("data/expected/mini.csv", set()),
-        ("-data/published/more.csv", {"01_a"}),
-        ("-profiles/mini/01_a.lines.yaml", {"01_a"}),
-        ("-apm/middle.py", {"01_a"}),
-        ("-notebooks/02_b.ipynb", set()),
-        ("-results/mini/notebooks/01_a.ipynb", {"01_a"}),
-        ("-results/mini/tables/02_table.csv", {"02_b"}),
-        ("-results/mini/report.html", set()),
-    ],
-)
-def test_what_depends_on_a_changed_or_removed_file_is_stale_and_nothing_else(
-    clone: Path, stale_of, finish, path: str, stale: set[str]
-) -> None:
-    finish()
-    assert stale_of() == set()
-    if path.startswith("-"):
-        (clone / path[1:]).unlink()
-    else:
-        (clone / path).parent.mkdir(parents=True, exist_ok=True)
-        with (clone / path).open("a") as file:
-            file.write("\n")
-    assert stale_of() == {*stale, "99_report"}  # it shows the results of all
-
-
-def test_a_notebook_of_another_profile_makes_nothing_stale(clone: Path, stale_of, finish) -> None:
-    finish()
-    (clone / "notebooks" / "03_not_of_this_profile.ipynb").unlink()
-    assert stale_of() == set()
-
-
-def test_a_dry_run_deletes_no_stamp(clone: Path, would_run, finish) -> None:
-    finish()
-    before = sorted((clone / ".make").rglob("*.done"))
     (clone / "results" / "mini" / "report.html").unlink()
     assert would_run() == {"99_report"}
     assert sorted((clone / ".make").rglob("*.done")) == before
 
 
-def test_another_results_folder_is_another_result(clone: Path, make, would_run, finish) -> None:
+# what makes which notebooks stale, besides the report, which shows the results of all: files that change or (-) are removed
+STALE = {
+    "01_a": "apm/base.py -apm/middle.py data/published/settings.csv -data/published/more.csv results/mini/manifest.json "
+    "profiles/mini/01_a.lines.yaml -profiles/mini/01_a.lines.yaml results/mini/tables/01_table.csv "
+    "results/mini/notebooks/01_a.ipynb -results/mini/notebooks/01_a.ipynb",
+    "02_b": "apm/other.py profiles/mini/02_b.yaml notebooks/02_b.ipynb -results/mini/tables/02_table.csv",
+    "01_a 02_b": "apm/project/run.py profiles/mini/common.yaml requirements.lock",
+    "": "notebooks/index.yaml data/expected/mini.csv -notebooks/02_b.ipynb -results/mini/report.html",
+    "nothing": "-notebooks/03_not_of_this_profile.ipynb",
+}
+
+
+@pytest.mark.parametrize(("path", "stale"), [(path, stale) for stale in STALE for path in STALE[stale].split()])
+def test_what_depends_on_a_changed_or_removed_file_is_stale_and_nothing_else(
+    clone: Path, stale_of, finish, path: str, stale: str
+) -> None:
     finish()
-    elsewhere = clone / "else where"
-    everything = {"01_a", "02_b", "99_report"}
+    assert stale_of() == set()
+    changed = clone / path.removeprefix("-")
+    if path.startswith("-"):
+        changed.unlink()
+    else:
+        changed.parent.mkdir(parents=True, exist_ok=True)
+        text = changed.read_text() if changed.exists() else ""
+        changed.write_text(text.replace('"caption": ""', '"caption": "2.3e+12-fold"', 1) + "\n")
+    assert stale_of() == (set() if stale == "nothing" else {*stale.split(), "99_report"})
+
+
+TREE = "-dog/2.png cow/1.png @cat/1.png"  # removed, new, of another time
+
+
+@pytest.mark.parametrize(
+    ("data", "named", "place", "changes"),
+    [
+        ("", "datasets: [folder:sets/own]", "sets/own", TREE),
+        ("sets", "datasets: [cifar10-grey]", "sets/cifar10/test", TREE),
+        ("", "pretrained: data/cache/a.safetensors", "data/cache", "a.safetensors @a.safetensors -a.safetensors"),
+    ],
+)
+def test_images_and_weights_that_a_profile_names_are_looked_at(
+    clone: Path, stale_of, finish, monkeypatch, data: str, named: str, place: str, changes: str
+) -> None:
+    monkeypatch.setenv("DATA", data)
+    (clone / "profiles" / "mini" / "02_b.yaml").write_text(named)
+    for name in ("cat/1.png", "dog/1.png", "dog/2.png"):
+        (clone / place / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / place / name).touch()
+    (clone / place / "cat" / "above").symlink_to(clone / place)
+    for change in changes.split():
+        finish(data=data)
+        assert stale_of() == set()
+        path = clone / place / change.lstrip("-@")
+        path.parent.mkdir(exist_ok=True)
+        {"-": Path.unlink, "@": lambda path: os.utime(path, (1, 1))}.get(change[0], Path.touch)(path)
+        assert stale_of() == {"02_b", "99_report"}
+
+
+def test_another_results_folder_and_other_data_are_another_result(clone: Path, make, would_run, finish) -> None:
+    everything, elsewhere = {"01_a", "02_b", "99_report"}, clone / "else where"
+    finish()
     assert would_run(APM_RESULTS=str(elsewhere)) == everything
     finish(elsewhere)
     assert would_run(f"APM_RESULTS={elsewhere}") == set()
     assert f"up to date: {elsewhere}/mini/notebooks" in make("reproduce", APM_RESULTS=str(elsewhere)).stdout
     shutil.rmtree(elsewhere)
     assert would_run(APM_RESULTS=str(elsewhere)) == everything
-
-
-def test_other_data_and_a_part_of_it_make_results_stale(clone: Path, would_run, finish) -> None:
-    everything = {"01_a", "02_b", "99_report"}
     finish(data=str(clone / "sets"))
     assert would_run("DATA=sets") == set()  # the same folder
     assert would_run("DATA=other sets") == everything
     assert would_run("DATA=sets", PARTIAL="1") == everything
-
-
-def test_a_retrained_teacher_makes_results_stale(clone: Path, stale_of, finish) -> None:
-    (clone / "profiles" / "mini" / "02_b.yaml").write_text("pretrained: data/cache/mine.safetensors\n")
-    finish()
-    assert stale_of() == set()
-    weights = clone / "data" / "cache" / "mine.safetensors"
-    weights.parent.mkdir()
-    for trained in (lambda: weights.write_text("first"), lambda: os.utime(weights, (1, 1))):
-        trained()
-        assert stale_of() == {"02_b", "99_report"}
-        finish()
 
 
 def test_make_runs_what_is_stale_and_then_nothing(clone: Path, make) -> None:
@@ -288,22 +276,37 @@ def test_make_runs_what_is_stale_and_then_nothing(clone: Path, make) -> None:
     assert make("reproduce").stdout.startswith("up to date: results/mini/notebooks")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["reproduce", "ONLY=02_a"], r"unknown notebook '02_a'\. Known: 01_a 02_b 99_report"),
+def test_make_refuses_unknown_names_with_the_known_ones(clone: Path, make) -> None:
+    for arguments, message in (
+        (["reproduce", "ONLY=02_a"], "unknown notebook '02_a'. Known: 01_a 02_b 99_report"),
         (["teacher"], "profile mini trains no teacher of its own"),
-    ],
-)
-def test_make_refuses_unknown_names_with_the_known_ones(clone: Path, make, arguments: list[str], message: str) -> None:
-    done = make(*arguments)
-    assert done.returncode == 2
-    assert re.search(message, done.stderr)
+    ):
+        done = make(*arguments)
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
     shown = make("check-data", "DATA=my sets")  # a folder with spaces reaches the check; mini needs none
     assert (shown.returncode, shown.stdout) == (0, "profile mini needs no downloaded set\n")
+
+
+def test_a_look_goes_beside_the_results_and_lab_passes_its_options(tmp_path: Path) -> None:
+    def asked(*arguments: str, **more: str) -> str:
+        own = {"PATH": os.environ["PATH"], **more}
+        command = ["make", "-n", "-o", ".make/venv", "ENV=venv", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=own).stdout
+
+    assert "APM_RESULTS=results/by-hand" in asked("quickstart")
+    assert re.search(
+        r"APM_RESULTS=results/by-hand .*run --profile mini 05_ablations$", asked("reproduce", "LINES=mine"), re.M
+    )
+    assert "by-hand" not in asked("verify", LINES="24")  # a terminal's
+    lab = asked("lab", "LAB=--port 8890 --no-browser")
+    assert lab.rstrip().endswith("--LabApp.default_url=/lab/tree/notebooks --port 8890 --no-browser")
+    if os.geteuid() == 0:
+        assert "root in a container" in asked("lab", container="docker")
 
 
 def test_make_help_names_every_documented_target() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in ("env", "reproduce", "test", "bench", "lab", "report", "lint", "types", "lock"):
         assert re.search(rf"^  {target} ", done.stdout, flags=re.M)
+    settings = "PROFILE ONLY LINES DATA WORKERS SCHEDULER APM_RESULTS APM_CACHE ENV LAB"
+    assert re.findall(r"^  ([A-Z_]+)=\S+ +\S", done.stdout, flags=re.M) == settings.split()

@@ -143,7 +143,7 @@ def asked(monkeypatch, tmp_path):
             "",
             "trained with QuickGELU and give wrong features in ViT-B-16: use ViT-B-16-quickgelu",
         ),
-        ("ViT-L-14-336-quickgelu", None, "", None),  # all tags of this model want the same
+        ("ViT-L-14-336-quickgelu", None, "", ("interpolation", "bicubic")),  # what all tags of this model want
         ("ViT-L-14", None, '{"preprocess_cfg": {"mean": [1, 2, 3], "size": 9}}', ("mean", [1, 2, 3])),
         ("ViT-B-16-quickgelu", None, '{"model_cfg": {}}', r"trained without QuickGELU.*use ViT-B-16$"),
         ("ViT-B-16", None, '{"model_cfg": {"quick_gelu": true}}', "trained with QuickGELU.*use ViT-B-16-quickgelu"),

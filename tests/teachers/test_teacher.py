@@ -35,6 +35,25 @@ def test_transform_is_open_clips_own_image_by_image_and_refuses_what_is_none(tin
     assert torch.equal(tiny.transform([pixels]), tiny.transform([images[1]]))
 
 
+def test_pil_images_are_seen_as_their_arrays_also_one_alone_or_turned_by_its_tag(tiny, tmp_path):
+    arrays = noise((16, 16), (40, 23))
+    pictures = [Image.fromarray(array) for array in arrays]
+    assert torch.equal(tiny.transform([pictures[0], arrays[1]]), tiny.transform(arrays))
+    assert torch.equal(tiny.transform(pictures[1]), tiny.transform(arrays[1:]))
+    assert torch.equal(teachers.student_images(pictures, 16), teachers.student_images(arrays, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying
+    pictures[1].save(tmp_path / "a.png", exif=exif)
+    assert torch.equal(tiny.transform(Image.open(tmp_path / "a.png")), tiny.transform([np.rot90(arrays[1], -1).copy()]))
+
+
+def test_a_teacher_says_what_it_is_in_a_line(tiny):
+    said = repr(tiny)
+    assert said.startswith(f"Teacher {tiny.name}: ")
+    assert f"{tiny.image_size} px, mean 0.481/0.458/0.408, std" in said
+    assert "\n" not in said
+
+
 def test_student_images_use_imagenet_statistics_which_patch_colours_undo():
     result = teachers.student_images(np.full((1, 20, 20, 3), 255, np.uint8), 32)
     expected = [(1 - m) / s for m, s in zip(teachers.IMAGENET_MEAN, teachers.IMAGENET_STD, strict=True)]
