@@ -5,7 +5,7 @@
 
 A classifier decides by w_c . f + b_c for its pooled feature f and the rows w_c of its head. Test-time training makes a student's
 feature equal f up to its length (Modi & Rawat, NeurIPS 2024, section 3.6) and can decide by cosines alone: the rows, at unit length,
-are the class features, and what cosines cost stands beside them (`apm.methods.Linear`).
+are the class features, and what cosines cost stands beside them (`apm.methods.LinearHead`).
 """
 
 from __future__ import annotations
