@@ -146,7 +146,7 @@ def class_folders(name: str, root: Path | None) -> Dataset:
             "is not clear whether these have labels: put every image into the folder of its class, or all into one folder, without labels"
         )
     parts = [one for one in classes if one.lower() in SPLITS]
-    if len(parts) > 1 or (parts == classes and not images_in(path / parts[0])):
+    if len(parts) > 1 or (parts and parts == classes and not images_in(path / parts[0])):
         raise ValueError(
             f"dataset {name}: {path} holds {'/, '.join(parts)}/, parts of a set and not classes: name one, such as folder:{path / parts[-1]}"
         )
