@@ -57,7 +57,9 @@ def test_names_outside_the_head_and_a_wrong_number_of_names_are_refused(checkpoi
 def test_a_head_that_reads_other_features_than_the_pooled_one_is_refused():
     model = timm.create_model("test_resnet", num_classes=7)
     model.fc = torch.nn.Linear(5, 7)
-    with pytest.raises(ValueError, match=r"its head reads features of width 5, its pooled feature has width \d+.*another model"):
+    with pytest.raises(
+        ValueError, match=r"its head reads features of width 5, its pooled feature has width \d+.*another model"
+    ):
         timm_models.Classifier("timm:test_resnet", model, NAMES)
 
 
@@ -117,8 +119,8 @@ def test_methods_on_a_classifier(checkpoint):
     linear = methods.LinearHead(teacher)
     assert (linear.predict(dataset, positions, 0).prediction == own).all()
     assert linear.prompts_used(dataset) == "none: the rows of its head"
-    wide = methods.training_config(teacher, {"grid": [2, 3], "patch": 4, "hidden": [8]}, {"iterations": 1})
-    with pytest.raises(ValueError, match="found a student of 8 x 12 px: use a square grid"):
+    wide = methods.training_config(teacher, {"grid": [2, 4], "patch": 4, "hidden": [8]}, {"iterations": 1})
+    with pytest.raises(ValueError, match="found a student of 8 x 16 px: use a square grid"):
         methods.APM(teacher, wide).predict(dataset, positions, 0)
     cosine = methods.ZeroShot(teacher).predict(dataset, positions, 0)
     assert np.isfinite(cosine.extra["confidence"]).all()
