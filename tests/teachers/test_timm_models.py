@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from apm import data, methods, teachers
+from apm.analysis import tables
+from apm.runs import records
 from apm.teachers import timm_models
 from apm.teachers.images import Cropped
 
@@ -128,3 +131,21 @@ def test_methods_on_a_classifier(checkpoint):
     assert (still.predict(dataset, positions, 0).prediction == own).all(), "TENT starts from the head's own decision"
     with pytest.raises(ValueError, match=r"no words that could be tuned.*reads no texts"):
         methods.create("tpt", teacher, views=10).predict(dataset, positions, 0)
+
+
+def test_photographs_without_labels_give_decisions_and_agreement(checkpoint, tmp_path):
+    """Looked at among the teacher's own classes; a student's accuracy is empty, not 0."""
+    (tmp_path / "mine").mkdir()
+    for i, pixels in enumerate(np.random.default_rng(2).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / "mine" / f"{i}.png")
+    teacher = teachers.load("timm:test_resnet", pretrained=checkpoint)
+    mine = data.load(f"folder:{tmp_path / 'mine'}", classnames=teacher.classnames)
+    student = {"grid": [4, 4], "patch": 4, "hidden": [8]}
+    rows = [methods.ZeroShot(teacher), methods.LinearHead(teacher)]
+    rows += [methods.APM(teacher, methods.training_config(teacher, student, {"iterations": 2}))]
+    found = records.run_all(rows, [mine], folder=tmp_path / "records", teacher_method=rows[0])
+    assert set(found["label"]) == {-1}
+    assert found["prediction"].between(0, 6).all()
+    shown = tables.estimates(tables.summary(found))
+    assert list(shown) == ["n", "agreement"]
+    assert shown["agreement"].iloc[0].value == 100
