@@ -18,13 +18,14 @@ from apm.methods.method import REGISTRY, Method, Predictions, create, outcome, r
 
 from apm.methods import mta, prompt_tuning, tda, tent, zero  # isort: skip
 from apm.methods.apm import APM, PICTURES, BetterTargets, adapt_dataset, student_pictures, training_config
-from apm.methods.zero_shot import ZeroShot
+from apm.methods.zero_shot import LinearHead, ZeroShot
 
 __all__ = [
     "APM",
     "PICTURES",
     "REGISTRY",
     "BetterTargets",
+    "LinearHead",
     "Method",
     "Predictions",
     "ZeroShot",

@@ -59,10 +59,14 @@ class Prompts:
         tower = getattr(teacher.model, "text", teacher.model)
         embedding, tokenizer = getattr(tower, "token_embedding", None), teacher.tokenizer
         if not isinstance(embedding, nn.Embedding) or not isinstance(tokenizer, open_clip.tokenizer.SimpleTokenizer):
+            found = (
+                f"{type(tower).__name__} with {type(tokenizer).__name__}"
+                if tokenizer
+                else "a network that reads no texts"
+            )
             raise ValueError(
-                f"the text tower of teacher {teacher.name} has no token embeddings that prompts could be tuned in: expected "
-                f"CLIP's own text transformer and tokenizer, found {type(tower).__name__} with {type(tokenizer).__name__}; leave "
-                "tpt and coop out of `baselines` for this teacher"
+                f"teacher {teacher.name} has no words that could be tuned: expected CLIP's own text transformer and tokenizer, found "
+                f"{found}; leave tpt and coop out of `baselines` for this teacher"
             )
         self._embedding = embedding
         phrase = words if isinstance(words, str) else " ".join(["X"] * words)  # PromptLearner of CoOp fills with X
