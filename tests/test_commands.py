@@ -72,7 +72,7 @@ def clone(tmp_path_factory) -> Path:
         shutil.copy(ROOT / name, folder / name)
     for kind in range(2):
         for i in range(12):
-            trees.uniform(folder / "tree" / f"class{kind}" / f"{i}.png", 20 * i + kind)
+            trees.photograph(folder / "tree" / f"class{kind}" / f"{i}.png", 20 * i + kind)
     for profile in ("mini", "template"):
         for file in (folder / "profiles" / profile).glob("*.yaml"):
             file.write_text(yaml.safe_dump(small(yaml.safe_load(file.read_text("utf-8"))), sort_keys=False))
