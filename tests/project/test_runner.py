@@ -74,6 +74,16 @@ def test_what_cannot_run_ends_with_status_2_and_a_sentence_before_anything_runs(
     assert not (project / "ran").exists()
 
 
+def test_a_kernel_that_is_interrupted_when_its_work_is_done_reports_no_error(project: Path, notebook, capfd) -> None:
+    late = "handlers = get_ipython().kernel.shell_handlers\nown = handlers['execute_request']\n"
+    late += "async def interrupted(*message):\n    await own(*message)\n    raise KeyboardInterrupt\n"
+    late += "handlers['execute_request'] = interrupted"
+    notebook("01_a", late, "get_ipython().kernel.log.error('something else')")
+    assert run.main(["01_a"]) == 0
+    error = capfd.readouterr().err
+    assert ("something else" in error, "KeyboardInterrupt" in error) == (True, False)
+
+
 def test_only_what_changed_or_is_gone_is_run_again(project: Path, notebook, capfd) -> None:
     notebook("01_a", "print(1)")
     final = project / "results" / "mini" / "notebooks" / "01_a.ipynb"
