@@ -47,6 +47,12 @@ ifeq ($(strip $(foreach p,$(PROFILES),$(and $(findstring =$(p)=,=$(PROFILE)=),$(
 $(error unknown profile '$(PROFILE)'. Known, one at a time: $(PROFILES))
 endif
 
+# profiles whose sets torchvision has: what is missing is fetched before the notebooks run, into data/sets without a DATA
+ifneq ($(filter clip,$(PROFILE)),)
+DATA := $(or $(DATA),data/sets)
+FETCHED := data
+endif
+
 .PHONY: help
 help: ## this list
 	@echo "make TARGET [PROFILE=$(PROFILE)] [ONLY=02_corruptions]      profiles: $(PROFILES)"
@@ -125,7 +131,7 @@ endif
 
 ifneq ($(APM_LINES),)
 .PHONY: reproduce
-reproduce: $(ENVIRONMENT)
+reproduce: $(ENVIRONMENT) $(FETCHED)
 	@APM_RESULTS=$(BESIDE) $(APM).project.run --profile $(PROFILE) 05_ablations
 else
 .PHONY: reproduce
@@ -136,7 +142,7 @@ reproduce: $(foreach n,$(or $(ONLY),$(NOTEBOOKS)),.make/$(PROFILE)/$(n).done) ##
 endif
 
 .PHONY: quickstart
-quickstart: $(ENVIRONMENT) ## one image, by hand (a minute): into results/by-hand, which git ignores
+quickstart: $(ENVIRONMENT) $(FETCHED) ## one image, by hand (a minute): into results/by-hand, which git ignores
 	@APM_RESULTS=$(BESIDE) $(APM).project.run --profile $(PROFILE) 00_quickstart
 
 .PHONY: verify
@@ -150,7 +156,7 @@ accept: $(ENVIRONMENT) ## make the present numbers of PROFILE the expected ones,
 .PHONY: report
 report: .make/$(PROFILE)/99_report.done ## the report page, and what it needs
 
-.make/$(PROFILE)/%.done: | $(ENVIRONMENT)
+.make/$(PROFILE)/%.done: | $(ENVIRONMENT) $(FETCHED)
 	@$(APM).project.run --profile $(PROFILE) --stamp $@ $*
 
 # Jupyter refuses root: in a container there is often nobody else

@@ -32,8 +32,9 @@ def test_every_value_of_every_profile_is_one_that_the_code_knows(profile, notebo
         values.get(name) for name in ("dataset", "train_dataset", "labelled", "labelled_train", "coloured", "taught")
     ]
     used += [one.get("train") for line in lines for one in (line, line.get("coop", {}))]
-    assert {*used, *values.get("datasets", [])} <= {*names(), "none", None}
-    assert set(values.get("counterparts", {})) <= set(values.get("datasets", []))
+    datasets = {name.removesuffix("?") for name in values.get("datasets", [])}
+    assert {*used, *datasets} <= {*names(), "none", None}
+    assert set(values.get("counterparts", {})) <= datasets
     if notebook == "07_field":
         fields = {f.name for f in dataclasses.fields(field.FieldConfig)}
         assert set(values["training"]) | set(values["plain"]) | set(values["reconstruction"]) <= fields
