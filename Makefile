@@ -191,7 +191,7 @@ types: $(ENVIRONMENT) ## mypy on apm/
 	$(PYTHON) -m mypy
 
 .PHONY: rehearse
-rehearse: $(ENVIRONMENT) ## profile paper from end to end on small trees with random teachers: no data, no weights
+rehearse: $(ENVIRONMENT) ## profiles paper and clip from end to end on small trees with random teachers: no data, no weights
 	$(PYTHON) tests/rehearsal.py
 
 .PHONY: bench

@@ -71,6 +71,14 @@ def test_the_trees_are_the_sets_of_the_profile_and_found(tmp_path, monkeypatch):
             assert check.check(name, tmp_path, partial=True)[0] == "found", name
 
 
+def test_the_trees_of_profile_clip_are_found_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("APM_CACHE", str(tmp_path / "cache"))
+    trees.downloads(tmp_path)
+    for name in (*check.needs("clip"), "imagenet-a", "imagenet-v2"):
+        state, said = check.check(rehearsal.IN_PLACE_OF.get(name, name), tmp_path, partial=True)
+        assert state == "found", said
+
+
 def test_only_sizes_teachers_and_device_differ_from_the_profile(tmp_path):
     source = root() / "profiles" / "paper"
     teachers = {name: {"teacher": f"{name}.json", "pretrained": "w"} for name in (*rehearsal.TEACHERS, "timm")}

@@ -98,30 +98,28 @@ def downloads(data: Path, n: int = 15) -> Path:
     each. Returns the data folder."""
     cifar(data)
     coop(data, ["flowers102"], n)
+    kinds, breeds, things = (
+        ("banded", "dotted", "lined"),
+        ("Abyssinian", "beagle", "Bombay"),
+        ("ant", "ewer", "yin_yang"),
+    )
+    lists: dict[str, list[str]] = {"dtd/dtd/labels/test1.txt": [], "oxford-iiit-pet/annotations/test.txt": []}
+    textures, pets = lists.values()
+    for name in LAND:
+        (data / "eurosat" / "2750" / name).mkdir(parents=True)
     for i in range(n):
-        kind, breed = ("banded", "dotted", "lined")[i % 3], ("Abyssinian", "beagle", "Bombay")[i % 3]
-        photograph(data / "dtd" / "dtd" / "images" / kind / f"{kind}_{i}.jpg", 10000 + i)
+        kind, breed, thing, land = (names[i % 3] for names in (kinds, breeds, things, LAND))
+        textures.append(f"{kind}/{kind}_{i}.jpg")
+        pets.append(f"{breed}_{i} {i % 3 + 1} 1 1")
+        photograph(data / "dtd" / "dtd" / "images" / textures[-1], 10000 + i)
         photograph(data / "oxford-iiit-pet" / "images" / f"{breed}_{i}.jpg", 10100 + i)
-        photograph(
-            data / "caltech101" / "101_ObjectCategories" / ("ant", "ewer", "yin_yang")[i % 3] / f"image_{i:04d}.jpg",
-            10200 + i,
-        )
-    for i in range(5 * 10):
-        place = LAND[i % 10]
-        photograph(data / "eurosat" / "2750" / place / f"{place}_{i}.jpg", 10300 + i, (64, 64))
-    lists = {
-        "dtd/dtd/labels/test1.txt": [
-            f"{k}/{k}_{i}.jpg" for i in range(n) for k in [("banded", "dotted", "lined")[i % 3]]
-        ],
-        "oxford-iiit-pet/annotations/test.txt": [
-            f"{b}_{i} {i % 3 + 1} 1 1" for i in range(n) for b in [("Abyssinian", "beagle", "Bombay")[i % 3]]
-        ],
-    }
+        photograph(data / "caltech101" / "101_ObjectCategories" / thing / f"image_{i:04d}.jpg", 10200 + i)
+        photograph(data / "eurosat" / "2750" / land / f"{land}_{i}.jpg", 10300 + i, (64, 64))
     for name, lines in lists.items():
         (data / name).parent.mkdir(parents=True)
         (data / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    for c in range(EACH):
-        photograph(data / "imagenet-a" / wnids("imagenet_a")[c] / f"{c}.jpg", 10400 + c)
+    for c, wnid in enumerate(wnids("imagenet_a")[:EACH]):
+        photograph(data / "imagenet-a" / wnid / f"{c}.jpg", 10400 + c)
         photograph(data / "imagenetv2-matched-frequency-format-val" / str(c) / f"{c}.jpeg", 10500 + c)
     return data
 

@@ -175,34 +175,37 @@ def against_open_clip(
             value = theirs.loc[row, columns[str(key)]] if row and str(key) in columns else np.nan
             if np.isnan(value):
                 continue
-            right = part["prediction"] == part["label"]
-            measured = stats.accuracy(right.to_numpy(), minimum=1)
-            by_class = right.groupby(part["label"])
-            lines[row, str(key)] = line = {
+            right = (part["prediction"] == part["label"]).groupby(part["label"])
+            measured = stats.accuracy(right.obj.to_numpy(), minimum=1)
+            lines[row, str(key)] = {
                 "measured": measured,
-                "mean per class": Number(100.0 * by_class.mean().mean(), n=measured.n),
+                "mean per class": Number(100.0 * right.mean().mean(), n=measured.n),
                 "open_clip": Number(value, kind="published"),
                 "difference": Number(measured.value - value, n=measured.n, unit="points", kind="difference"),
-                "standard errors": None,
+                "standard errors": _off(f"{row} on {key}", value, right, published.OPEN_CLIP[key])
+                if key in held
+                else None,
             }
-            if key in held:
-                said = published.OPEN_CLIP[str(key)]
-                of_class = said.get("over") == "class"
-                images = len(by_class) / (1 / by_class.size()).mean() if of_class else measured.n
-                error = math.sqrt(value * (100 - value) * (1 / images + 1 / said.get("images", math.inf)))
-                own = float(line["mean per class" if of_class else "measured"])
-                line["standard errors"] = Number((own - value) / error, n=measured.n, unit="", kind="difference")
-                if abs(own - value) > OFF * error:
-                    raise ValueError(
-                        f"{row} on {key}: the zero-shot accuracy {own:.1f} % ({measured.n} images{', mean per class' * of_class}) is "
-                        f"{abs(own - value) / error:.1f} standard errors from the {value:.1f} % that open_clip publishes, more than {OFF}: "
-                        "these are not its weights, prompts, images or order of classes. No result would mean anything"
-                    )
     if not lines:
         return pd.DataFrame()
-    return (
-        pd.DataFrame.from_dict(lines, orient="index").rename_axis(["teacher", "set"]).dropna(axis="columns", how="all")
-    )
+    found = pd.DataFrame.from_dict(lines, orient="index").rename_axis(["teacher", "set"])
+    return found.dropna(axis="columns", how="all")
+
+
+def _off(what: str, value: float, right: Any, said: Mapping[str, Any]) -> Number:
+    """How many standard errors a teacher is off the published value, in percent; right: grouped by label. Raises as `against_open_clip`."""
+    n, sizes = len(right.obj), right.size()
+    own, images = 100.0 * right.obj.mean(), float(n)
+    if said.get("over") == "class":
+        own, images = 100.0 * right.mean().mean(), len(sizes) / (1 / sizes).mean()
+    off = (own - value) / math.sqrt(value * (100 - value) * (1 / images + 1 / said.get("images", math.inf)))
+    if abs(off) > OFF:
+        raise ValueError(
+            f"{what}: the zero-shot accuracy {own:.1f} % ({n} images) is {abs(off):.1f} standard errors from the {value:.1f} % that "
+            f"open_clip publishes, more than {OFF}: these are not its weights, prompts, images or order of classes. Nothing measured "
+            "with them would mean anything"
+        )
+    return Number(off, n=n, unit="", kind="difference")
 
 
 def _as_published(d: Dataset) -> bool:
