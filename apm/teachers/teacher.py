@@ -45,6 +45,7 @@ class Teacher:
     """A frozen CLIP. Attributes: name, model (open_clip's), tokenizer, config, precision, device, preprocess_config, image_size S."""
 
     feature_dtype = "float32"  # of cached features: "float32" or "float16"
+    classnames: tuple[str, ...] = ()  # the only classes that it knows, of a classifier
 
     def __init__(
         self,

@@ -5,7 +5,7 @@
 
 A classifier decides by w_c . f + b_c for its pooled feature f and the rows w_c of its head. Test-time training makes a student's
 feature equal f up to its length (Modi & Rawat, NeurIPS 2024, section 3.6) and can decide by cosines alone: the rows, at unit length,
-are the class features, and what cosines cost stands beside them (`apm.methods.Linear`).
+are the class features, and what cosines cost stands beside them (`apm.methods.LinearHead`).
 """
 
 from __future__ import annotations
@@ -101,14 +101,20 @@ class TimmTeacher(Teacher):
 class Classifier(TimmTeacher):
     """A classifier of timm: the pooled feature, and the rows of its linear head as class features.
 
-    classnames: of the head's rows, in their order. Raises ValueError where their number is another.
+    classnames: of the head's rows, in their order. Raises ValueError where their number is another, and for a head that reads other
+    features than the pooled one.
     """
 
     def __init__(self, name: str, model: Any, classnames: Sequence[str], precision: str = "fp32") -> None:
         super().__init__(name, model, precision)
         self.head: nn.Linear = model.get_classifier()
         self.classnames = tuple(classnames)
-        self.config |= {"embed_dim": self.head.in_features, "classnames": list(self.classnames)}
+        if self.head.in_features != self.width:
+            raise ValueError(
+                f"teacher {name}: its head reads features of width {self.head.in_features}, its pooled feature has width {self.width}, so "
+                "that no row of the head is a class feature: use another model of timm, or weights without a head"
+            )
+        self.config |= {"classnames": list(self.classnames)}
         if len(self.classnames) != self.head.out_features:
             raise ValueError(
                 f"teacher {name}: its head has {self.head.out_features} rows, found {len(self.classnames)} class names: name every "

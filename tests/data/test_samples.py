@@ -29,6 +29,13 @@ def test_photographs_are_corrupted_in_the_size_regime_of_imagenet():
     assert corruptions.regime_of(sample.images[0].shape) == "imagenet-c"
 
 
+def test_a_label_outside_the_class_list_is_refused(monkeypatch):
+    samples.load.cache_clear()
+    monkeypatch.setitem(samples.CLASSES, "cifar10", ("cat", "dog"))
+    with pytest.raises(ValueError, match=r"cifar10-sample: labels must lie in 0..1 \(2 class names\), found 0..9"):
+        data.load("cifar10-sample")
+
+
 def test_a_missing_package_is_named(monkeypatch):
     samples.load.cache_clear()
     monkeypatch.setattr(samples, "find_spec", lambda name: None)

@@ -54,6 +54,22 @@ def test_names_outside_the_head_and_a_wrong_number_of_names_are_refused(checkpoi
         teachers.load("timm:test_resnet", pretrained=checkpoint)
 
 
+def test_a_head_that_reads_other_features_than_the_pooled_one_is_refused():
+    model = timm.create_model("test_resnet", num_classes=7)
+    model.fc = torch.nn.Linear(5, 7)
+    with pytest.raises(ValueError, match=r"its head reads features of width 5, its pooled feature has width \d+.*another model"):
+        timm_models.Classifier("timm:test_resnet", model, NAMES)
+
+
+def test_several_heads_make_a_tower(tmp_path):
+    """A distilled transformer averages two heads: none of them is its decision."""
+    options = {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2, "num_classes": 7}
+    model = timm.create_model("deit_tiny_distilled_patch16_224", **options)
+    assert not isinstance(model.get_classifier(), torch.nn.Linear)
+    with pytest.raises(ValueError, match="neither texts nor a linear head"):
+        timm_models.TimmTeacher("timm:deit", model.eval()).text_features(NAMES, ())
+
+
 def test_weights_without_a_head_make_a_tower_that_classifies_nothing(tmp_path):
     save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "tower.safetensors")
     tower = teachers.load("timm:test_resnet", pretrained=tmp_path / "tower.safetensors")
@@ -101,6 +117,9 @@ def test_methods_on_a_classifier(checkpoint):
     linear = methods.LinearHead(teacher)
     assert (linear.predict(dataset, positions, 0).prediction == own).all()
     assert linear.prompts_used(dataset) == "none: the rows of its head"
+    wide = methods.training_config(teacher, {"grid": [2, 3], "patch": 4, "hidden": [8]}, {"iterations": 1})
+    with pytest.raises(ValueError, match="found a student of 8 x 12 px: use a square grid"):
+        methods.APM(teacher, wide).predict(dataset, positions, 0)
     cosine = methods.ZeroShot(teacher).predict(dataset, positions, 0)
     assert np.isfinite(cosine.extra["confidence"]).all()
     still = methods.create("tent", teacher, views=2, learning_rate=1e-12, statistics="running")
