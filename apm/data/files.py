@@ -139,7 +139,9 @@ def class_folders(name: str, root: Path | None) -> Dataset:
     classes = folders_in(path)
     loose = images_in(path)
     if not classes and not loose:
-        raise ValueError(f"dataset {name}: {path} holds no class folders and no images; {layout}, or images alone, without labels")
+        raise ValueError(
+            f"dataset {name}: {path} holds no class folders and no images; {layout}, or images alone, without labels"
+        )
     if classes and loose:
         raise ValueError(
             f"dataset {name}: {path} holds {len(classes)} folders and, beside them, {len(loose)} images ({loose[0].name} first), so that it "
@@ -171,7 +173,9 @@ def class_folders(name: str, root: Path | None) -> Dataset:
         images += found
         labels += [label] * len(found)
         ignored += [file for file in files if file.suffix.lower() not in SUFFIXES]
-    notes = f"Image tree {path}: {len(images)} images " + (f"in {len(classes)} class folders." if classes else "without labels.")
+    notes = f"Image tree {path}: {len(images)} images " + (
+        f"in {len(classes)} class folders." if classes else "without labels."
+    )
     ignored = [file for file in ignored if file not in loose and file != path / NAMES]
     if ignored:
         notes += f" {len(ignored)} files that are no images of a class were left out, the first: {ignored[0].relative_to(path)}."

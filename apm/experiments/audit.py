@@ -49,7 +49,9 @@ class Claim:
     unless: tuple[str, ...] = ()  # the same: not refuted where they say it
     construction: str = ""  # why it holds however the run ends; "" for a claim that can fail
     optional: bool = False  # a profile may run the table without this row
-    beside: dict[str, Any] = field(default_factory=dict)  # further estimates shown, by label, where a profile makes their table
+    beside: dict[str, Any] = field(
+        default_factory=dict
+    )  # further estimates shown, by label, where a profile makes their table
     published: tuple[Place, ...] = ()  # what the paper prints (table of data/published)
 
     def __post_init__(self) -> None:

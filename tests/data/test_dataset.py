@@ -31,7 +31,7 @@ def test_own_sets_are_registered_and_unknown_names_list_the_known_ones(held_out)
     register("my-digits")(lambda root, seed: replace(held_out, name=f"mine {seed}"))
     assert "my-digits" in names()
     assert load("my-digits", seed=3).name == "mine 3"
-    with pytest.raises(ValueError, match=r"digit-test.*digits-test.*digits-lists.* in all"):
+    with pytest.raises(ValueError, match=r"digit-test.*digits-test.*printed-digits.*folder:PATH"):
         load("digit-test")
 
 

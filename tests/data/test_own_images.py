@@ -202,7 +202,9 @@ def test_a_link_to_nowhere_is_named(tmp_path: Path, place: str) -> None:
 
 def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
     uniform(tree(tmp_path, "cat", "dog") / "stray.png")
-    with pytest.raises(ValueError, match=r"2 folders and, beside them, 1 images \(stray.png first\).*every image into the folder"):
+    with pytest.raises(
+        ValueError, match=r"2 folders and, beside them, 1 images \(stray.png first\).*every image into the folder"
+    ):
         load(f"folder:{tmp_path}")
 
 
@@ -223,7 +225,7 @@ def test_images_without_class_folders_have_no_labels_and_the_names_that_are_give
     assert load(name, classnames=("cat", "dog")).classnames == ("sea lion", "lynx")
     for text in ("lynx\nLynx\n", "\n"):
         (tmp_path / "classnames.txt").write_text(text)
-        with pytest.raises(ValueError, match="classnames.txt: expected one class name a line, each once"):
+        with pytest.raises(ValueError, match=r"classnames.txt: expected one class name a line, each once"):
             load(name, classnames=())
 
 

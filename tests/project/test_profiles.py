@@ -86,7 +86,11 @@ WHOLE, LIST, MAP = "expected a whole number", "expected a list", "expected a map
     [
         ("00_quickstart", "training: [1, 2]", rf"training: {MAP}, found \[1, 2\]"),
         ("00_quickstart", "student: mini", f"student: {MAP}, found 'mini'"),
-        ("00_quickstart", "second: {teacher: mini}", "second: expected the keys teacher, pretrained, .*, found teacher"),
+        (
+            "00_quickstart",
+            "second: {teacher: mini}",
+            "second: expected the keys teacher, pretrained, .*, found teacher",
+        ),
         ("02_corruptions", "photographs: cat", f"photographs: {MAP} or null, found 'cat'"),
         ("02_corruptions", "photographs: {dataset: x}", "photographs: expected the keys teacher, .*, found dataset"),
         ("00_quickstart", "dataset: no", "dataset: expected text, found False"),

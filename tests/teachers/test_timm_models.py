@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from apm import data, methods, teachers
+from apm.analysis import tables
+from apm.runs import records
 from apm.teachers import timm_models
 from apm.teachers.images import Cropped
 
@@ -57,7 +60,9 @@ def test_names_outside_the_head_and_a_wrong_number_of_names_are_refused(checkpoi
 def test_a_head_that_reads_other_features_than_the_pooled_one_is_refused():
     model = timm.create_model("test_resnet", num_classes=7)
     model.fc = torch.nn.Linear(5, 7)
-    with pytest.raises(ValueError, match=r"its head reads features of width 5, its pooled feature has width \d+.*another model"):
+    with pytest.raises(
+        ValueError, match=r"its head reads features of width 5, its pooled feature has width \d+.*another model"
+    ):
         timm_models.Classifier("timm:test_resnet", model, NAMES)
 
 
@@ -117,8 +122,8 @@ def test_methods_on_a_classifier(checkpoint):
     linear = methods.LinearHead(teacher)
     assert (linear.predict(dataset, positions, 0).prediction == own).all()
     assert linear.prompts_used(dataset) == "none: the rows of its head"
-    wide = methods.training_config(teacher, {"grid": [2, 3], "patch": 4, "hidden": [8]}, {"iterations": 1})
-    with pytest.raises(ValueError, match="found a student of 8 x 12 px: use a square grid"):
+    wide = methods.training_config(teacher, {"grid": [2, 4], "patch": 4, "hidden": [8]}, {"iterations": 1})
+    with pytest.raises(ValueError, match="found a student of 8 x 16 px: use a square grid"):
         methods.APM(teacher, wide).predict(dataset, positions, 0)
     cosine = methods.ZeroShot(teacher).predict(dataset, positions, 0)
     assert np.isfinite(cosine.extra["confidence"]).all()
@@ -126,3 +131,21 @@ def test_methods_on_a_classifier(checkpoint):
     assert (still.predict(dataset, positions, 0).prediction == own).all(), "TENT starts from the head's own decision"
     with pytest.raises(ValueError, match=r"no words that could be tuned.*reads no texts"):
         methods.create("tpt", teacher, views=10).predict(dataset, positions, 0)
+
+
+def test_photographs_without_labels_give_decisions_and_agreement(checkpoint, tmp_path):
+    """Looked at among the teacher's own classes; a student's accuracy is empty, not 0."""
+    (tmp_path / "mine").mkdir()
+    for i, pixels in enumerate(np.random.default_rng(2).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / "mine" / f"{i}.png")
+    teacher = teachers.load("timm:test_resnet", pretrained=checkpoint)
+    mine = data.load(f"folder:{tmp_path / 'mine'}", classnames=teacher.classnames)
+    student = {"grid": [4, 4], "patch": 4, "hidden": [8]}
+    rows = [methods.ZeroShot(teacher), methods.LinearHead(teacher)]
+    rows += [methods.APM(teacher, methods.training_config(teacher, student, {"iterations": 2}))]
+    found = records.run_all(rows, [mine], folder=tmp_path / "records", teacher_method=rows[0])
+    assert set(found["label"]) == {-1}
+    assert found["prediction"].between(0, 6).all()
+    shown = tables.estimates(tables.summary(found))
+    assert list(shown) == ["n", "agreement"]
+    assert shown["agreement"].iloc[0].value == 100
