@@ -116,8 +116,7 @@ class Session:
     def save(self, name: str, part: str = PART) -> str:
         """Append a variant to the profile's lines, where comments stay; returns the line. ValueError for a name that the file has."""
         project.among("variant to save", [name], self.lines)
-        line = project.plain({**said(self.lines[name]), "part": part})
-        text = f"- {yaml.safe_dump(line, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)}"
+        text = text_of(replace(self.lines[name], part=part))
         path = profiles.folder_of(self.profile) / self.file
         with project.locked(project.cache_dir() / f".{self.profile}.lines.lock"):
             before = path.read_text(encoding="utf-8")
@@ -130,6 +129,12 @@ class Session:
 def said(line: ablations.Ablation) -> dict[str, Any]:
     """What a line says beyond its defaults, part and name first."""
     return {k: v for k, v in vars(line).items() if v not in (None, {}) and (k, v) != ("network", "apm")}
+
+
+def text_of(line: ablations.Ablation) -> str:
+    """A line as it stands in a profile's file."""
+    plain = project.plain(said(line))
+    return f"- {yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)}"
 
 
 def words(line: ablations.Ablation) -> str:
