@@ -73,12 +73,14 @@ class Panel:
         self.picture, self.said = widgets.Image(format="png", layout={"width": "100%"}), widgets.HTML()
         self.lines = widgets.Textarea(layout={"width": "98%", "height": "70px", "display": "none"})
         rows = [
-            [widgets.HTML(f"<b>{part}</b>", layout={"width": "40px"}), *row.values()]
+            [widgets.HTML(f"<b>{part}</b>", layout={"width": "48px"}), *row.values()]
             for part, row in self.controls.items()
         ]
         rows = [[*rows[0], self.upload], *rows[1:], [self.start, self.end, self.export, self.said]]
         every = [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows]
         self.box = widgets.VBox([*every, self.picture, self.lines])
+        for name, widget in {"box": self.box, "picture": self.picture, "said": self.said}.items():
+            widget.add_class(f"apm-{name}")
         self._chosen()
         for part, values in {"image": image, "left": left, "right": right}.items():
             self.set(part, **({} if part == "image" else training or {}), **(values or {}))
@@ -92,6 +94,7 @@ class Panel:
         for learner in self.learners.values():
             learner.train(self.halt)
         self._draw()
+        self._report("press run to train anew")
 
     def _load(self, name: str) -> tuple[Dataset, Teacher, Mapping[str, Any]]:
         """Images, their teacher, and the student under the controls' settings."""
@@ -132,6 +135,15 @@ class Panel:
 
     def _say(self, text: str) -> None:
         self.said.value = html.escape(text)
+
+    def _report(self, state: str) -> None:
+        """What both sides say at the end."""
+        seen = [(side, one, one.looks[-1]) for side, one in self.learners.items() if one.looks]
+        words = [
+            f"{side}: {look.k} of {one.config.iterations} updates, says {one.says(look.scores)}"
+            for side, one, look in seen
+        ]
+        self._say("; ".join([state, *words, *(f"the teacher says {one.says(one.asked)}" for _, one, _ in seen[:1])]))
 
     def set(self, part: str, **values: Any) -> None:
         """Move controls of a part: image, left or right. Raises ValueError for a part and a control that do not exist, and for a value
@@ -191,7 +203,7 @@ class Panel:
                     await asyncio.wait([work], timeout=PAUSE)
                     self._draw()
                 await work
-            self._say("stopped" if self.halt.is_set() else "done")
+            self._report("stopped" if self.halt.is_set() else "done")
         except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: of torch, such as memory
             self._say(str(error))
         finally:

@@ -40,7 +40,7 @@ class Session:
     def __init__(self, profile: str = "mini", *, samples: int | None = None) -> None:
         given = profiles.notebook_parameters(profiles.notebook_path(NOTEBOOK)) | profiles.load(profile, NOTEBOOK)
         self.profile, self.file, self.base, self.samples = profile, given["lines"], given["base"], samples
-        self.known = {line.name: line for line in ablations.load(profile, self.file)}
+        self.known = {line.name: line for line in ablations.load(profile, self.file, self.base)}
         project.among("base", [self.base], self.known)
         how = {name: given[name] for name in ("pretrained", "device", "precision", "feature_dtype")}
         self.teacher = teachers.load(given["teacher"], **how)
