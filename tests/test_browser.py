@@ -31,13 +31,15 @@ OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address of a JupyterLab with copies of notebooks 05 and 10, and its token."""
+    """The address of a JupyterLab with copies of the start page and notebooks 05 and 10, and its token."""
     folder, token = tmp_path_factory.mktemp("lab"), secrets.token_hex()
-    shutil.copy(ROOT / "notebooks" / "10_playground.ipynb", folder)
+    (copies := folder / "notebooks").mkdir()
+    for name in ("README.md", "10_playground.ipynb"):
+        shutil.copy(ROOT / "notebooks" / name, copies)
     book = nbformat.read(ROOT / "notebooks" / "05_ablations.ipynb", 4)
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     book.cells = [*code[:2], *(cell for cell in code if "Session(" in cell.source)]  # all between trains for minutes
-    nbformat.write(book, folder / "05_ablations.ipynb")
+    nbformat.write(book, copies / "05_ablations.ipynb")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -56,7 +58,7 @@ def lab(tmp_path_factory):
             except OSError:
                 assert server.poll() is None, (folder / "log").read_text()
                 time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/lab/tree", token
+        yield f"http://127.0.0.1:{port}", token
     finally:
         server.terminate()
         server.wait(60)
@@ -76,7 +78,7 @@ def page():
 def opened(page, lab, name: str) -> None:
     """Open a notebook, its kernel there, the list of files folded away as on a small screen; run it."""
     address, token = lab
-    page.goto(f"{address}/{name}.ipynb?token={token}&reset")
+    page.goto(f"{address}/lab/tree/notebooks/{name}.ipynb?token={token}&reset")
     page.wait_for_selector(".jp-CodeCell")
     page.wait_for_function("jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status == 'idle'")
     page.evaluate("jupyterapp.shell.collapseLeft()")
@@ -96,6 +98,16 @@ def said(page, words: str) -> str:
     """What the panel says, once it holds the words."""
     page.wait_for_selector(f".apm-said:has-text('{words}')")
     return page.inner_text(".apm-said")
+
+
+def test_it_opens_on_a_page_that_says_what_to_open(page, lab) -> None:
+    address, token = lab
+    (start,) = re.findall(r"^START := (\S+)$", (ROOT / "Makefile").read_text(), flags=re.M)
+    page.goto(f"{address}{start}&token={token}")
+    page.wait_for_selector(".jp-RenderedMarkdown h1:has-text('Where to begin')")
+    shot(page, "start")
+    page.locator(".jp-RenderedMarkdown a:has-text('10_playground')").click()
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
 
 
 def test_the_panel_trains_answers_and_stops(page, lab) -> None:
@@ -121,15 +133,11 @@ def test_the_panel_trains_answers_and_stops(page, lab) -> None:
     said(page, "training")
     second = picture.get_attribute("src")
     page.wait_for_function("src => document.querySelector('.apm-picture').src != src", arg=second)
-    number = ".jp-CodeCell >> nth=2 >> .jp-InputPrompt >> nth=0"  # the kernel answers a cell meanwhile
-    counted = page.inner_text(number)
-    page.evaluate(
-        "const book = jupyterapp.shell.currentWidget.content; book.activeCellIndex = 4; jupyterapp.commands.execute('notebook:run-cell')"
-    )
-    page.wait_for_function(
-        "[css, old] => !['[*]:', old].includes(document.querySelectorAll(css)[2].innerText)",
-        arg=[".jp-CodeCell .jp-InputPrompt", counted],
-    )
+    numbers = page.locator(".jp-CodeCell .jp-InputPrompt")
+    counted = numbers.nth(2).inner_text()
+    page.evaluate("() => { jupyterapp.shell.currentWidget.content.activeCellIndex = 4 }")
+    page.evaluate("jupyterapp.commands.execute('notebook:run-cell')")  # the kernel answers this cell meanwhile
+    assert numbers.nth(2).inner_text() not in (counted, "[*]:")
     assert button(page, "stop").is_enabled()
     shot(page, "10-at-work")
     button(page, "stop").click()

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +25,11 @@ from apm.experiments import islands, judge
 from apm.teachers import Teacher
 from apm.ttt import TTTConfig
 
-LOOKS = 50  # at most, beside the first and the last
+LOOKS = 50  # updates that are all looked at, and looks after them at most
 CLASSES = 5  # in the picture of decisions: the teacher's first
 LARGEST = 40_000_000  # pixels of a file
 SIDE = 224  # px to which the shorter side of a larger one is resized: corruptions are made for photographs of this size
+ONE = threading.Lock()  # at a time: `adapt` sets the number of threads of the whole process
 
 
 class Stopped(Exception):
@@ -58,23 +60,31 @@ class Learner:
         self.target = F.normalize(teacher.encode(teacher.transform([image])).feature.float(), dim=-1)  # (1, D)
         self.text = teacher.text_features(data.classnames, data.templates).float()  # (C, D)
         self.asked = ttt.cosine_scores(self.target, self.text)[0]  # the teacher's own scores (C,)
-        self.looks: list[Look] = []
+        self.updates, self.looks = 0, list[Look]()
         self.grids: dict[int, np.ndarray] = {}
 
     def says(self, scores: Tensor) -> str:
         """The class with the largest score."""
         return self.classnames[int(scores.argmax())]
 
+    def row(self) -> dict[str, Any]:
+        """What was seen last, as a table shows it."""
+        look = self.looks[-1]
+        agreed = {"cosine to the target": f"{look.cosine:.3f}", "places as the teacher": f"{look.places:.0f} %"}
+        said = {"says": self.says(look.scores), "its teacher says": self.says(self.asked)}
+        return {"updates": look.k, "loss": f"{look.loss:.1e}", **agreed, **said}
+
     def train(self, stop: threading.Event) -> None:
         """Train to the last update, or until told to stop. Raises ValueError where the loss is no longer finite."""
-        with suppress(Stopped):
+        with ONE, suppress(Stopped):
             ttt.adapt(self.pixels, self.target, self.config, callback=lambda k, _, seen: self._look(k, seen, stop))
 
     def _look(self, k: int, weights: Mapping[str, Tensor], stop: threading.Event) -> None:
         if stop.is_set():
             raise Stopped
+        self.updates = k
         last, student = self.config.iterations, self.config.trained
-        if k % max(1, last // LOOKS) and k != last:
+        if k > LOOKS and k % max(1, last // LOOKS) and k != last:
             return
         x = model.patches(self.pixels.to(self.config.dtype), student)
         with torch.no_grad():
@@ -119,7 +129,7 @@ def draw(learners: Mapping[str, Learner]) -> Figure:
         best = one.asked.argsort(descending=True)[:CLASSES].tolist()
         row[6].plot(one.asked[best].cpu(), range(len(best)), "|", color="black", ms=9, mew=1.6)
         if looks:
-            row[6].barh(range(len(best)), looks[-1].scores[best], color=first, alpha=0.7)
+            row[6].barh(range(len(best)), looks[-1].scores[best].tolist(), color=first, alpha=0.7)
             row[6].set_title(f"says {one.says(looks[-1].scores)[:18]}", loc="right")
         labels = [one.classnames[c][:14] for c in best]
         row[6].set(yticks=range(len(best)), yticklabels=labels, ylim=(len(best) - 0.4, -0.6))

@@ -45,8 +45,8 @@ LABELS = {"iterations": "K", "learning_rate": "rate"}
 class Panel:
     """The controls and what they show. sources: images with their teachers, {dataset, teacher, pretrained, student} each; the first is chosen.
 
-    training: both sides' iterations, learning_rate and precision; image, left, right: what the controls begin with. Both sides are
-    trained once. Raises ValueError as `set`, and as sets and teachers do.
+    training: both sides' iterations, learning_rate and precision; parts (image, left, right): what their controls begin with. Both sides
+    are trained once. precision: the teacher's. Raises ValueError as `set`, and as sets and teachers do.
     """
 
     def __init__(
@@ -54,17 +54,20 @@ class Panel:
         sources: Sequence[Mapping[str, Any]],
         *,
         training: Mapping[str, Any] | None = None,
-        image: Mapping[str, Any] | None = None,
-        left: Mapping[str, Any] | None = None,
-        right: Mapping[str, Any] | None = None,
         device: str = "cpu",
         precision: str = "fp32",
+        **parts: Mapping[str, Any],
     ) -> None:
+        for source in sources:
+            if not {"dataset", "teacher"} <= source.keys() <= {"dataset", "teacher", "pretrained", "student"}:
+                raise ValueError(
+                    f"a source is dataset, teacher and, at will, pretrained, student; found {dict(source)}"
+                )
         self.sources, self.how = {str(s["dataset"]): s for s in sources}, {"device": device, "precision": precision}
         self.load = functools.cache(self._load)
         self.learners: dict[str, Learner] = {}
         self.own: np.ndarray | None = None  # the image of a file, until another one is chosen
-        self.halt, self.running = threading.Event(), False
+        self.halt = threading.Event()
         self.controls = {"image": _image_controls([*self.sources]), **{side: _controls(device) for side in SIDES}}
         self.upload = widgets.FileUpload(accept="image/*", description="a file of your own", layout={"width": "170px"})
         self.start = widgets.Button(description="run", button_style="primary", icon="play")
@@ -82,14 +85,14 @@ class Panel:
         for name, widget in {"box": self.box, "picture": self.picture, "said": self.said}.items():
             widget.add_class(f"apm-{name}")
         self._chosen()
-        for part, values in {"image": image, "left": left, "right": right}.items():
-            self.set(part, **({} if part == "image" else training or {}), **(values or {}))
         self.controls["image"]["dataset"].observe(lambda _: self._chosen(), "value")
-        self.controls["image"]["position"].observe(lambda _: self._use(None), "value")
+        self.controls["image"]["position"].observe(lambda _: setattr(self, "own", None), "value")
         self.upload.observe(self._uploaded, "value")
         self.start.on_click(lambda _: asyncio.get_running_loop().create_task(self.run()))
         self.end.on_click(lambda _: self.stop())
         self.export.on_click(lambda _: self._exported())
+        for part, values in [*((side, training or {}) for side in SIDES), *parts.items()]:
+            self.set(part, **values)
         self._begin()
         for learner in self.learners.values():
             learner.train(self.halt)
@@ -109,7 +112,7 @@ class Panel:
 
     def _chosen(self) -> None:
         """Another set is chosen, of other positions and grids."""
-        self._use(None)
+        self.own = None
         data, teacher, student = self.source
         base = methods.training_config(teacher, student).student
         self.controls["image"]["position"].max = len(data) - 1
@@ -117,13 +120,10 @@ class Panel:
             grid.options = sorted({base.grid[0], *(n for n in GRIDS if base.image_size[0] % n == 0)})
             grid.value = base.grid[0]
 
-    def _use(self, image: np.ndarray | None) -> None:
-        self.own = image
-
     def _uploaded(self, change: Mapping[str, Any]) -> None:
         for file in change["new"]:
             try:
-                self._use(read_upload(file["name"], bytes(file["content"])))
+                self.own = read_upload(file["name"], bytes(file["content"]))
                 self._say(f"{file['name']}: press run. It stays until another image is chosen.")
             except ValueError as error:
                 self._say(str(error))
@@ -138,12 +138,10 @@ class Panel:
 
     def _report(self, state: str) -> None:
         """What both sides say at the end."""
-        seen = [(side, one, one.looks[-1]) for side, one in self.learners.items() if one.looks]
-        words = [
-            f"{side}: {look.k} of {one.config.iterations} updates, says {one.says(look.scores)}"
-            for side, one, look in seen
-        ]
-        self._say("; ".join([state, *words, *(f"the teacher says {one.says(one.asked)}" for _, one, _ in seen[:1])]))
+        for side, one in self.learners.items():
+            for look in one.looks[-1:]:
+                state += f"; {side}: {one.updates} of {one.config.iterations} updates, says {one.says(look.scores)}"
+        self._say(f"{state}; the teacher says {one.says(one.asked)}")
 
     def set(self, part: str, **values: Any) -> None:
         """Move controls of a part: image, left or right. Raises ValueError for a part and a control that do not exist, and for a value
@@ -151,14 +149,12 @@ class Panel:
         project.among("part", [part], self.controls)
         project.among(f"control of {part}", values, self.controls[part])
         for name, value in values.items():
-            control = self.controls[part][name]
-            if isinstance(control, widgets.Dropdown):
-                project.among(name, [value], control.options)
-            elif type(value) is not int or not control.min <= value <= control.max:
-                raise ValueError(
-                    f"{name}: expected a whole number from {control.min} to {control.max}, found {value!r}"
-                )
-            control.value = value
+            own = self.controls[part][name]
+            if isinstance(own, widgets.Dropdown):
+                project.among(name, [value], own.options)
+            elif type(value) is not int or not own.min <= value <= own.max:
+                raise ValueError(f"{name}: expected a whole number from {own.min} to {own.max}, found {value!r}")
+            own.value = value
 
     def chosen(self, side: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """The student and the training of a side, as fields of `APMConfig` over a preset, and of `TTTConfig`."""
@@ -189,10 +185,9 @@ class Panel:
 
     async def run(self) -> None:
         """Train both sides anew, one after the other, and draw them meanwhile. What cannot be trained is said in the panel."""
-        if self.running:
+        if self.start.disabled:
             return self._say("a run is at work: stop it, or wait for its end")
-        self.running = self.start.disabled = True
-        self.end.disabled = False
+        self.start.disabled, self.end.disabled = True, False
         self.halt.clear()
         try:
             self._begin()
@@ -207,8 +202,7 @@ class Panel:
         except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: of torch, such as memory
             self._say(str(error))
         finally:
-            self.running = self.start.disabled = False
-            self.end.disabled = True
+            self.start.disabled, self.end.disabled = False, True
 
     def stop(self) -> None:
         """End a run after the update at which it is; what was seen stays."""
@@ -216,18 +210,7 @@ class Panel:
 
     def table(self) -> pd.DataFrame:
         """A row a side: what was seen last."""
-        last = {side: (one, one.looks[-1]) for side, one in self.learners.items() if one.looks}
-        rows = {
-            side: {
-                "updates": look.k,
-                "loss": f"{look.loss:.1e}",
-                "cosine to the target": f"{look.cosine:.3f}",
-                "places as the teacher": f"{look.places:.0f} %",
-                "says": one.says(look.scores),
-                "its teacher says": one.says(one.asked),
-            }
-            for side, (one, look) in last.items()
-        }
+        rows = {side: one.row() for side, one in self.learners.items() if one.looks}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("side")
 
     def line(self, side: str, name: str | None = None) -> str:
