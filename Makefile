@@ -156,11 +156,10 @@ report: .make/$(PROFILE)/99_report.done ## the report page, and what it needs
 # Jupyter refuses root: in a container there is often nobody else
 , := ,
 ROOT_INSIDE = $(and $(filter 0,$(shell id -u)),$(or $(container),$(KUBERNETES_SERVICE_HOST),$(wildcard /.dockerenv /run/.containerenv)))
-START := /lab/tree/notebooks/README.md?factory=Markdown%20Preview
 .PHONY: lab
 lab: $(ENVIRONMENT) ## JupyterLab on the notebooks, for this machine only and with Jupyter's token
 	@$(if $(ROOT_INSIDE),echo "root in a container: Jupyter starts with --allow-root$(,) on 127.0.0.1 and with its token")
-	$(PYTHON) -m jupyter lab --ip 127.0.0.1 $(if $(ROOT_INSIDE),--allow-root) --LabApp.default_url='$(START)' $(LAB)
+	$(PYTHON) -m jupyter lab --ip 127.0.0.1 $(if $(ROOT_INSIDE),--allow-root) --LabApp.default_url=/lab/tree/notebooks/start.ipynb $(LAB)
 
 # ------------------------------------------------------------------------------------------------- tests and checks
 

@@ -34,7 +34,7 @@ def lab(tmp_path_factory):
     """The address of a JupyterLab with copies of the start page and notebooks 05 and 10, and its token."""
     folder, token = tmp_path_factory.mktemp("lab"), secrets.token_hex()
     (copies := folder / "notebooks").mkdir()
-    for name in ("README.md", "10_playground.ipynb"):
+    for name in ("start.ipynb", "10_playground.ipynb"):
         shutil.copy(ROOT / "notebooks" / name, copies)
     book = nbformat.read(ROOT / "notebooks" / "05_ablations.ipynb", 4)
     code = [cell for cell in book.cells if cell.cell_type == "code"]
@@ -102,8 +102,8 @@ def said(page, words: str) -> str:
 
 def test_it_opens_on_a_page_that_says_what_to_open(page, lab) -> None:
     address, token = lab
-    (start,) = re.findall(r"^START := (\S+)$", (ROOT / "Makefile").read_text(), flags=re.M)
-    page.goto(f"{address}{start}&token={token}")
+    (start,) = re.findall(r"default_url=(\S+)", (ROOT / "Makefile").read_text())
+    page.goto(f"{address}{start}?token={token}&reset")
     page.wait_for_selector(".jp-RenderedMarkdown h1:has-text('Where to begin')")
     shot(page, "start")
     page.locator(".jp-RenderedMarkdown a:has-text('10_playground')").click()

@@ -13,7 +13,7 @@ from apm.project import depends, profiles
 
 ROOT = Path(__file__).resolve().parents[1]
 CLEAN = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EVERY = pytest.mark.parametrize("path", CLEAN, ids=lambda p: p.stem)
+EVERY = pytest.mark.parametrize("path", [*map(profiles.notebook_path, profiles.notebooks())], ids=lambda p: p.stem)
 EXECUTED = ROOT / "results" / "mini" / "notebooks"
 
 

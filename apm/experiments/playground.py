@@ -17,7 +17,6 @@ import html
 import io
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import ipywidgets as widgets
@@ -75,10 +74,8 @@ class Panel:
         self.export = widgets.Button(description="as ablation lines", icon="clipboard")
         self.picture, self.said = widgets.Image(format="png", layout={"width": "100%"}), widgets.HTML()
         self.lines = widgets.Textarea(layout={"width": "98%", "height": "70px", "display": "none"})
-        rows = [
-            [widgets.HTML(f"<b>{part}</b>", layout={"width": "48px"}), *row.values()]
-            for part, row in self.controls.items()
-        ]
+        names = [widgets.HTML(f"<b>{part}</b>", layout={"width": "48px"}) for part in self.controls]
+        rows = [[name, *row.values()] for name, row in zip(names, self.controls.values(), strict=True)]
         rows = [[*rows[0], self.upload], *rows[1:], [self.start, self.end, self.export, self.said]]
         every = [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows]
         self.box = widgets.VBox([*every, self.picture, self.lines])
@@ -215,8 +212,9 @@ class Panel:
 
     def line(self, side: str, name: str | None = None) -> str:
         """A side's setting as a line of profiles/PROFILE/05_ablations.lines.yaml, where it meets that profile's images and seeds."""
-        line = ablations.Ablation(session.PART, name or side, *self.chosen(side))
-        return session.text_of(line if name else replace(line, name=session.words(line)))
+        student, training = self.chosen(side)
+        said = ", ".join(f"{control.description} {control.value}" for control in self.controls[side].values())
+        return session.text_of(ablations.Ablation(session.PART, name or said, student, training))
 
     def show(self) -> None:
         """The panel in a notebook that is run by hand; its picture where `apm.project.run` executes it."""

@@ -86,7 +86,8 @@ class Session:
     def _run(self, lines: Sequence[ablations.Ablation]) -> tables.Shown:
         for line in lines:
             same = [known for known in self.known.values() if self._key(known) == self._key(line)]
-            run = same[0] if same else replace(line, name=words(line))  # a name stands in the keys of records
+            # a name stands in the keys of records: of equal lines the notebook runs the last
+            run = same[-1] if same else replace(line, name=words(line))
             home = project.results_dir(self.profile) if same and not self.samples else project.cache_dir()
             with progress.live():
                 rows = ablations.run([run], self.teacher, self.data, folder=home / "records", **self.options)
