@@ -5,6 +5,13 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
+# Notebooks that run at a time, with the cores shared out between them; one where processes or a GPU are shared out already
+CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+JOBS ?= $(if $(or $(WORKERS),$(SCHEDULER),$(ONLY),$(filter 1,$(CORES)),$(shell command -v nvidia-smi)),1,2)
+ifneq ($(JOBS),1)
+MAKEFLAGS += -j$(JOBS)
+endif
+
 PROFILE ?= mini
 ONLY ?=
 DATA ?=
@@ -59,6 +66,7 @@ help: ## this list
 # LINES=mine              lines of 05_ablations: this part or name, and the base; results in results/by-hand
 # DATA=FOLDER             where datasets are
 # WORKERS=4               processes (one GPU each where there are GPUs), for large sets: docs/larger-profiles.md says when
+# JOBS=2                  notebooks at a time, each with its share of the cores; 1 where there is a GPU, workers or one core
 # SCHEDULER=tls://HOST:P  an existing dask cluster instead
 # APM_RESULTS=FOLDER      results here instead of results/
 # APM_CACHE=FOLDER        features and trained teachers here instead of data/cache
@@ -150,8 +158,16 @@ accept: $(ENVIRONMENT) ## make the present numbers of PROFILE the expected ones,
 .PHONY: report
 report: .make/$(PROFILE)/99_report.done ## the report page, and what it needs
 
+# 04 measures times: alone, after the others, with all cores
+.make/$(PROFILE)/04_compute.done: private THREADS := $(CORES)
+ifeq ($(ONLY),)
+.make/$(PROFILE)/04_compute.done: | $(patsubst %,.make/$(PROFILE)/%.done,$(filter-out 04_% 08_% 99_%,$(NOTEBOOKS)))
+endif
+THREADS = $(shell echo $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )))
+# lines instead of bars that would overwrite each other
+ONE_OF_MANY = $(if $(filter-out 1,$(JOBS)), 2> >(trap "" INT; exec cat >&2))
 .make/$(PROFILE)/%.done: | $(ENVIRONMENT)
-	@$(APM).project.run --profile $(PROFILE) --stamp $@ $*
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} $(APM).project.run --profile $(PROFILE) --stamp $@ $*$(ONE_OF_MANY)
 
 # Jupyter refuses root: in a container there is often nobody else
 , := ,

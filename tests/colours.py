@@ -33,8 +33,8 @@ class Colour:
 
     name, width, hash, precision, image_size = "colour", 2, "0" * 64, "fp32", 8
     device, logit_scale, logit_bias = torch.device("cpu"), 2.0, None
-    probabilities = teachers.Teacher.probabilities
-    preprocess_config = PreprocessCfg(size=8)
+    probabilities, logits, tower = teachers.Teacher.probabilities, teachers.Teacher.logits, teachers.Teacher.tower
+    tokenizer, preprocess_config = len, PreprocessCfg(size=8)
 
     def __init__(self, *layers: nn.Module, text=((1.0, 0.0), (0.0, 1.0))):
         self.model = nn.Module()

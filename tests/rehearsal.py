@@ -82,7 +82,7 @@ def small_values(values: dict[str, Any], notebook: str, teachers: Mapping[str, M
     values = dict(values)
     for name, value in OVERRIDES.get(notebook, {}).items():
         own = values[name]
-        both = isinstance(own, dict) and isinstance(value, dict) and name != "photo_student"
+        both = isinstance(own, dict) and isinstance(value, dict)
         values[name] = {**own, **value} if both else value
     if "device" in values:
         values["device"] = "cpu"

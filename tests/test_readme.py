@@ -28,10 +28,17 @@ from apm.project import profiles
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
-OWN = PAGES[ROOT / "docs" / "your-own.md"]
-EXAMPLES = re.findall(
-    r"```python\n(.*?)```", OWN, flags=re.S
-)  # of a method, a dataset, a session, a module, test-time training alone
+FENCES = [
+    (path.name, *found) for path in PAGES for found in re.findall(r"^```(\w*)\n(.*?)^```", PAGES[path], re.M | re.S)
+]
+
+
+def fences(page: str, language: str) -> list[str]:
+    """The fenced texts of a page in a language; every test unpacks them, so that a new one makes it fail."""
+    return [text for name, kind, text in FENCES if (name, kind) == (page, language)]
+
+
+SESSION, METHOD, TARGET, DATASET, MODULE, ALONE = fences("your-own.md", "python")
 
 
 def committed(path: str) -> str:
@@ -41,8 +48,8 @@ def committed(path: str) -> str:
 
 
 def excerpt(path: str) -> list[list[str]]:
-    """The cells of the README's excerpt of a file, without its heading."""
-    text = README.split(f"<!-- excerpt of {path}")[1].split("<!-- end -->")[0].replace("*", "")
+    """The cells of a page's excerpt of a file, without its heading."""
+    text = "".join(PAGES.values()).split(f"<!-- excerpt of {path}")[1].split("<!-- end -->")[0].replace("*", "")
     rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row] for row in rows[2:]]
 
@@ -69,7 +76,7 @@ def test_the_excerpt_of_the_bench_is_the_committed_measurement():
 
 
 def test_the_first_example_prints_what_stands_below_it(capsys):
-    ((example, output),) = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, flags=re.S)
+    (example,), (output,) = fences("README.md", "python"), fences("README.md", "text")
     number = re.compile(r"\d(?:\.\d)?e[+-]\d+")
     names: dict = {}
     exec(example, names)
@@ -89,9 +96,8 @@ def test_every_file_it_links_and_every_make_target_it_names_exists(page):
 
 
 def test_the_example_runs_as_written():
-    *_, example = EXAMPLES
     names: dict = {}
-    exec(example, names)
+    exec(ALONE, names)
     assert names["result"].losses.shape == (8, 51)
     assert names["result"].status == ["ok"] * 8
 
@@ -124,29 +130,28 @@ def test_the_slurm_example_gives_its_workers_what_make_has_and_ends_with_make(tm
 
 
 def test_the_commands_for_cifar10_are_targets_with_data_and_profile():
-    page = PAGES[ROOT / "docs" / "larger-profiles.md"]
-    (block,) = re.findall(r"```sh\n(make data PROFILE=cifar10.*?)```", page, flags=re.S)
+    block, *_ = fences("larger-profiles.md", "sh")
     same = ["PROFILE=cifar10", "DATA=data/sets"]
     commands = [line.split("#")[0].split() for line in block.splitlines()]
     assert commands == [["make", target, *same] for target in ("data", "teacher", "reproduce")]
 
 
-def test_the_yaml_example_is_accepted():
-    example, line, compared = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", README + OWN, flags=re.S))
+def test_the_yaml_examples_are_accepted():
+    texts = fences("README.md", "yaml") + fences("your-own.md", "yaml")
+    example, line, compared, mirrored = map(yaml.safe_load, texts)
     assert set(example) <= set(profiles.notebook_parameters(ROOT / "notebooks" / "02_corruptions.ipynb"))
     teacher = types.SimpleNamespace(width=model.PRESETS["mini"].width)
     (ablation,) = ablations.parse(line)
     assert ablations.method(ablation, teacher, {"preset": "mini"}, {}).config.student.kernels == 5
     config = methods.training_config(teacher, example["student"], example["training"])
     assert (config.iterations, config.student.fold) == (20, "attention")
-    entries = lineup.parse(compared["baselines"], teacher, config)
-    assert [entry.name for entry in entries] == ["ZERO", "ZERO, 16 views", "TDA"]
+    entries = lineup.parse(compared["baselines"] + mirrored["baselines"], teacher, config)
+    assert [entry.name for entry in entries] == ["ZERO", "ZERO, 16 views", "TDA", "APM, mirror image"]
 
 
 def test_the_example_of_a_new_method_runs_as_written(monkeypatch):
     monkeypatch.setitem(methods.REGISTRY, "mine", None)  # and so it is gone again after the test
-    example, *_ = EXAMPLES
-    exec(example, {"__name__": "readme"})
+    exec(METHOD, {"__name__": "readme"})
     method = methods.create("mine", Colour(), views=5)
     said = method.predict(noise(), np.arange(4), seed=0)
     seen = units(Colour(), noise(), np.arange(4), 5)
@@ -155,9 +160,21 @@ def test_the_example_of_a_new_method_runs_as_written(monkeypatch):
     assert method.settings()["method"] == "Mine"
 
 
+def test_the_example_of_a_new_target_is_a_method_that_is_here():
+    assert (ROOT / "apm" / "methods" / "mirror.py").read_text(encoding="utf-8") == TARGET
+
+
+def test_every_fence_is_run_here_or_in_test_commands():
+    assert {(page, language) for page, language, _ in FENCES if language != "sh"} == {
+        *((page, language) for page in ("README.md", "your-own.md") for language in ("python", "yaml")),
+        *(("README.md", language) for language in ("text", "")),  # what the first prints; the map
+    }
+    assert [len(fences("README.md", language)) for language in ("python", "yaml", "text", "")] == [1, 1, 1, 1]
+
+
 def test_the_example_of_a_new_dataset_runs_as_written(monkeypatch):
     monkeypatch.setitem(data.OWN, "flipped-digits", None)  # and so it is gone again after the test
-    exec(EXAMPLES[1], {})
+    exec(DATASET, {})
     made, known = data.load("flipped-digits"), data.load("digits-test")
     assert np.array_equal(made.images[3][::-1], known.images[3])
     assert made.fingerprint != known.fingerprint
@@ -172,7 +189,7 @@ def test_the_example_of_a_session_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.setenv("APM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(session, "Session", functools.partial(session.Session, samples=10))
     names: dict = {}
-    exec(EXAMPLES[2], names)
+    exec(SESSION, names)
     assert len(names["session"].table().frame) == 2 + 1 + 4
     assert "name: '5 kernels, slow'" in (tmp_path / "profiles/mini/05_ablations.lines.yaml").read_text()
 
@@ -181,7 +198,7 @@ def test_the_example_of_a_module_runs_as_written_with_a_teacher_that_is_here(mon
     mini, asked = teachers.load("mini"), []
     monkeypatch.setattr(teachers, "load", lambda *name, **how: asked.append((name, how)) or mini)
     names: dict = {}
-    exec(EXAMPLES[3], names)
+    exec(MODULE, names)
     assert names["scores"].shape == (4, 3)
     (((name,), how),) = asked
     assert how["pretrained"] in open_clip.list_pretrained_tags_by_model(name)

@@ -67,8 +67,10 @@ def has_path(records: pd.DataFrame) -> bool:
 
 
 def correct(records: pd.DataFrame, rule: str) -> np.ndarray | None:
-    """Which rows (n,) count as right under a rule; None where the records do not hold what the rule needs."""
+    """Which rows (n,) count as right under a rule; None where the records do not hold what the rule needs, and without labels (-1)."""
     label, answered = records["label"].to_numpy(), records["prediction"].to_numpy() >= 0
+    if (label == -1).all():
+        return None
     if rule == "any":
         return (paths(records)[:, 1:] == label[:, None]).any(axis=1) if has_path(records) else None
     names = {"final": "prediction", "teacher": "teacher_prediction", "minimum loss": "minimum_loss_prediction"}

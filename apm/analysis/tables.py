@@ -56,10 +56,10 @@ def _estimates(group: pd.DataFrame) -> dict[str, Any]:
     right, reference = (stats.correct(group, rule) for rule in ("final", "teacher"))
     images = len(group[["dataset", "sample"]].drop_duplicates())
     agreement = p = None
-    if right is not None and reference is not None:
+    if group["teacher_prediction"].notna().any():
         asked = group.assign(label=group["teacher_prediction"].fillna(-2))  # a failed one agrees with nothing
         agreement = replace(stats.estimate(asked, "final"), kind="measure")  # type: ignore[type-var]
-        if images == len(group):
+        if images == len(group) and right is not None and reference is not None:
             p = Number(stats.mcnemar(right, reference), n=images, unit="", kind="p")
     return {
         "n": images,

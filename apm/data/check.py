@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from apm.data import corruptions, derived, layouts
+from apm.data import corruptions, derived, download, layouts
 from apm.data.published_sets import SETS, Condition, MissingSet
 from apm.project import among, data_dir, profiles
 
@@ -78,31 +78,6 @@ def check(
     return "found", f"{size} in {listing.folder}{said and f': {said}'}"
 
 
-def download(names: Sequence[str], data: Path) -> list[str]:
-    """Let torchvision fetch those of the sets that it can and that are not there. Returns the names that failed.
-
-    CoOp's split files are not among what torchvision has: the check that follows names those that are missing.
-    """
-    from torchvision import datasets as torchvision_sets
-
-    failed = []
-    for name in names:
-        entry = SETS[name]
-        if not entry.torchvision:
-            print(f"by hand  {name}: {entry.source} ({entry.size})", flush=True)
-        if not entry.torchvision or any((data / place).is_dir() for place in entry.places):
-            continue
-        print(f"fetching {name} ({entry.size}) into {data}", flush=True)
-        try:
-            data.mkdir(parents=True, exist_ok=True)
-            getattr(torchvision_sets, entry.torchvision)(root=data, download=True)
-        except (OSError, RuntimeError, ImportError, ValueError) as error:
-            failed.append(name)
-            said = f"{type(error).__name__}: {error} (is this machine offline?); by hand: {entry.source}"
-            print(f"failed   {name}: {said}", file=sys.stderr, flush=True)
-    return failed
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status: 0, 1 for sets that are missing or wrong, 2 for a wrong call."""
     parser = argparse.ArgumentParser(prog="python -m apm.data.check", description="Which published sets are there.")
@@ -124,7 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = Path(options.data).expanduser() if options.data else data_dir()
     if data is None:
         parser.error(f"say where the sets are: --data DIR (with make: make ... PROFILE={options.profile} DATA=DIR)")
-    failed = download(list(needed), data) if options.download else []
+    try:
+        failed = download.fetch(list(needed), data) if options.download else []
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 1
     missing, width = 0, max(map(len, (*needed, *optional)))
     for name in (*needed, *optional):
         state, text = check(name, data, partial=options.partial, conditions=needed.get(name) or USUAL)

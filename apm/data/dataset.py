@@ -39,7 +39,7 @@ class Lazy(Sequence[np.ndarray]):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """N labelled images. Shapes: images[i] (H, W, 3) uint8 RGB, labels (N,) int64, indices (N,) int64.
+    """N images with labels, or without: then every label is -1. Shapes: images[i] (H, W, 3) uint8 RGB, labels (N,) int64, indices (N,) int64.
 
     Raises ValueError on construction when counts, labels or class names do not fit each other.
     """
@@ -67,12 +67,21 @@ class Dataset:
         if not len(self.labels):
             raise ValueError(f"dataset {self.name}: expected at least one image, found none")
         low, high = int(self.labels.min()), int(self.labels.max())
-        if low < 0 or high >= len(self.classnames):
+        if (low < 0 or high >= len(self.classnames)) and self.labelled:
             raise ValueError(
                 f"dataset {self.name}: labels must lie in 0..{len(self.classnames) - 1} "
                 f"({len(self.classnames)} class names), found {low}..{high}"
             )
         prompts.check(self.templates)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether anybody said what the images show."""
+        return bool((self.labels != -1).any())
+
+    def label(self, i: int) -> str:
+        """The class name of image i; "" without labels."""
+        return self.classnames[self.labels[i]] if self.labelled else ""
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,4 +1,4 @@
-"""Images in files: reading them, class folders (`folder:PATH`), what determines their pixels; photographs that libraries ship."""
+"""Images in files: reading them, folders of them (`folder:PATH`), what determines their pixels; photographs that libraries ship."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from apm.project.paths import SEAL, check_seal
 from apm.project.progress import progress
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+NAMES = "classnames.txt"  # of a tree: what its classes are called
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
 BYTES = re.compile("[\ud800-\udfff]")  # how Python reads those of a name that is no UTF-8
 TURNS = tuple(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)))  # for EXIF's orientations 2 to 8
@@ -122,8 +123,8 @@ def classname(written: str) -> str:
 
 
 def class_folders(name: str, root: Path | None) -> Dataset:
-    """The dataset "folder:PATH": one folder per class, named as `classname` reads it; a relative PATH starts at root. Raises
-    FileNotFoundError, NotADirectoryError and ValueError for a path that is no such tree."""
+    """The dataset "folder:PATH": one folder per class, named as `classname` reads it, or images alone, without labels and class names; a
+    relative PATH starts at root. Raises FileNotFoundError, NotADirectoryError and ValueError for a path that is no such tree."""
     given = name.removeprefix("folder:")
     if not given:
         raise ValueError("dataset 'folder:' needs a path: folder:PATH, PATH holding one folder of images per class")
@@ -136,10 +137,18 @@ def class_folders(name: str, root: Path | None) -> Dataset:
     if not path.is_dir():
         raise NotADirectoryError(f"dataset {name}: {path} is a file; {layout}")
     classes = folders_in(path)
-    if not classes:
-        raise ValueError(f"dataset {name}: {path} holds no class folders; {layout}")
+    loose = images_in(path)
+    if not classes and not loose:
+        raise ValueError(
+            f"dataset {name}: {path} holds no class folders and no images; {layout}, or images alone, without labels"
+        )
+    if classes and loose:
+        raise ValueError(
+            f"dataset {name}: {path} holds {len(classes)} folders and, beside them, {len(loose)} images ({loose[0].name} first), so that it "
+            "is not clear whether these have labels: put every image into the folder of its class, or all into one folder, without labels"
+        )
     parts = [one for one in classes if one.lower() in SPLITS]
-    if len(parts) > 1 or (parts == classes and not images_in(path / parts[0])):
+    if len(parts) > 1 or (parts and parts == classes and not images_in(path / parts[0])):
         raise ValueError(
             f"dataset {name}: {path} holds {'/, '.join(parts)}/, parts of a set and not classes: name one, such as folder:{path / parts[-1]}"
         )
@@ -151,8 +160,7 @@ def class_folders(name: str, root: Path | None) -> Dataset:
                 f"dataset {name}: the class folders {other!a} and {folder!a} in {path} are one class name, "
                 f"{classname(folder)!r}, so that one could never be predicted: rename one, or put their images together"
             )
-    images: list[Path] = []
-    labels: list[int] = []
+    images, labels = loose, [-1] * len(loose)
     ignored = [path / e.name for e in _inside(path) if not e.is_dir()]
     for label, place in enumerate(path / name for name in classes):
         files = sorted(_below(place, (path, *place.resolve().parents)), key=Path.as_posix)
@@ -165,7 +173,10 @@ def class_folders(name: str, root: Path | None) -> Dataset:
         images += found
         labels += [label] * len(found)
         ignored += [file for file in files if file.suffix.lower() not in SUFFIXES]
-    notes = f"Image tree {path}: {len(images)} images in {len(classes)} class folders."
+    notes = f"Image tree {path}: {len(images)} images " + (
+        f"in {len(classes)} class folders." if classes else "without labels."
+    )
+    ignored = [file for file in ignored if file not in loose and file != path / NAMES]
     if ignored:
         notes += f" {len(ignored)} files that are no images of a class were left out, the first: {ignored[0].relative_to(path)}."
     classnames = tuple(map(classname, classes))

@@ -493,6 +493,14 @@ def _official(at: Place) -> Listing:
     return _listed(at, images, [label for _, label in pairs], names, at.folder)
 
 
+def _whole(at: Place) -> Listing:
+    """All images of a set that torchvision has without splits, in one folder a class, which names it; scenery is no class."""
+    folders = [name for name in folders_in(at.folder) if name != "BACKGROUND_Google"]
+    names = CLASSES.get(at.entry.name) or [name.replace("_", " ").lower() for name in folders]
+    found = [(label, file) for label, name in enumerate(folders) for file in images_in(at.folder / name)]
+    return _sorted(at.folder, found, dict(zip(folders, names, strict=True)), "All images: this set has no test split.")
+
+
 def _photographs(at: Place) -> Listing:
     """Images without labels: every label is 0."""
     files = tuple(images_in(at.folder))
@@ -508,5 +516,6 @@ READERS: dict[str, Callable[[Place], Listing]] = {  # by `read` in published_set
     "pets": _pets,
     "aircraft": _aircraft,
     "official": _official,
+    "whole": _whole,
     "photographs": _photographs,
 }

@@ -36,7 +36,7 @@ class PublishedSet:
     layout: str
     source: str
     licence: str
-    size: str
+    size: float  # GB, of the archives
     prompts: str
     read: str
     split: str = ""
@@ -46,7 +46,7 @@ class PublishedSet:
     @property
     def where(self) -> str:
         """How to get it: layout, source, licence, size."""
-        return f"Expected: {self.layout}. Get it: {self.source}. Licence: {self.licence}. Size: {self.size}"
+        return f"Expected: {self.layout}. Get it: {self.source}. Licence: {self.licence}. Size: {self.size:g} GB"
 
 
 _FACTS = facts(__file__)

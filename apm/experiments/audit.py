@@ -49,7 +49,9 @@ class Claim:
     unless: tuple[str, ...] = ()  # the same: not refuted where they say it
     construction: str = ""  # why it holds however the run ends; "" for a claim that can fail
     optional: bool = False  # a profile may run the table without this row
-    beside: dict[str, Any] = field(default_factory=dict)  # further estimates shown, by label
+    beside: dict[str, Any] = field(
+        default_factory=dict
+    )  # further estimates shown, by label, where a profile makes their table
     published: tuple[Place, ...] = ()  # what the paper prints (table of data/published)
 
     def __post_init__(self) -> None:
@@ -146,7 +148,8 @@ def _line(claim: Claim, rows: pd.DataFrame) -> dict[str, Any]:
     # the one that decides: the farthest beyond the limit
     name = max(found, key=lambda row: found[row].value)
     beside = found if len(found) > 1 else {}
-    beside = beside | {label: numbers.find(rows, *where) for label, where in claim.beside.items()}
+    there = set(rows["table"])
+    beside = beside | {label: numbers.find(rows, *at) for label, at in claim.beside.items() if at[0] in there}
     words = [f"{label} {numbers.text(n, small=n.unit not in ('%', 'points'))}" for label, n in beside.items()]
     return {
         "verdict": CONSTRUCTION if claim.construction and verdict == HOLDS else verdict,

@@ -59,7 +59,7 @@ def student_pictures(teacher: Teacher, images: teachers.Images, size: int, pictu
         squash = {"resize_mode": "squash", "interpolation": "bilinear"}
         config = PreprocessCfg(size=size, mean=teachers.IMAGENET_MEAN, std=teachers.IMAGENET_STD, **squash)
         return teachers.preprocess(images, config)
-    return teachers.student_images(images, size, resize_mode=teacher.preprocess_config.resize_mode)
+    return teachers.student_images(images, size, teacher.preprocess_config)
 
 
 def adapt_dataset(

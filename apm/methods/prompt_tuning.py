@@ -30,7 +30,7 @@ from apm.data import Dataset, prompts
 from apm.lockstep import caller_free
 from apm.methods.method import Method, Predictions, WithViews, create, outcome, register
 from apm.methods.views import confident, encoded, kept
-from apm.project import cache_dir, data_dir, sha256_of
+from apm.project import cache_dir, data_dir, locked, sha256_of
 from apm.project.identity import code_version
 from apm.project.progress import progress
 from apm.teachers import Teacher, features_at, save
@@ -59,10 +59,14 @@ class Prompts:
         tower = getattr(teacher.model, "text", teacher.model)
         embedding, tokenizer = getattr(tower, "token_embedding", None), teacher.tokenizer
         if not isinstance(embedding, nn.Embedding) or not isinstance(tokenizer, open_clip.tokenizer.SimpleTokenizer):
+            found = (
+                f"{type(tower).__name__} with {type(tokenizer).__name__}"
+                if tokenizer
+                else "a network that reads no texts"
+            )
             raise ValueError(
-                f"the text tower of teacher {teacher.name} has no token embeddings that prompts could be tuned in: expected "
-                f"CLIP's own text transformer and tokenizer, found {type(tower).__name__} with {type(tokenizer).__name__}; leave "
-                "tpt and coop out of `baselines` for this teacher"
+                f"teacher {teacher.name} has no words that could be tuned: expected CLIP's own text transformer and tokenizer, found "
+                f"{found}; leave tpt and coop out of `baselines` for this teacher"
             )
         self._embedding = embedding
         phrase = words if isinstance(words, str) else " ".join(["X"] * words)  # PromptLearner of CoOp fills with X
@@ -224,24 +228,30 @@ class CoOp(Method):
 
     def _learn(self, split: Dataset) -> Tensor:
         """The vectors on the CPU: from the file in the cache, which is made where there is none."""
-        teacher = self.teacher
         key = sha256_of({**self.settings(), "data": split.fingerprint, "code": code_version(self.modules)})
         file = cache_dir() / "prompts" / f"coop-{key[:24]}.safetensors"
-        if (known := kept_file(file)) is None:
-            chosen = few_shots(split.labels, self.shots, self.draw)
-            own = Prompts(teacher, split.classnames, self.context)
-            start = own.start
-            if isinstance(self.context, int):
-                drawn = torch.randn(start.shape, generator=torch.Generator().manual_seed(self.draw))
-                start = CONTEXT_STD * drawn.to(start.device)
-            seen = encoded(teacher, split, chosen, self.epochs + 1, seed=self.draw, flip=self.flip, bicubic=True)
-            units = F.normalize(seen.features[:, 1:], dim=-1).transpose(0, 1)  # (epochs, n, D)
-            labels = torch.as_tensor(split.labels[chosen]).to(teacher.device)
-            options = {"epochs": self.epochs, "rate": self.rate, "seed": self.draw}
-            learned = learn(own, start, units, labels, teacher.logit_scale, **options)  # type: ignore[arg-type]
-            known = {"context": learned.cpu().contiguous()}
-            save(known, file, {})
+        # 01, 02 and 03 ask for the same vectors, perhaps at once
+        with locked(file.with_name(f".{file.stem}.lock.tmp")):
+            if (known := kept_file(file)) is None:
+                known = {"context": self._train(split)}
+                save(known, file, {})
         return known["context"]
+
+    def _train(self, split: Dataset) -> Tensor:
+        """The vectors, learned from `shots` images of every class."""
+        teacher = self.teacher
+        chosen = few_shots(split.labels, self.shots, self.draw)
+        own = Prompts(teacher, split.classnames, self.context)
+        start = own.start
+        if isinstance(self.context, int):
+            drawn = torch.randn(start.shape, generator=torch.Generator().manual_seed(self.draw))
+            start = CONTEXT_STD * drawn.to(start.device)
+        seen = encoded(teacher, split, chosen, self.epochs + 1, seed=self.draw, flip=self.flip, bicubic=True)
+        units = F.normalize(seen.features[:, 1:], dim=-1).transpose(0, 1)  # (epochs, n, D)
+        labels = torch.as_tensor(split.labels[chosen]).to(teacher.device)
+        options = {"epochs": self.epochs, "rate": self.rate, "seed": self.draw}
+        learned = learn(own, start, units, labels, teacher.logit_scale, **options)  # type: ignore[arg-type]
+        return learned.cpu().contiguous()
 
     @caller_free()
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:

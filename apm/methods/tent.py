@@ -7,12 +7,12 @@ adapts online; here a batch is one image's views, and all is reset after it (`ep
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apm.data import Dataset
@@ -37,7 +37,7 @@ class Tower:
 
     @caller_free()
     def __init__(self, teacher: Teacher, statistics: str = "batch", layers: str = "all") -> None:
-        self.network = copy.deepcopy(teacher.model.visual).float().requires_grad_(False)
+        self.network = teacher.tower().requires_grad_(False)
         self.parameters: dict[str, Tensor] = {}
         self.batch_norm = False
         for name, module in self.network.named_modules():
@@ -68,25 +68,31 @@ class Tower:
                 parameter.copy_(self._start[name])
                 parameter.grad = None
 
-    def logits(self, pixels: Tensor, text: Tensor, scale: float) -> Tensor:
-        """(n, C) scores of images (n, 3, S, S), differentiable."""
+    def features(self, pixels: Tensor) -> Tensor:
+        """(n, D) of images (n, 3, S, S), differentiable."""
         features = self.network(pixels)
-        features = features if isinstance(features, Tensor) else features[0]  # CoCa towers return their tokens too
-        return scale * F.normalize(features.float(), dim=-1) @ text.T
+        return features if isinstance(features, Tensor) else features[0]  # CoCa towers return their tokens too
 
 
 @caller_free()
 def adapt(
-    tower: Tower, pixels: Tensor, text: Tensor, scale: float, *, steps: int, learning_rate: float, scores: str = "after"
+    tower: Tower,
+    pixels: Tensor,
+    logits_of: Callable[[Tensor], Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    scores: str = "after",
 ) -> tuple[Tensor, int]:
     """Scores (C,) of the first of an image's views (n, 3, S, S), and how many forward passes they took.
 
-    scores: "after" the last step, by one more pass; "before" it. The tower keeps what it has learned; `Tower.reset` undoes it.
+    logits_of: features (n, D) -> the teacher's scores (n, C), `Teacher.logits`. scores: "after" the last step, by one more pass; "before"
+    it. The tower keeps what it has learned; `Tower.reset` undoes it.
     """
-    pixels, text = pixels.detach().clone(), text.detach().clone()
+    pixels = pixels.detach().clone()
     optimiser = torch.optim.Adam(list(tower.parameters.values()), lr=learning_rate)
     for _ in range(steps):
-        logits = tower.logits(pixels, text, scale)
+        logits = logits_of(tower.features(pixels))
         loss = entropy(logits).mean()
         optimiser.zero_grad()
         loss.backward()
@@ -95,7 +101,7 @@ def adapt(
         return logits[0].detach(), steps * len(pixels)
     last = pixels if tower.batch_norm else pixels[:1]  # batch statistics need the batch
     with torch.no_grad():
-        return tower.logits(last, text, scale)[0], steps * len(pixels) + len(last)
+        return logits_of(tower.features(last))[0], steps * len(pixels) + len(last)
 
 
 @register("tent")
@@ -137,14 +143,15 @@ class Tent(WithViews, WithPrompts):
     @caller_free()
     def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
         """One class per image; raises ValueError for a tower without normalisation layers."""
-        text, scale = self.text(dataset), self.teacher.logit_scale
+        logits_of = partial(self.teacher.logits, classnames=dataset.classnames, templates=self.prompts_for(dataset))
         tower = Tower(self.teacher, self.statistics, self.layers)
         rows, passes = [], 0
         for position in positions:
-            pixels = view_pixels(self.teacher, dataset.images[int(position)], self.views, **self.drawn(seed)).to(text)
+            pixels = view_pixels(self.teacher, dataset.images[int(position)], self.views, **self.drawn(seed))
+            pixels = pixels.to(self.teacher.device)
             tower.reset()
             options = {"steps": self.steps, "learning_rate": self.learning_rate, "scores": self.scores}
-            scores, passes = adapt(tower, pixels, text, scale, **options)  # type: ignore[arg-type]
+            scores, passes = adapt(tower, pixels, logits_of, **options)  # type: ignore[arg-type]
             rows.append(scores)
         return outcome(
             torch.stack(rows).softmax(dim=-1),

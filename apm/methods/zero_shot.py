@@ -34,3 +34,21 @@ class ZeroShot(WithPrompts):
         """Deterministic: the seed has no effect."""
         scores = self.scores(dataset, positions)
         return outcome(self.teacher.probabilities(scores), prediction=scores.argmax(dim=-1), teacher_passes=1)
+
+
+@checked
+@dataclass
+class LinearHead(ZeroShot):
+    """A classifier's own decision, by the rows of its head, its biases and the feature's length: what it costs to decide by cosines
+    alone stands between this row and `ZeroShot`. A CLIP decides by cosines, so that the two are one."""
+
+    name: str = "linear head"
+
+    def scores(self, dataset: Dataset, positions: np.ndarray) -> Tensor:
+        """(n, C) the teacher's logits of the images at `positions`."""
+        features = teachers.features_at(self.teacher, dataset, positions).to(self.teacher.device)
+        return self.teacher.logits(features, dataset.classnames, self.prompts_for(dataset))
+
+    def predict(self, dataset: Dataset, positions: np.ndarray, seed: int) -> Predictions:
+        """Deterministic: the seed has no effect."""
+        return outcome(self.scores(dataset, positions).softmax(dim=-1), teacher_passes=1)

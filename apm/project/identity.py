@@ -22,7 +22,7 @@ from apm.project import paths
 # The modules whose code determines a prediction, besides those of the method (`modules_of`).
 RUN_MODULES = (
     *("model", "lockstep", "ttt", "typed", "methods.method", "methods.views"),
-    *("teachers.images", "teachers.teacher", "teachers.cached"),
+    *("teachers.images", "teachers.teacher", "teachers.timm_models", "teachers.cached"),
     *("data.dataset", "data.files", "data.layouts", "data.derived", "data.prompts"),
 )
 # Mistakes in code, and what the machine lacks: no property of an image, so no method records one as an image's failure.

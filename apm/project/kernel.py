@@ -4,6 +4,7 @@ that a notebook gives the same bytes for everybody. JupyterLab starts its own ke
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
@@ -57,6 +58,8 @@ def main() -> None:
 
     # no settings and startup files: not the user's, nor the machine's
     IPKernelApp.load_config_file = IPKernelApp._run_startup_files = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    # jupyter_client interrupts a kernel before it ends it, also one that has done all its work
+    logging.getLogger("IPKernelApp").addFilter(lambda line: "KeyboardInterrupt" not in line.getMessage())
     with tempfile.TemporaryDirectory(prefix="apm-kernel-") as folder:
         os.environ["IPYTHONDIR"] = folder
         with contextlib.chdir(folder):  # at its import matplotlib reads settings, those in the working directory first

@@ -23,7 +23,7 @@ import yaml
 
 Kept = TypeVar("Kept")
 SEAL = 64  # bytes of a digest, the last of a sealed file
-LISTED = 40  # names that an error lists whole
+LISTED = 80  # names that an error lists whole
 CACHE = f"data{os.sep}cache{os.sep}"  # of a path in a profile: `cache_dir`, wherever that is
 
 

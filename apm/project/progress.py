@@ -46,9 +46,16 @@ def live() -> Iterator[None]:
 
 
 def progress(
-    iterable: Iterable[Any] | None = None, *, total: int | None = None, desc: str = "", unit: str = "image"
+    iterable: Iterable[Any] | None = None,
+    *,
+    total: int | None = None,
+    desc: str = "",
+    unit: str = "image",
+    **options: Any,
 ) -> tqdm:
-    """A progress bar: `for x in progress(xs, desc=...)`, or `with progress(total=n, desc=...) as bar: bar.update(k)`."""
+    """A progress bar: `for x in progress(xs, desc=...)`, or `with progress(total=n, desc=...) as bar: bar.update(k)`.
+
+    options: others of tqdm."""
     stream = _stream()
     wide = stream is not None and stream.isatty()
     terminal = wide or (stream is sys.stderr and _in_notebook())
@@ -68,6 +75,7 @@ def progress(
         miniters=0 if terminal else 1,
         delay=0 if terminal else LOG_EVERY,
         smoothing=0.1 if terminal else 0,
+        **options,
     )
 
 

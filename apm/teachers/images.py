@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +15,8 @@ import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as transforms
 
 from apm.data import Dataset
 
@@ -20,6 +24,25 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LARGE = 1_000_000  # pixels of a batch from which on threads transform it; Pillow and torch release Python's lock
 Images = Sequence[np.ndarray] | np.ndarray
+
+
+@dataclass
+class Cropped(PreprocessCfg):
+    """How a network sees images that was trained on their middle: the shorter side is resized to size / crop, the middle cut out.
+
+    Square images of `whole` px are taken as they are: they were cut before (ImageNet-C, `imagenet-sample`).
+    """
+
+    crop: float = 1.0
+    whole: int = 0
+
+    def __call__(self, image: np.ndarray) -> Image.Image:
+        """The part of an image (H, W, 3) uint8 that is seen, at this size."""
+        picture, side = Image.fromarray(image), self.input_size[1]
+        if self.crop == 1 or image.shape[:2] == (self.whole, self.whole):
+            return picture
+        way = InterpolationMode(self.interpolation)
+        return transforms.center_crop(transforms.resize(picture, math.floor(side / self.crop), way), side)
 
 
 def preprocess(images: Images, config: PreprocessCfg) -> Tensor:
@@ -31,6 +54,8 @@ def preprocess(images: Images, config: PreprocessCfg) -> Tensor:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise ValueError(f"image {i}: expected uint8 (H, W, 3), found {image.dtype} {image.shape}")
     transform = image_transform_v2(config, is_train=False)
+    if isinstance(config, Cropped):
+        images = [np.asarray(config(image)) for image in images]
     if {image.shape for image in images} == {(*config.input_size[1:], 3)}:
         # Resizing and cropping do nothing at the model's own size: the rest of the transform, on all images at once.
         pixels = torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2).contiguous()  # (N, 3, S, S)
@@ -42,7 +67,7 @@ def preprocess(images: Images, config: PreprocessCfg) -> Tensor:
 
 def fitted(image: np.ndarray, config: PreprocessCfg) -> np.ndarray:
     """The pixels (S, S, 3) uint8 that a network sees of an image uint8 (H, W, 3): resized and cut, not yet normalised."""
-    picture = Image.fromarray(image)
+    picture = config(image) if isinstance(config, Cropped) else Image.fromarray(image)
     for step in image_transform_v2(config, is_train=False).transforms[:-2]:  # the last two: to floats, normalise
         picture = step(picture)
     return np.array(picture)
@@ -65,11 +90,14 @@ def _each(
         return list(pool.map(change, items))
 
 
-def student_images(images: Images, size: int, *, resize_mode: str = "shortest") -> Tensor:
-    """uint8 RGB images -> float32 (N, 3, size, size) for the student: ImageNet mean and standard deviation (appendix E.1), bicubic
-    resize and centre crop; resize_mode: the teacher's, so that both see the same pixels."""
-    config = PreprocessCfg(size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, resize_mode=resize_mode)
-    return preprocess(images, config)
+def student_images(images: Images, size: int, like: PreprocessCfg | None = None) -> Tensor:
+    """uint8 RGB images -> float32 (N, 3, size, size) for the student: ImageNet mean and standard deviation (appendix E.1).
+
+    like: the teacher's preprocessing, so that both see the same part of an image; None: as most teachers, the shorter side resized,
+    bicubic, and the middle of the longer one.
+    """
+    given = {"size": size, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bicubic"}
+    return preprocess(images, PreprocessCfg(**given) if like is None else replace(like, **given))
 
 
 def patch_colours(images: Tensor, patch: int) -> Tensor:

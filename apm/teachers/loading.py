@@ -23,7 +23,8 @@ from apm.lockstep import caller_free
 from apm.project import located, unknown
 from apm.project.paths import say
 from apm.teachers import weights
-from apm.teachers.teacher import PRECISIONS, Teacher, TimmTeacher
+from apm.teachers.teacher import PRECISIONS, Teacher
+from apm.teachers.timm_models import Classifier, TimmTeacher, classnames, from_package
 
 open_clip.add_model_config(Path(__file__).parent / "model_configs")
 
@@ -79,7 +80,7 @@ def _misfit(file: str, model: str, error: Exception) -> ValueError:
 
 
 def _timm(name: str, pretrained: str | None, device: str | torch.device, precision: str) -> TimmTeacher:
-    """An image tower of timm with its own weights, or those of a file. name: timm:MODEL or timm:MODEL@PIXELS."""
+    """A network of timm: a classifier where it has a linear head, else an image tower. name: timm:MODEL or timm:MODEL@PIXELS."""
     import timm
 
     model_name, _, pixels = name.removeprefix("timm:").partition("@")
@@ -91,25 +92,36 @@ def _timm(name: str, pretrained: str | None, device: str | torch.device, precisi
     if pretrained is None:
         source = {"hf_hub": f"{getattr(timm.get_pretrained_cfg(model_name), 'hf_hub_id', None)}/model.safetensors"}
         weights.check_reachable(f"teacher {name}", source, "/path/to/weights.safetensors")
-    elif not Path(pretrained).is_file():
+    elif pretrained != "package" and not Path(pretrained).is_file():
         raise FileNotFoundError(f"teacher {name}: there is no file {pretrained}")
     options: dict[str, Any] = {"img_size": int(pixels)} if pixels else {}
+    file = None if pretrained == "package" else pretrained
+    stored = open_clip.factory.load_state_dict(file) if file else {}
+    cfg: Any = timm.get_pretrained_cfg(model_name) or timm.get_pretrained_cfg(model_name.split(".")[0])
+    head = cfg.classifier
+    if file:  # as many classes as the file has; none: a tower
+        weight = stored.get(f"{head}.weight")
+        options["num_classes"] = 0 if weight is None else len(weight)
     try:
-        model = timm.create_model(model_name, pretrained=pretrained is None, num_classes=0, **options)
+        model: Any = timm.create_model(model_name, pretrained=pretrained is None, **options)
     except (TypeError, AssertionError) as error:  # a tower that has no say in the size
         raise ValueError(f"timm cannot build {model_name} for images of another size than its own: {error}") from error
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
     if pixels and any(int(pixels) % side for side in patch):
         raise ValueError(f"teacher {name}: {pixels} px are no whole number of patches of {patch[0]} px")
-    if pretrained is not None:
+    if pretrained == "package":
+        stored = from_package(model_name, model)
+    if stored:
         try:
-            stored: Any = open_clip.factory.load_state_dict(pretrained)
             if pixels and isinstance(model, timm.models.VisionTransformer):
                 stored = timm.models.vision_transformer.checkpoint_filter_fn(stored, model)  # fits the position codes
-            model.load_state_dict({k: v for k, v in stored.items() if not k.startswith("head.")})
+            model.load_state_dict(stored)
         except Exception as error:
-            raise _misfit(pretrained, f"timm:{model_name}", error) from error
-    return TimmTeacher(name, model.to(device, PRECISIONS[precision]), precision)
+            raise _misfit(str(file), f"timm:{model_name}", error) from error
+    model = model.to(device, PRECISIONS[precision])
+    if model.num_classes and isinstance(model.get_classifier(), torch.nn.Linear):
+        return Classifier(name, model, classnames(model, file), precision)
+    return TimmTeacher(name, model, precision)
 
 
 def _clip(name: str, pretrained: str | None, device: str | torch.device, precision: str) -> Teacher:

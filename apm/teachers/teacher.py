@@ -8,6 +8,7 @@ The image feature is the target of test-time training (Modi & Rawat, NeurIPS 202
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ class Teacher:
     """A frozen CLIP. Attributes: name, model (open_clip's), tokenizer, config, precision, device, preprocess_config, image_size S."""
 
     feature_dtype = "float32"  # of cached features: "float32" or "float16"
+    classnames: tuple[str, ...] = ()  # the only classes that it knows, of a classifier
 
     def __init__(
         self,
@@ -130,6 +132,10 @@ class Teacher:
             return None
         return trunk.eval().requires_grad_(False).to(self.device, PRECISIONS[self.precision])
 
+    def tower(self) -> torch.nn.Module:
+        """A float32 copy of the image tower: pixels (N, 3, S, S) -> features (N, D), some with more beside (CoCa)."""
+        return copy.deepcopy(self.model.visual).float()
+
     def transform(self, images: Images) -> Tensor:
         """uint8 RGB images (H, W, 3), or PIL images -> float32 (N, 3, S, S) by the model's own preprocessing, on the CPU."""
         return preprocess(images, self.preprocess_config)
@@ -175,6 +181,11 @@ class Teacher:
             pooled = pooled[0]
         return pooled, visual.head(self._dense.forward_features(batch).permute(0, 2, 3, 1)) if tokens else None
 
+    def logits(self, features: Tensor, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """(n, C) class scores of features (n, D) as the model was trained to give them, differentiable: its scaled cosines."""
+        text = self.text_features(classnames, templates).to(features)
+        return self.logit_scale * F.normalize(features.float(), dim=-1) @ text.T
+
     @caller_free()
     def text_features(self, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
         """(C, D) float32, unit length: CLIP's zero-shot recipe, the renormalised mean over templates of unit features.
@@ -193,45 +204,6 @@ class Teacher:
             means = units.clone().unflatten(0, (len(key[0]), len(key[1]))).mean(dim=1)  # (C, templates, D) -> (C, D)
             self._texts[key] = F.normalize(means, dim=-1)
         return self._texts[key].clone()
-
-
-class TimmTeacher(Teacher):
-    """A frozen image tower of timm, such as DINOv2 with registers: features and patch tokens, no text tower.
-
-    The feature is the tower's pooled one (the CLS token of DINOv2), the tokens are its normalised patch tokens; both have the
-    tower's own width (section 5: 1024 for ViT-L/14). What needs a text tower raises ValueError.
-    """
-
-    def __init__(self, name: str, model: Any, precision: str = "fp32") -> None:
-        import timm
-
-        cfg = timm.data.resolve_data_config({}, model=model)
-        built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)  # not always timm's own size
-        size = int((built_for or cfg["input_size"])[-1])
-        config = {"timm": name, "embed_dim": model.num_features, "input": [3, size, size]}
-        given = {key: cfg[key] for key in ("mean", "std", "interpolation")}
-        super().__init__(name, model, None, config, precision, PreprocessCfg(size=size, **given))
-
-    @property
-    def logit_scale(self) -> float:
-        raise self._no_text()
-
-    @property
-    def grid(self) -> tuple[int, int] | None:
-        return getattr(getattr(self.model, "patch_embed", None), "grid_size", None)
-
-    def _encode(self, batch: Tensor, tokens: bool) -> tuple[Tensor, Tensor | None]:
-        every = self.model.forward_features(batch)
-        patches = every[:, self.model.num_prefix_tokens :].unflatten(1, self.grid) if tokens else None  # no registers
-        return self.model.forward_head(every, pre_logits=True), patches
-
-    def text_features(self, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
-        raise self._no_text()
-
-    def _no_text(self) -> ValueError:
-        return ValueError(
-            f"teacher {self.name} has no text tower: it serves training on datasets; classify with a CLIP"
-        )
 
 
 def token_grid(teacher: Teacher, images: Images, grid: tuple[int, int], *, batch_size: int = 256) -> Tensor:

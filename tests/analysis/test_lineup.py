@@ -32,7 +32,7 @@ def test_a_line_is_a_method_with_its_options(teacher, config) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("zero", "expected {method: NAME, ...} with one of apm-views, coop, mta"),
+        ("zero", "expected {method: NAME, ...} with one of apm-mirror, apm-views, coop, mta"),
         ({"views": 3}, "expected {method: NAME"),
         ({"method": "zeo"}, "unknown baseline 'zeo'.*Did you mean 'zero'"),
         ({"method": "zero", "veiws": 3}, "unknown option of baseline 'zero' 'veiws'"),

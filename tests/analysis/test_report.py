@@ -57,6 +57,15 @@ def test_the_page_shows_what_was_published_and_needs_only_what_is_beside_it(fold
     assert all((moved / part.split('"')[0]).is_file() for part in page.split('src="')[1:])
 
 
+def test_natural_images_come_before_all_else(folder: Path) -> None:
+    figure, _ = plt.subplots(figsize=(2.0, 2.0))
+    publish = Publisher("mini", "00_quickstart")
+    publish(figure, "00_islands", "Islands of a photograph")
+    page = report.write("mini").read_text()
+    assert page.index('src="figures/00_islands.png"') < page.index('id="summary"') < page.index('id="00_quickstart"')
+    assert page.count('src="figures/00_islands.png"') == 2
+
+
 def test_origin_of_the_records_and_remarks_on_the_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     named = {"dataset": "d", "method": "m", "seed": 0, "n": 3, "machine": "here", "current": [True, True, False]}
     shards = pd.DataFrame({"shard": ["a", "b", "c"], "remark": ["", "copies <1>", "old"], "commit": None, **named})

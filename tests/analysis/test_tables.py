@@ -83,6 +83,14 @@ def test_what_records_cannot_answer_is_empty(two):
     assert table["final"].notna().all()
 
 
+def test_without_labels_there_is_agreement_and_no_accuracy(two):
+    """A failed image, whose prediction is -1 as every label is, is not right."""
+    shown = estimates(summary(two.assign(label=-1)))
+    assert list(shown) == ["n", "failed", "agreement"]
+    assert shown["agreement"].tolist() == summary(two)["agreement"].tolist()
+    assert stats.estimate(two.assign(label=-1), DIFFERENCE) is None
+
+
 def test_several_seeds_are_not_more_images(two):
     fog = two[two["corruption"] == "fog"]
     once, thrice = summary(fog).iloc[0], summary(pd.concat([fog.assign(seed=s) for s in range(3)])).iloc[0]

@@ -182,7 +182,7 @@ def test_missing_and_empty_folders_say_what_was_expected(tree, tmp_path_factory)
     (tree / "dog").mkdir()
     (tree / "dog" / "notes.txt").write_text("no images")
     for path, error, said in (
-        (empty, ValueError, r"no class folders; expected .*<class name>/<image>"),
+        (empty, ValueError, r"no class folders and no images; expected .*<class name>/<image>.*or images alone"),
         (empty / "nowhere", FileNotFoundError, "nowhere does not exist; expected"),
         (tree / "cat" / "0.png", NotADirectoryError, "is a file; expected"),
         ("", ValueError, "needs a path"),

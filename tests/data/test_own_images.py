@@ -200,11 +200,33 @@ def test_a_link_to_nowhere_is_named(tmp_path: Path, place: str) -> None:
         load(f"folder:{root}")
 
 
-def test_images_beside_the_class_folders_are_left_out_with_a_word(tmp_path: Path) -> None:
+def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
     uniform(tree(tmp_path, "cat", "dog") / "stray.png")
-    assert (
-        "1 files that are no images of a class were left out, the first: stray.png" in load(f"folder:{tmp_path}").notes
-    )
+    with pytest.raises(
+        ValueError, match=r"2 folders and, beside them, 1 images \(stray.png first\).*every image into the folder"
+    ):
+        load(f"folder:{tmp_path}")
+
+
+def test_images_without_class_folders_have_no_labels_and_the_names_that_are_given(tmp_path: Path) -> None:
+    for i in range(3):
+        uniform(tmp_path / f"{i}.jpg", 10 * i)
+    name = f"folder:{tmp_path}"
+    with pytest.raises(ValueError, match="without class folders, so without labels, and this counts accuracies"):
+        load(name)
+    found, of_imagenet = load(name, classnames=("cat", "dog")), load(name, classnames=())
+    assert (found.labelled, found.label(0), found.labels.tolist()) == (False, "", [-1, -1, -1])
+    assert found.classnames == ("cat", "dog")
+    assert "3 images without labels. Class names: those of the teacher." in found.notes
+    assert len(of_imagenet.classnames) == 1000
+    assert of_imagenet.fingerprint != found.fingerprint
+    assert len(found.subset(2)) == 2
+    (tmp_path / "classnames.txt").write_text("sea_lion\n\nlynx\n")
+    assert load(name, classnames=("cat", "dog")).classnames == ("sea lion", "lynx")
+    for text in ("lynx\nLynx\n", "\n"):
+        (tmp_path / "classnames.txt").write_text(text)
+        with pytest.raises(ValueError, match=r"classnames.txt: expected one class name a line, each once"):
+            load(name, classnames=())
 
 
 # ------------------------------------------------------------------------------------------------- the kept fingerprint

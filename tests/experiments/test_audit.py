@@ -103,6 +103,8 @@ def test_a_verdict_comes_from_the_number_and_what_is_built_in_is_not_counted() -
     table = audit.evaluate(claims, made())
     assert table["verdict"].to_list() == [verdict for _, verdict in claims_and_verdicts]
     assert table["beside"].iloc[6] == "TDA 0.1 [-0.2, 0.4]; again 2.0 [1.0, 3.0]"
+    further = {"here": ("02_x", "TDA", "gain"), "of another profile": ("09_never", "APM", "gain")}
+    assert audit.evaluate([claim(beside=further)], made())["beside"].iloc[0] == "here 0.1 [-0.2, 0.4]"
     assert table["figure"].iloc[6].value == 2.0
     board = audit.scoreboard(table)
     assert board["claims"].to_list() == [4, 1, 3, 8, 1, 1, 2]

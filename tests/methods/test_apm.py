@@ -114,3 +114,23 @@ def test_more_views_give_the_student_another_target():
     assert (said.extra["teacher_passes"] == 10).all()
     assert (said.last_loss < said.first_loss).all()
     assert (said.last_loss != methods.APM(teacher, CONFIG).predict(data, SIX, 0).last_loss).all()
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_the_mirror_target_is_the_mean_of_image_and_mirror_image(unit):
+    class OneEyed(Colour):  # sees the left half
+        def transform(self, images):
+            return super().transform(images)[..., :4]
+
+    teacher, data, config = OneEyed(), noise(), dataclasses.replace(CONFIG, normalise_target=unit)
+    method = methods.create("apm-mirror", teacher, config=config)
+    targets, _ = method.targets(data, SIX, 0)
+    both = [teacher.encode(teacher.transform(images)).feature for images in (data.images, data.images[:, :, ::-1])]
+    expected = sum(nn.functional.normalize(one, dim=-1) if unit else one for one in both) / 2
+    torch.testing.assert_close(targets, expected)
+    mirrored = dataclasses.replace(data, images=data.images[:, :, ::-1])
+    torch.testing.assert_close(method.targets(mirrored, SIX, 0)[0], targets)
+    said = method.predict(data, SIX, 0)
+    assert said.extra["target_prediction"].tolist() == expected.argmax(dim=-1).tolist()
+    assert (said.extra["teacher_passes"] == 2).all()
+    assert (said.last_loss < said.first_loss).all()

@@ -22,6 +22,7 @@ OPTIONS = {
     "apm": {},
     "apm as released": {},
     "apm-views": {"views": 10},
+    "apm-mirror": {},
     "zero": {"views": 10},
     "mta": {"views": 10},
     "tda": {},
@@ -158,6 +159,8 @@ def test_another_methods_file_does_not_change_the_code_that_a_record_depends_on(
         ("zero", {"views": 3}, "zero confident views: a share of 0.3 of 3 views is less than one; use at least 4"),
         ("apm-views", {"views": 9}, "zero confident views"),
         ("tda", {"views": 9}, "zero confident views"),
+        ("apm-mirror", {"flip": False}, "image and its mirror image: remove views"),
+        ("apm-mirror", {"views": 3}, "image and its mirror image: remove views"),
         ("tpt", {"views": 9}, "zero confident views"),
         ("tda", {"positive_shots": 0}, "at least one image per class, found 0 and 2"),
         ("mta", {"views": 1}, "at least 2 views"),
@@ -177,7 +180,7 @@ def test_another_methods_file_does_not_change_the_code_that_a_record_depends_on(
 )
 def test_what_makes_no_sense_is_refused(name, options, message, clip):
     with pytest.raises(ValueError, match=message):
-        build(name, clip, **options) if name == "apm-views" else methods.create(name, clip, **options)
+        build(name, clip, **options) if name.startswith("apm-") else methods.create(name, clip, **options)
 
 
 def test_a_name_has_one_class():

@@ -1,6 +1,7 @@
 """TENT by hand, beside its release on BatchNorm, and its parts one by one."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -31,9 +32,9 @@ def test_one_step_by_hand():
     for the prediction to become surer. So w1, b1, b2 fall and w2 grows by 0.01.
     """
     teacher = Colour(nn.LayerNorm(2, eps=0), text=((1.0, 0.0), (0.6, 0.8)))
-    tower = tent.Tower(teacher)
-    pixels, text = teacher.transform(colours((200, 100)).images), teacher.text
-    scores, passes = tent.adapt(tower, pixels, text, 2.0, steps=1, learning_rate=0.01)
+    tower, pixels = tent.Tower(teacher), teacher.transform(colours((200, 100)).images)
+    logits_of = partial(teacher.logits, classnames=(), templates=())
+    scores, passes = tent.adapt(tower, pixels, logits_of, steps=1, learning_rate=0.01)
     weight, bias = tower.parameters["layers.0.weight"], tower.parameters["layers.0.bias"]
     assert [*weight.tolist(), *bias.tolist()] == pytest.approx([0.99, 1.01, -0.01, -0.01], abs=1e-6)
     u = np.array([0.98, -1.02])

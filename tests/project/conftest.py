@@ -99,7 +99,7 @@ def would_run(make) -> Callable[..., set[str]]:
     def ask(*arguments: str, **environment: str) -> set[str]:
         done = make("--dry-run", "reproduce", *arguments, **environment)
         assert done.returncode == 0, done.stderr
-        return set(re.findall(r"-m apm\.project\.run .* (\S+)$", done.stdout, flags=re.M))
+        return set(re.findall(r"-m apm\.project\.run .* (\w+)(?: 2> .*)?$", done.stdout, flags=re.M))
 
     return ask
 

@@ -43,9 +43,9 @@ def test_a_copied_profile_without_a_key_is_refused_not_run_with_the_values_of_mi
     del values[key]
     (mine / "common.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(
-        ValueError, match=rf"profile mine: 00_quickstart needs {key}: .*00_quickstart\.yaml.*common\.yaml"
+        ValueError, match=rf"profile mine: 02_corruptions needs {key}: .*02_corruptions\.yaml.*common\.yaml"
     ):
-        profiles.load("mine", "00_quickstart")
+        profiles.load("mine", "02_corruptions")
 
 
 @pytest.mark.parametrize("profile", ["mini", "cifar10", "paper", "template"])
@@ -86,8 +86,13 @@ WHOLE, LIST, MAP = "expected a whole number", "expected a list", "expected a map
     [
         ("00_quickstart", "training: [1, 2]", rf"training: {MAP}, found \[1, 2\]"),
         ("00_quickstart", "student: mini", f"student: {MAP}, found 'mini'"),
-        ("00_quickstart", "photographs: cat", f"photographs: {LIST}, each text, found 'cat'"),
-        ("00_quickstart", "photographs: [cat, 3]", rf"photographs: {LIST}, each text, found \['cat', 3\]"),
+        (
+            "00_quickstart",
+            "second: {teacher: mini}",
+            "second: expected the keys teacher, pretrained, .*, found teacher",
+        ),
+        ("02_corruptions", "photographs: cat", f"photographs: {MAP} or null, found 'cat'"),
+        ("02_corruptions", "photographs: {dataset: x}", "photographs: expected the keys teacher, .*, found dataset"),
         ("00_quickstart", "dataset: no", "dataset: expected text, found False"),
         ("00_quickstart", "dataset: 2020-01-01", r"dataset: expected text, found datetime\.date"),
         ("00_quickstart", "dataset:", "dataset: expected text, found None"),

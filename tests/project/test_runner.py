@@ -74,6 +74,16 @@ def test_what_cannot_run_ends_with_status_2_and_a_sentence_before_anything_runs(
     assert not (project / "ran").exists()
 
 
+def test_a_kernel_that_is_interrupted_when_its_work_is_done_reports_no_error(project: Path, notebook, capfd) -> None:
+    late = "handlers = get_ipython().kernel.shell_handlers\nown = handlers['execute_request']\n"
+    late += "async def interrupted(*message):\n    await own(*message)\n    raise KeyboardInterrupt\n"
+    late += "handlers['execute_request'] = interrupted"
+    notebook("01_a", late, "get_ipython().kernel.log.error('something else')")
+    assert run.main(["01_a"]) == 0
+    error = capfd.readouterr().err
+    assert ("something else" in error, "KeyboardInterrupt" in error) == (True, False)
+
+
 def test_only_what_changed_or_is_gone_is_run_again(project: Path, notebook, capfd) -> None:
     notebook("01_a", "print(1)")
     final = project / "results" / "mini" / "notebooks" / "01_a.ipynb"
@@ -304,9 +314,23 @@ def test_a_look_goes_beside_the_results_and_lab_passes_its_options(tmp_path: Pat
         assert "root in a container" in asked("lab", container="docker")
 
 
+def test_notebooks_share_the_cores_and_the_one_that_measures_times_is_alone(clone: Path, make) -> None:
+    """With two at a time each has half of the cores; 04 waits for the others and has them all, also where ONLY asks for it."""
+    for name in ("04_compute", "08_claims_audit"):
+        for file in ("notebooks/{}.ipynb", "profiles/mini/{}.yaml"):
+            shutil.copy(clone / file.format("01_a"), clone / file.format(name))
+
+    def asked(*arguments: str) -> list[tuple[str, str]]:
+        shown = make("-n", "reproduce", "JOBS=2", "CORES=8", *arguments).stdout
+        return re.findall(r"OMP_NUM_THREADS:-(\d)}.* (\w+)(?: 2> .*)?$", shown, re.M)
+
+    assert asked() == [("4", "01_a"), ("4", "02_b"), ("8", "04_compute"), ("4", "08_claims_audit"), ("4", "99_report")]
+    assert asked("ONLY=04_compute") == [("8", "04_compute")]
+
+
 def test_make_help_names_every_documented_target() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in ("env", "reproduce", "test", "bench", "lab", "report", "lint", "types", "lock"):
         assert re.search(rf"^  {target} ", done.stdout, flags=re.M)
-    settings = "PROFILE ONLY LINES DATA WORKERS SCHEDULER APM_RESULTS APM_CACHE ENV LAB"
+    settings = "PROFILE ONLY LINES DATA WORKERS JOBS SCHEDULER APM_RESULTS APM_CACHE ENV LAB"
     assert re.findall(r"^  ([A-Z_]+)=\S+ +\S", done.stdout, flags=re.M) == settings.split()

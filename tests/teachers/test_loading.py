@@ -273,7 +273,7 @@ def test_a_timm_tower_gives_feature_and_tokens_at_any_size_and_no_text(tmp_path,
     assert small.encode(small.transform(images), tokens=True).tokens.shape == (1, 6, 6, 64)
     assert small.hash != own.hash
     for ask in (lambda: own.text_features(["cat"], ["a {}"]), lambda: own.logit_scale):
-        with pytest.raises(ValueError, match="has no text tower"):
+        with pytest.raises(ValueError, match="has neither texts nor a linear head"):
             ask()
     for wrong, message in (
         ("test_vit@big", "image size in pixels after @"),

@@ -8,6 +8,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from open_clip.transform import PreprocessCfg
 from PIL import Image
 
 from apm import teachers
@@ -68,7 +69,8 @@ def test_many_pixels_are_transformed_by_threads_with_the_same_result(monkeypatch
     monkeypatch.setattr(seen, "LARGE", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert torch.equal(teachers.student_images(images, 32), one_by_one)
-    assert not torch.equal(teachers.student_images(images, 32, resize_mode="squash"), one_by_one)
+    squashed = teachers.student_images(images, 32, PreprocessCfg(resize_mode="squash"))
+    assert not torch.equal(squashed, one_by_one)
 
 
 # ---- encoding
