@@ -130,7 +130,8 @@ def draw(learners: Mapping[str, Learner]) -> Figure:
         row[6].plot(one.asked[best].cpu(), range(len(best)), "|", color="black", ms=9, mew=1.6)
         if looks:
             row[6].barh(range(len(best)), looks[-1].scores[best].tolist(), color=first, alpha=0.7)
-            row[6].set_title(f"says {one.says(looks[-1].scores)[:18]}", loc="right")
+            row[6].set_title(f"says {one.says(looks[-1].scores)[:18]}", loc="right", fontsize="small")
+        row[6].axvline(0, color="0.3", lw=1)
         for place, c in enumerate(best):  # inside: beside the bars a long name has no room
             row[6].text(
                 0.02, place, one.classnames[c][:24], transform=row[6].get_yaxis_transform(), size=7, va="center"
