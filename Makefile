@@ -54,6 +54,12 @@ ifeq ($(strip $(foreach p,$(PROFILES),$(and $(findstring =$(p)=,=$(PROFILE)=),$(
 $(error unknown profile '$(PROFILE)'. Known, one at a time: $(PROFILES))
 endif
 
+# profiles whose sets torchvision has: what is missing is fetched before the notebooks run, into data/sets without a DATA
+ifneq ($(filter clip,$(PROFILE)),)
+DATA := $(or $(DATA),data/sets)
+FETCHED := data
+endif
+
 .PHONY: help
 help: ## this list
 	@echo "make TARGET [PROFILE=$(PROFILE)] [ONLY=02_corruptions]      profiles: $(PROFILES)"
@@ -133,7 +139,7 @@ endif
 
 ifneq ($(APM_LINES),)
 .PHONY: reproduce
-reproduce: $(ENVIRONMENT)
+reproduce: $(ENVIRONMENT) $(FETCHED)
 	@APM_RESULTS=$(BESIDE) $(APM).project.run --profile $(PROFILE) 05_ablations
 else
 .PHONY: reproduce
@@ -144,7 +150,7 @@ reproduce: $(foreach n,$(or $(ONLY),$(NOTEBOOKS)),.make/$(PROFILE)/$(n).done) ##
 endif
 
 .PHONY: quickstart
-quickstart: $(ENVIRONMENT) ## one image, by hand (a minute): into results/by-hand, which git ignores
+quickstart: $(ENVIRONMENT) $(FETCHED) ## one image, by hand (a minute): into results/by-hand, which git ignores
 	@APM_RESULTS=$(BESIDE) $(APM).project.run --profile $(PROFILE) 00_quickstart
 
 .PHONY: verify
@@ -166,7 +172,7 @@ endif
 THREADS = $(shell echo $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )))
 # lines instead of bars that would overwrite each other
 ONE_OF_MANY = $(if $(filter-out 1,$(JOBS)), 2> >(trap "" INT; exec cat >&2))
-.make/$(PROFILE)/%.done: | $(ENVIRONMENT)
+.make/$(PROFILE)/%.done: | $(ENVIRONMENT) $(FETCHED)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} $(APM).project.run --profile $(PROFILE) --stamp $@ $*$(ONE_OF_MANY)
 
 # Jupyter refuses root: in a container there is often nobody else
@@ -205,7 +211,7 @@ types: $(ENVIRONMENT) ## mypy on apm/
 	$(PYTHON) -m mypy
 
 .PHONY: rehearse
-rehearse: $(ENVIRONMENT) ## profile paper from end to end on small trees with random teachers: no data, no weights
+rehearse: $(ENVIRONMENT) ## profiles paper and clip from end to end on small trees with random teachers: no data, no weights
 	$(PYTHON) tests/rehearsal.py
 
 .PHONY: bench

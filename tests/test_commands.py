@@ -49,7 +49,7 @@ TINY: dict = {"samples": 10, "published_samples": 10, "train_samples": 40, "curv
 TINY |= {"iterations": 4, "epochs": 1, "measured_after": 4, "looks": [0, 2, 4], "early": [1, 2], "views": 10}
 TINY |= {"severities": [5], "corruptions": ["contrast"], "table10": None, "published_size": None, "selection": None}
 TINY |= {"timed_towers": ["ViT-B-16"], "repeats": 1, "timed_iterations": 2, "chunks": [1, 1024], "paper_chunk": 512}
-TINY |= {"clustered": 20, "clusters": 3, "cluster_counts": [2, 3], "neighbours": 3, "embedded": 12, "pairs": 10}
+TINY |= {"clustered": 20, "clusters": 3, "cluster_counts": [2, 3], "neighbours": 3, "embedded": 12}
 TINY |= {"examples": 3, "shown": [0, 1], "pair": [0, 1], "checked": 4, "start_seeds": [0, 1]}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from apm.data import corruptions
 from apm.data.published_sets import CLASSES, SETS, wnids
 
 SIZE = (48, 40)  # width, height of the photographs
+LAND = (
+    "AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop", "Residential", "River", "SeaLake",
+)  # fmt: skip
 EACH = 12  # images of a set: a few more than an interval needs
 
 
@@ -65,8 +69,20 @@ def cifar(data: Path, n: int = 3 * EACH) -> None:
 def cross_dataset(data: Path, n: int = 15) -> None:
     """The nine sets of Table 3: n test images over three classes each, with CoOp's split file or the authors' lists. The probe
     of notebook 03 has five folds, so that a class needs five images."""
+    coop(data, [name for name, entry in SETS.items() if entry.split], n)
+    folder = data / SETS["aircraft"].places[0]
+    variants = ("707-320", "A300B4", "Yak-42")
+    for i in range(n):
+        photograph(folder / "images" / f"{i:07d}.jpg", 8000 + i)
+    (folder / "variants.txt").write_text("\n".join(variants) + "\n", encoding="utf-8")
+    lines = [f"{i:07d} {variants[i % 3]}" for i in range(n)]
+    (folder / "images_variant_test.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def coop(data: Path, names: Sequence[str], n: int = 15) -> None:
+    """Sets with CoOp's split files."""
     words = ("ant", "Bee_Hive", "cat")
-    for entry in (entry for entry in SETS.values() if entry.split):
+    for entry in (SETS[name] for name in names):
         folder = data / entry.places[0]
         lists: dict[str, list] = {"train": [], "val": [], "test": []}
         for i in range(n):
@@ -75,13 +91,37 @@ def cross_dataset(data: Path, n: int = 15) -> None:
             lists["test"].append([relative, i % 3, words[i % 3]])
         lists["train"].append(["ant/other.jpg", 0, "ant"])
         (folder.parent / entry.split).write_text(json.dumps(lists), encoding="utf-8")
-    folder = data / SETS["aircraft"].places[0]
-    variants = ("707-320", "A300B4", "Yak-42")
+
+
+def downloads(data: Path, n: int = 15) -> Path:
+    """The sets of profile `clip` as torchvision leaves them, but CIFAR-10 and Flowers102, whose checksums it tests; n images of three classes
+    each. Returns the data folder."""
+    cifar(data)
+    coop(data, ["flowers102"], n)
+    kinds, breeds, things = (
+        ("banded", "dotted", "lined"),
+        ("Abyssinian", "beagle", "Bombay"),
+        ("ant", "ewer", "yin_yang"),
+    )
+    lists: dict[str, list[str]] = {"dtd/dtd/labels/test1.txt": [], "oxford-iiit-pet/annotations/test.txt": []}
+    textures, pets = lists.values()
+    for name in LAND:
+        (data / "eurosat" / "2750" / name).mkdir(parents=True)
     for i in range(n):
-        photograph(folder / "images" / f"{i:07d}.jpg", 8000 + i)
-    (folder / "variants.txt").write_text("\n".join(variants) + "\n", encoding="utf-8")
-    lines = [f"{i:07d} {variants[i % 3]}" for i in range(n)]
-    (folder / "images_variant_test.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        kind, breed, thing, land = (names[i % 3] for names in (kinds, breeds, things, LAND))
+        textures.append(f"{kind}/{kind}_{i}.jpg")
+        pets.append(f"{breed}_{i} {i % 3 + 1} 1 1")
+        photograph(data / "dtd" / "dtd" / "images" / textures[-1], 10000 + i)
+        photograph(data / "oxford-iiit-pet" / "images" / f"{breed}_{i}.jpg", 10100 + i)
+        photograph(data / "caltech101" / "101_ObjectCategories" / thing / f"image_{i:04d}.jpg", 10200 + i)
+        photograph(data / "eurosat" / "2750" / land / f"{land}_{i}.jpg", 10300 + i, (64, 64))
+    for name, lines in lists.items():
+        (data / name).parent.mkdir(parents=True)
+        (data / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for c, wnid in enumerate(wnids("imagenet_a")[:EACH]):
+        photograph(data / "imagenet-a" / wnid / f"{c}.jpg", 10400 + c)
+        photograph(data / "imagenetv2-matched-frequency-format-val" / str(c) / f"{c}.jpeg", 10500 + c)
+    return data
 
 
 def coco(data: Path, n: int = 2 * EACH) -> None:

@@ -6,6 +6,7 @@ other images, other teachers and other scales that can be put side by side.
 
 from __future__ import annotations
 
+import math
 import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 from apm import methods, project
 from apm.analysis import figures, lineup, numbers, stats, tables
 from apm.analysis.numbers import Number
-from apm.data import Dataset, prompts, published
+from apm.data import Dataset, layouts, prompts, published
 from apm.teachers import Teacher
 from apm.ttt import TTTConfig
 
@@ -38,6 +39,7 @@ PUBLISHED_PAIRS = {  # what a step is between: (student, reference), in Tables 1
 }
 ENDS = {"lowest": min, "highest": max}
 SIDES = {"higher": 1, "equal": 0, "lower": -1}
+OFF = 3  # standard errors that a teacher may be off what is published of it
 ITS_TARGET = "its target"  # heading of the difference from what a student's target predicts by itself
 STEP = "student - reference (percentage points)"
 STEPS_CAPTION = (
@@ -152,13 +154,18 @@ def zero_shot(records: pd.DataFrame, sets: Sequence[Dataset]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("set").dropna(axis="columns", how="all")
 
 
-def against_open_clip(rows: Mapping[tuple[str, str | None], pd.DataFrame]) -> pd.DataFrame:
+def against_open_clip(
+    rows: Mapping[tuple[str, str | None], pd.DataFrame], sets: Sequence[Dataset] = ()
+) -> pd.DataFrame:
     """Measured zero-shot accuracy beside the one that open_clip publishes for the same weights: a check of loading, prompts and data.
 
-    rows: (open_clip name, tag) -> records. Its list has the mean per class for some small sets.
+    rows: (open_clip name, tag) -> records. Its list has the mean per class for some small sets. standard errors: how far ours is off on
+    those of `sets` that are as in the list (`published.OPEN_CLIP`). Raises ValueError where that is more than `OFF`.
     """
     theirs = published.wide(published.load("teacher_zero_shot_openclip"))
     columns = {column.lower().replace("cifar-", "cifar"): column for column in theirs} | {"flowers102": "Flower102"}
+    columns |= {name: said["column"] for name, said in published.OPEN_CLIP.items()}
+    held = {d.name for d in sets if _as_published(d)}
     lines = {}
     for (name, tag), frame in rows.items():
         tag = (tag or "").partition("=")[0]  # of TAG=FILE
@@ -168,15 +175,45 @@ def against_open_clip(rows: Mapping[tuple[str, str | None], pd.DataFrame]) -> pd
             value = theirs.loc[row, columns[str(key)]] if row and str(key) in columns else np.nan
             if np.isnan(value):
                 continue
-            right = part["prediction"] == part["label"]
-            measured = stats.accuracy(right.to_numpy(), minimum=1)
+            right = (part["prediction"] == part["label"]).groupby(part["label"])
+            measured = stats.accuracy(right.obj.to_numpy(), minimum=1)
             lines[row, str(key)] = {
                 "measured": measured,
-                "mean per class": Number(100.0 * right.groupby(part["label"]).mean().mean(), n=measured.n),
+                "mean per class": Number(100.0 * right.mean().mean(), n=measured.n),
                 "open_clip": Number(value, kind="published"),
                 "difference": Number(measured.value - value, n=measured.n, unit="points", kind="difference"),
+                "standard errors": _off(f"{row} on {key}", value, right, published.OPEN_CLIP[key])
+                if key in held
+                else None,
             }
-    return pd.DataFrame.from_dict(lines, orient="index").rename_axis(["teacher", "set"]) if lines else pd.DataFrame()
+    if not lines:
+        return pd.DataFrame()
+    found = pd.DataFrame.from_dict(lines, orient="index").rename_axis(["teacher", "set"])
+    return found.dropna(axis="columns", how="all")
+
+
+def _off(what: str, value: float, right: Any, said: Mapping[str, Any]) -> Number:
+    """How many standard errors a teacher is off the published value, in percent; right: grouped by label. Raises as `against_open_clip`."""
+    n, sizes = len(right.obj), right.size()
+    own, images = 100.0 * right.obj.mean(), float(n)
+    if said.get("over") == "class":
+        own, images = 100.0 * right.mean().mean(), len(sizes) / (1 / sizes).mean()
+    off = (own - value) / math.sqrt(value * (100 - value) * (1 / images + 1 / said.get("images", math.inf)))
+    if abs(off) > OFF:
+        raise ValueError(
+            f"{what}: the zero-shot accuracy {own:.1f} % ({n} images) is {abs(off):.1f} standard errors from the {value:.1f} % that "
+            f"open_clip publishes, more than {OFF}: these are not its weights, prompts, images or order of classes. Nothing measured "
+            "with them would mean anything"
+        )
+    return Number(off, n=n, unit="", kind="difference")
+
+
+def _as_published(d: Dataset) -> bool:
+    """Whether images and prompts are those of open_clip's list: what is changed, a part, or asked otherwise has no value there."""
+    said = published.OPEN_CLIP.get(d.name)
+    if said is None or d.severity or d.remark or layouts.PART in d.notes:
+        return False
+    return d.templates == prompts.templates(said["prompts"])
 
 
 def settings_grid(

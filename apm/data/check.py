@@ -49,6 +49,16 @@ def needs(profile: str) -> dict[str, frozenset[Condition]]:
     return {name: frozenset(conditions) for name, conditions in found.items()}
 
 
+def optional(profile: str) -> list[str]:
+    """The published sets that a profile takes where they are there: NAME? in its files, and what goes with those it needs."""
+    texts = {
+        text for notebook in profiles.runs(profile) for _, text in profiles.texts(profiles.load(profile, notebook))
+    }
+    needed = needs(profile)
+    also = [also for name in needed for also in ALSO.get(name, ()) if also not in needed]
+    return [*(name for name in SETS if f"{name}?" in texts and name not in needed), *also]
+
+
 def check(
     name: str, data: Path | str | None, *, partial: bool = False, conditions: frozenset[Condition] = USUAL
 ) -> tuple[str, str]:
@@ -92,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         among("published set", needed, SETS)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    optional = [] if options.only else [also for name in needed for also in ALSO.get(name, ()) if also not in needed]
+    extra = [] if options.only else optional(options.profile)
     if not needed:
         print(f"profile {options.profile} needs no downloaded set")
         return 0
@@ -104,11 +114,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(error, file=sys.stderr)
         return 1
-    missing, width = 0, max(map(len, (*needed, *optional)))
-    for name in (*needed, *optional):
+    missing, width = 0, max(map(len, (*needed, *extra)))
+    for name in (*needed, *extra):
         state, text = check(name, data, partial=options.partial, conditions=needed.get(name) or USUAL)
+        if state == "wrong" and options.download:
+            text += ". Was it unpacked in part? Remove its folder and fetch it again"
         missing += state != "found" and name in needed
-        text = f"{'(optional) ' if name in optional else ''}{text.removeprefix(f'dataset {name}: ')}"
+        text = f"{'(optional) ' if name in extra else ''}{text.removeprefix(f'dataset {name}: ')}"
         print(f"{state:8} {name:{width}}  {text}", flush=True)
     if missing:
         print(f"{missing} of the {len(needed)} sets that are needed are missing or wrong")

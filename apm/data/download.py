@@ -8,6 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from unittest import mock
 
@@ -21,12 +22,12 @@ BLOCK = 1 << 20
 def fetch(names: Sequence[str], data: Path) -> list[str]:
     """Let torchvision fetch those of the sets that it can and that are not in the folder. Returns the names that failed.
 
-    A download that breaks off leaves FILE.part, with which the next one goes on. Raises OSError before the first byte where the
+    A download that breaks off leaves FILE.part, with which the next one goes on, and .CLASS.part until all files are there. Raises OSError before the first byte where the
     disk has too little room. CoOp's split files are not among what torchvision has: `apm.data.check` names those that are missing.
     """
     wanted: dict[str, PublishedSet] = {}  # one download may serve several sets
     for entry in (SETS[name] for name in names):
-        if any((data / place).is_dir() for place in entry.places):
+        if any((data / place).is_dir() for place in entry.places) and not _begun(entry, data).is_file():
             continue
         if entry.torchvision:
             wanted.setdefault(entry.torchvision, entry)
@@ -48,15 +49,23 @@ def fetch(names: Sequence[str], data: Path) -> list[str]:
     return [entry.name for entry in wanted.values() if not _fetched(entry, data)]
 
 
+def _begun(entry: PublishedSet, data: Path) -> Path:
+    """Lies beside a set that is being fetched: some have several archives, of which the first is no set yet."""
+    return data / f".{entry.torchvision}.part"
+
+
 def _fetched(entry: PublishedSet, data: Path) -> bool:
     from torchvision import datasets
 
+    begun = _begun(entry, data)
     try:
+        begun.touch()
         # torchvision unpacks and checks; the bytes come by `_retrieve`, which it has no way to be told
         with mock.patch("torchvision.datasets.utils._urlretrieve", _retrieve):
             getattr(datasets, entry.torchvision)(root=data, download=True)
+        begun.unlink()
         return True
-    except (OSError, RuntimeError, ImportError, ValueError) as error:
+    except (OSError, RuntimeError, ImportError, ValueError, HTTPException) as error:
         said = f"{type(error).__name__}: {error}"
         print(
             f"failed   {entry.name}: {said}. Is this machine offline, or behind a proxy (https_proxy)? Run again to go on where it "

@@ -27,6 +27,7 @@ from apm.data.dataset import Dataset, Lazy
 from apm.data.files import files_fingerprint, folders_in, images_in, of_system, read_image
 from apm.data.published_sets import CLASSES, Condition, MissingSet, PublishedSet, WrongSet, class_folders, parse
 
+PART = "ONLY A PART"  # begins the note on a set of which images are missing
 FLAT = "ILSVRC2012_val_"  # how the names of ImageNet's validation images begin
 
 
@@ -85,7 +86,7 @@ def load(name: str, root: Path | str | None, *, partial: bool = False) -> Datase
     notes = [f"{entry.title}, {_counts(len(listing), len(listing.classnames))}, {listing.folder}.", listing.note]
     if partial and not _complete(entry, listing):
         present = len(np.unique(listing.labels))
-        part = f"ONLY A PART: {len(listing):,} of {entry.images:,} images, {present:,} of {entry.classes:,} classes."
+        part = f"{PART}: {len(listing):,} of {entry.images:,} images, {present:,} of {entry.classes:,} classes."
         notes.insert(1, part)
     notes.append(f"Images: {listing.remark}." if listing.remark else "")
     notes.append(f"Licence: {entry.licence}. Prompts: {prompts.describe(templates)}.")

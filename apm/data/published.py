@@ -5,12 +5,17 @@ A value nobody found is empty, never guessed. Every row says where its value was
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from apm import project
 
 COLUMNS = ["table", "row", "column", "value", "unit", "source"]
 _OTHERS = project.facts(__file__)
+OPEN_CLIP: dict[str, dict[str, Any]] = _OTHERS.pop(
+    "open_clip"
+)  # sets on which a CLIP can be held against open_clip's list
 OTHERS_NOTES: dict[str, str] = {benchmark: found["note"] for benchmark, found in _OTHERS.items()}
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from apm.data import Dataset, UnreadableImage, corruptions, prompts
 from apm.data import load as load_dataset
 from apm.data.digits import SIDE
+from apm.data.published_sets import MissingSet
+from apm.project.paths import say
 
 MINIMUM_SAMPLES = 10  # images that an interval needs (`apm.analysis.stats`): said before the long runs
 
@@ -30,7 +32,7 @@ def load_sets(
     ensemble: str | list[str] | tuple[str, ...] | None = None,
     **options: Any,
 ) -> list[Dataset]:
-    """The datasets of these names, of each a choice of images (`Dataset.take`).
+    """The datasets of these names, of each a choice of images (`Dataset.take`). NAME?: where it is in DATA, else left out, which is said.
 
     ensemble: the prompts of all of them, or their name, such as "imagenet-7" (`apm.data.prompts.names`); None: each set's own. options:
     of `apm.data.load`. Raises ValueError for no names, a name given twice, too few samples, unknown prompts, and as `load` does.
@@ -38,11 +40,22 @@ def load_sets(
     check_samples(samples)
     if not names or len(set(names)) != len(names):
         raise ValueError(f"expected names of datasets, each once, found {list(names)}")
-    loaded = [load_dataset(name, **options).take(samples) for name in names]
+    loaded = [d.take(samples) for name in names if (d := _there(name, **options))]
     if ensemble is None:
         return loaded
     chosen = prompts.check(ensemble) if isinstance(ensemble, list | tuple) else prompts.templates(ensemble)
     return [replace(d, templates=chosen) for d in loaded]
+
+
+def _there(name: str, **options: Any) -> Dataset | None:
+    """The dataset, or None for a NAME? that is not in DATA."""
+    try:
+        return load_dataset(name.removesuffix("?"), **options)
+    except MissingSet as error:
+        if not name.endswith("?"):
+            raise
+        say(f"left out: {error}")
+        return None
 
 
 def examples(dataset: Dataset, count: int) -> list[np.ndarray]:

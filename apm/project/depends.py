@@ -112,7 +112,7 @@ def trees(profile: str, notebook: str) -> list[Path]:
         if text.startswith("folder:"):
             found.add(Path(base or root(), Path(text.removeprefix("folder:")).expanduser()).resolve())
         elif base:  # the name of a derived set begins with that of the set that it is made from
-            names = [name for name in _places() if re.match(rf"{re.escape(name)}([-/]|$)", text)]
+            names = [name for name in _places() if re.match(rf"{re.escape(name)}([-/?]|$)", text)]
             found |= {base / place for name in names for place in _places()[name]}
     return sorted(found)
 

@@ -62,7 +62,7 @@ def files(folder: Path | str, notebook: str) -> list[str]:
 def note(folder: Path | str, notebook: str, entries: list[dict[str, Any]], *, complete: bool) -> None:
     """Write what a notebook has published so far; notebooks that run at the same time wait for each other."""
     folder = Path(folder)
-    with locked(folder / f".{NAME}.lock"):
+    with locked(folder / f".{NAME}.lock.tmp"):
         made = notebooks(folder)
         left = set(files(folder, notebook)) - {file for entry in entries for file in entry["files"]}
         earlier = {"earlier": sorted(left)} if left and not complete else {}

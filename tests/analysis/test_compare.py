@@ -10,7 +10,8 @@ from fakes import records as rows_of_images
 from apm import data as datasets
 from apm import methods
 from apm.analysis import compare, lineup, numbers, stats
-from apm.data import published
+from apm.data import prompts, published
+from apm.data.published_sets import SETS as SETS_ON_DISK
 from apm.ttt import TTTConfig
 
 SETS = {
@@ -122,6 +123,54 @@ def test_measured_accuracy_stands_beside_open_clips_for_the_same_weights() -> No
     found = [float(row[name]) for name in ("measured", "mean per class", "open_clip", "difference")]
     assert found == pytest.approx([75.0, 50.0, theirs, 75.0 - theirs])
     assert compare.against_open_clip({("ViT-B-16-quickgelu", "openai"): rows.assign(dataset="digits")}).empty
+
+
+@pytest.fixture
+def listed(sets):
+    """A set as open_clip's list has it: name, prompts."""
+
+    def made(which: str, **changes):
+        templates = prompts.templates(published.OPEN_CLIP[which]["prompts"])
+        return replace(sets[0], **{"name": which, "templates": templates, **changes})
+
+    return made
+
+
+@pytest.mark.parametrize(("name", "column"), [("cifar10", "CIFAR-10"), ("flowers102-official", "Flower102")])
+def test_a_teacher_more_than_three_standard_errors_off_its_published_value_ends_the_run(listed, name, column) -> None:
+    """4 classes of 10 and of 40 images in turn: the mean per class has fewer images in it than there are."""
+    theirs = published.wide(published.load("teacher_zero_shot_openclip")).loc["ViT-B-32 / openai", column]
+    labels = np.repeat([0, 1, 2, 3], [10, 40, 10, 40])
+    images = 100 if name == "cifar10" else 4 / np.mean([1 / 10, 1 / 40, 1 / 10, 1 / 40])
+    error = np.sqrt(theirs * (100 - theirs) / images)
+
+    def measure(share: float, teacher=("ViT-B-32-quickgelu", "openai"), **changes):
+        answers = np.concatenate([np.arange(n) < round(share * n) for n in (10, 40, 10, 40)])
+        rows = rows_of("zero-shot", answers, dataset=name, label=labels).assign(prediction=np.where(answers, labels, 9))
+        return compare.against_open_clip({teacher: rows}, [listed(name, **changes)])
+
+    near = measure(round(theirs / 10) / 10)
+    assert float(near["standard errors"].iloc[0]) == pytest.approx((10 * round(theirs / 10) - theirs) / error)
+    wrong = rf"{name}: the zero-shot accuracy 10.0 % \(100 images.* {(theirs - 10) / error:.1f} standard errors from the {theirs:.1f} %"
+    with pytest.raises(ValueError, match=wrong):
+        measure(0.1)
+    # nothing is published of these, so that nothing is held against anything
+    assert measure(0.1, ("ViT-B-32-quickgelu", "laion9b")).empty
+    for changes in (
+        {"templates": ("a {}.",)},
+        {"name": "pets-of-mine"},
+        {"remark": "JPEG copies"},
+        {"notes": "ONLY A PART: 3 images."},
+    ):
+        assert "standard errors" not in measure(0.1, **changes)
+
+
+def test_every_set_that_can_be_held_has_a_column_and_these_are_its_own_prompts() -> None:
+    theirs = published.wide(published.load("teacher_zero_shot_openclip"))
+    for name, said in published.OPEN_CLIP.items():
+        assert said["column"] in theirs
+        assert SETS_ON_DISK[name].prompts == said["prompts"]
+        assert theirs.loc["ViT-B-32 / openai", said["column"]] > 0
 
 
 def test_paired_by_hand_whatever_the_order_of_rows() -> None:

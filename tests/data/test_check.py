@@ -104,6 +104,11 @@ def own_profile(tmp_path, monkeypatch, **values):
 def test_what_a_profile_needs_is_read_from_its_files(tmp_path, monkeypatch):
     assert check.needs("mini") == {}
     assert set(check.needs("cifar10")) == {"cifar10", "cifar10-train"}  # with the sets derived from it
+    assert set(check.needs("clip")) == {
+        "cifar10", "cifar10-train", "dtd-official", "flowers102-official", "pets", "eurosat-whole", "caltech101-whole",
+    }  # fmt: skip
+    assert all(SETS[name].torchvision for name in check.needs("clip")), "make reproduce fetches them"
+    assert check.optional("clip") == ["imagenet-a", "imagenet-v2", "cifar10-c", "cifar10.1"]
     paper = check.needs("paper")
     nine = profiles.load("paper", "03_cross_dataset")["datasets"]
     assert {*nine, "imagenet", "imagenet-train", "cifar100", "coco-val"} <= set(paper)  # in lists, methods, lines

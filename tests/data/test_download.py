@@ -1,7 +1,11 @@
 """Downloads, from a server of our own."""
 
+import http.client
 import http.server
+import re
+import socket
 import threading
+import urllib.request
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -76,6 +80,36 @@ def test_a_set_without_torchvision_is_named_and_one_that_is_there_is_left(tmp_pa
     (tmp_path / SETS["cifar10"].places[0]).mkdir(parents=True)
     assert download.fetch(["cifar10", "ucf101"], tmp_path) == []
     assert "by hand  ucf101" in capsys.readouterr().out
+
+
+def test_a_set_of_several_archives_is_fetched_to_its_last_one(tmp_path, monkeypatch):
+    """Pets have two: a download that broke off between them leaves images, which are no set yet."""
+    asked = []
+
+    class Pets:
+        def __init__(self, root, download):
+            (root / "oxford-iiit-pet" / "images").mkdir(parents=True, exist_ok=True)
+            asked.append(root)
+            if len(asked) == 1:
+                raise http.client.IncompleteRead(b"")
+
+    monkeypatch.setattr("torchvision.datasets.OxfordIIITPet", Pets)
+    assert [download.fetch(["pets"], tmp_path) for _ in range(3)] == [["pets"], [], []]
+    assert len(asked) == 2
+
+
+def test_a_proxy_that_refuses_is_said_and_the_next_set_is_tried(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("urllib.request.getproxies", lambda: {})
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]  # nobody listens there any more
+    proxied = urllib.request.ProxyHandler(dict.fromkeys(("http", "https"), f"http://127.0.0.1:{port}"))
+    monkeypatch.setattr(urllib.request, "urlopen", urllib.request.build_opener(proxied).open)
+    assert download.fetch(["cifar10", "dtd-official"], tmp_path) == ["cifar10", "dtd-official"]
+    said = capsys.readouterr().err
+    for name in ("cifar10", "dtd-official"):
+        assert re.search(
+            rf"failed   {name}: URLError: .*Connection refused.* behind a proxy \(https_proxy\)\? Run again", said
+        )
 
 
 def test_a_hash_that_differs_and_a_host_that_does_not_answer_are_failures_by_name(tmp_path, capsys, monkeypatch):

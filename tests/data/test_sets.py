@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import trees
 from PIL import Image
 
 from apm import data as datasets
@@ -40,6 +41,19 @@ def test_sets_are_stratified_choices_with_their_own_prompts_or_one_ensemble(held
 def test_impossible_choices_are_refused(names, samples, ensemble, message):
     with pytest.raises(ValueError, match=message):
         sets.load_sets(names, samples, ensemble=ensemble)
+
+
+def test_a_set_with_a_question_mark_is_left_out_where_it_is_not_there_and_that_is_said(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("DATA", str(tmp_path))
+    sets.say.cache_clear()
+    (found,) = sets.load_sets(["digits-test", "imagenet-a?"], 20)
+    assert found.name == "digits-test"
+    assert "left out: dataset imagenet-a: found none of" in capfd.readouterr().err
+    monkeypatch.setenv("PARTIAL", "1")
+    trees.imagenet_classes(tmp_path / "imagenet-a", classes=("n01498041",), per_class=10)
+    assert [d.name for d in sets.load_sets(["digits-test", "imagenet-a?"], 20)] == ["digits-test", "imagenet-a"]
+    with pytest.raises(FileNotFoundError, match="dataset imagenet-r: found none of"):
+        sets.load_sets(["imagenet-r"], 20)
 
 
 def test_corruptions_come_from_our_code_or_from_the_published_download(monkeypatch, held_out):

@@ -308,6 +308,9 @@ def test_a_look_goes_beside_the_results_and_lab_passes_its_options(tmp_path: Pat
         r"APM_RESULTS=results/by-hand .*run --profile mini 05_ablations$", asked("reproduce", "LINES=mine"), re.M
     )
     assert "by-hand" not in asked("verify", LINES="24")  # a terminal's
+    fetched_first = r"data\.check --profile clip --download\n.*run --profile clip 00_quickstart$"
+    assert re.search(fetched_first, asked("quickstart", "PROFILE=clip"), re.M)
+    assert "--download" not in asked("quickstart")
     lab = asked("lab", "LAB=--port 8890 --no-browser")
     assert lab.rstrip().endswith("--LabApp.default_url=/lab/tree/notebooks/start.ipynb --port 8890 --no-browser")
     if os.geteuid() == 0:
