@@ -181,7 +181,7 @@ ROOT_INSIDE = $(and $(filter 0,$(shell id -u)),$(or $(container),$(KUBERNETES_SE
 .PHONY: lab
 lab: $(ENVIRONMENT) ## JupyterLab on the notebooks, for this machine only and with Jupyter's token
 	@$(if $(ROOT_INSIDE),echo "root in a container: Jupyter starts with --allow-root$(,) on 127.0.0.1 and with its token")
-	$(PYTHON) -m jupyter lab --ip 127.0.0.1 $(if $(ROOT_INSIDE),--allow-root) --LabApp.default_url=/lab/tree/notebooks $(LAB)
+	$(PYTHON) -m jupyter lab --ip 127.0.0.1 $(if $(ROOT_INSIDE),--allow-root) --LabApp.default_url=/lab/tree/notebooks/start.ipynb $(LAB)
 
 # ------------------------------------------------------------------------------------------------- tests and checks
 
@@ -196,6 +196,10 @@ test: $(ENVIRONMENT) ## unit and property tests, the executed notebooks under nb
 	$(PYTHON) -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider $(NBVAL:%=results/mini/notebooks/%.ipynb); \
 	$(APM).analysis.verify --made
 	rm -rf .make/nbval
+
+.PHONY: test-browser
+test-browser: $(ENVIRONMENT) ## notebooks 10 and 05 in JupyterLab and a real browser, where there is a Chromium; screenshots in .make/browser
+	$(PYTHON) -m pytest tests/test_browser.py -m browser -rs
 
 .PHONY: lint
 lint: $(ENVIRONMENT) ## ruff: lint and format, notebooks included

@@ -13,7 +13,7 @@ from apm.project import depends, profiles
 
 ROOT = Path(__file__).resolve().parents[1]
 CLEAN = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EVERY = pytest.mark.parametrize("path", CLEAN, ids=lambda p: p.stem)
+EVERY = pytest.mark.parametrize("path", [*map(profiles.notebook_path, profiles.notebooks())], ids=lambda p: p.stem)
 EXECUTED = ROOT / "results" / "mini" / "notebooks"
 
 
@@ -24,9 +24,12 @@ def test_notebooks_are_kept_without_outputs():
 
 
 # a folder without a manifest was made by an earlier state of the code, and is read as it is until it is made again
-@pytest.mark.parametrize("profile", sorted(p.parent.name for p in ROOT.glob("results/*/manifest.json")))
-@EVERY
-def test_the_executed_copy_has_the_source_of_the_notebook_and_ran_to_its_end(path, profile):
+MADE = sorted(p.parent.name for p in ROOT.glob("results/*/manifest.json"))
+
+
+@pytest.mark.parametrize(("profile", "name"), [(one, name) for one in MADE for name in profiles.runs(one)])
+def test_the_executed_copy_has_the_source_of_the_notebook_and_ran_to_its_end(profile, name):
+    path = ROOT / "notebooks" / f"{name}.ipynb"
     reference = nbformat.read(ROOT / "results" / profile / "notebooks" / path.name, 4)
     own = [c for c in reference.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     assert [c.source for c in own] == [c.source for c in nbformat.read(path, 4).cells], "run `make reproduce` again"

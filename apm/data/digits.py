@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +130,4 @@ SETS: dict[str, Callable[[int], Dataset]] = {
         notes="The capital letters A to J in the {faces} faces of printed-digits, jittered and scanned as they are, seed {seed}.",
     ),
 }  # fmt: skip
+SETS = {name: cache(make) for name, make in SETS.items()}  # in a process each is made once: its arrays are read-only

@@ -40,7 +40,7 @@ class Session:
     def __init__(self, profile: str = "mini", *, samples: int | None = None) -> None:
         given = profiles.notebook_parameters(profiles.notebook_path(NOTEBOOK)) | profiles.load(profile, NOTEBOOK)
         self.profile, self.file, self.base, self.samples = profile, given["lines"], given["base"], samples
-        self.known = {line.name: line for line in ablations.load(profile, self.file)}
+        self.known = {line.name: line for line in ablations.load(profile, self.file, self.base)}
         project.among("base", [self.base], self.known)
         how = {name: given[name] for name in ("pretrained", "device", "precision", "feature_dtype")}
         self.teacher = teachers.load(given["teacher"], **how)
@@ -86,7 +86,8 @@ class Session:
     def _run(self, lines: Sequence[ablations.Ablation]) -> tables.Shown:
         for line in lines:
             same = [known for known in self.known.values() if self._key(known) == self._key(line)]
-            run = same[0] if same else replace(line, name=words(line))  # a name stands in the keys of records
+            # a name stands in the keys of records: of equal lines the notebook runs the last
+            run = same[-1] if same else replace(line, name=words(line))
             home = project.results_dir(self.profile) if same and not self.samples else project.cache_dir()
             with progress.live():
                 rows = ablations.run([run], self.teacher, self.data, folder=home / "records", **self.options)
@@ -116,8 +117,7 @@ class Session:
     def save(self, name: str, part: str = PART) -> str:
         """Append a variant to the profile's lines, where comments stay; returns the line. ValueError for a name that the file has."""
         project.among("variant to save", [name], self.lines)
-        line = project.plain({**said(self.lines[name]), "part": part})
-        text = f"- {yaml.safe_dump(line, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)}"
+        text = text_of(replace(self.lines[name], part=part))
         path = profiles.folder_of(self.profile) / self.file
         with project.locked(project.cache_dir() / f".{self.profile}.lines.lock"):
             before = path.read_text(encoding="utf-8")
@@ -130,6 +130,12 @@ class Session:
 def said(line: ablations.Ablation) -> dict[str, Any]:
     """What a line says beyond its defaults, part and name first."""
     return {k: v for k, v in vars(line).items() if v not in (None, {}) and (k, v) != ("network", "apm")}
+
+
+def text_of(line: ablations.Ablation) -> str:
+    """A line as it stands in a profile's file."""
+    plain = project.plain(said(line))
+    return f"- {yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)}"
 
 
 def words(line: ablations.Ablation) -> str:

@@ -80,6 +80,16 @@ def test_a_row_is_that_of_the_notebook_and_equal_settings_are_read_from_records(
         again.compare(student={"kernels": 7}, **FAST)
 
 
+def test_of_lines_with_equal_settings_the_one_that_the_notebook_runs_is_read(session, monkeypatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(ablations, "run", lambda lines, *_, **__: asked.append(lines[0].name) or session.rows["L_cls"])
+    session.compare(name="the base by another name")
+    assert asked == [
+        [name for name, line in session.known.items() if session._key(line) == session._key(session.known["L_cls"])][-1]
+    ]
+    assert asked != ["L_cls"]
+
+
 def test_a_sweep_is_every_combination_and_all_that_was_asked_for_prints_renders_and_is_drawn(session) -> None:
     shown = session.sweep(kernels=[1, 3], iterations=[2, 3])
     names = [f"kernels = {k}, iterations = {i}" for k in (1, 3) for i in (2, 3)]
@@ -107,7 +117,7 @@ def test_a_sweep_is_every_combination_and_all_that_was_asked_for_prints_renders_
         (lambda s: s.compare(netwrk="mlp"), r"unknown option 'netwrk'.*Did you mean 'network'"),
         (lambda s: s.compare(student={"kernels": 0}), r"kernels, width and hidden must all be positive"),
         (lambda s: s.compare(training={"learning_rate": -1}), r"rates and init_std positive, found"),
-        (lambda s: s.compare(samples=3), r"samples must be 10 \(for an interval\) to 12, found 3"),
+        (lambda s: s.compare(samples=3), r"samples must be at least 10 \(for an interval\), found 3"),
         (lambda s: s.compare(student={"kernels": 5}, name="L_cls"), r"the name 'L_cls' is that of the base: choose"),
         (lambda s: s.compare(student={"kernels": 5}, name="K = 200"), r"'K = 200' is that of iterations = 200: choose"),
         (lambda s: s.sweep(lerning_rate=[1]), r"unknown field of student or training 'lerning_rate'.*'learning_rate'"),

@@ -312,7 +312,7 @@ def test_a_look_goes_beside_the_results_and_lab_passes_its_options(tmp_path: Pat
     assert re.search(fetched_first, asked("quickstart", "PROFILE=clip"), re.M)
     assert "--download" not in asked("quickstart")
     lab = asked("lab", "LAB=--port 8890 --no-browser")
-    assert lab.rstrip().endswith("--LabApp.default_url=/lab/tree/notebooks --port 8890 --no-browser")
+    assert lab.rstrip().endswith("--LabApp.default_url=/lab/tree/notebooks/start.ipynb --port 8890 --no-browser")
     if os.geteuid() == 0:
         assert "root in a container" in asked("lab", container="docker")
 
