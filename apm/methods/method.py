@@ -110,7 +110,11 @@ class WithPrompts(Method):
         return self.templates or dataset.templates
 
     def prompts_used(self, dataset: Dataset) -> str:
-        return prompts.describe(self.prompts_for(dataset)) if self.teacher.tokenizer else "none: the rows of its head"
+        return (
+            prompts.describe(self.prompts_for(dataset))
+            if self.teacher.tokenizer
+            else "none, its class features are the rows of its head"
+        )
 
     def text(self, dataset: Dataset) -> Tensor:
         """(C, D) float32 unit-length class features on the teacher's device."""

@@ -121,7 +121,7 @@ def test_methods_on_a_classifier(checkpoint):
         own = teacher.model(teacher.transform(images)).argmax(dim=1).numpy()
     linear = methods.LinearHead(teacher)
     assert (linear.predict(dataset, positions, 0).prediction == own).all()
-    assert linear.prompts_used(dataset) == "none: the rows of its head"
+    assert linear.prompts_used(dataset) == "none, its class features are the rows of its head"
     wide = methods.training_config(teacher, {"grid": [2, 4], "patch": 4, "hidden": [8]}, {"iterations": 1})
     with pytest.raises(ValueError, match="found a student of 8 x 16 px: use a square grid"):
         methods.APM(teacher, wide).predict(dataset, positions, 0)
