@@ -128,10 +128,10 @@ def write(profile: str) -> Path:
     made_by, about_what, remarks = origins(folder / "records")
     audited = claims(rows)
     audited["verdict"] = [f"{SYMBOLS.get(v, '')} {v}".strip() for v in audited["verdict"]]
-    parameters = profiles.load(profile, sections[0]["notebook"])
-    weights = parameters.get("pretrained")
-    taught = f"teacher {parameters.get('teacher')}" + (f", {Path(weights).name}" if weights else "")
-    about = [f"profile {profile}", taught, *(f"images: {remark}" for remark in remarks)]
+    settings = [profiles.load(profile, section["notebook"]) for section in sections]
+    named = [(own["teacher"], Path(own.get("pretrained") or "").name) for own in settings if own.get("teacher")]
+    taught = " and ".join(f"{name} ({weights})" if weights else name for name, weights in dict.fromkeys(named))
+    about = [f"profile {profile}", f"teacher {taught}", *(f"images: {remark}" for remark in remarks)]
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     template = jinja2.Environment(autoescape=True, **options).from_string(TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(
