@@ -38,6 +38,7 @@ PLANNED = {
     "make data PROFILE=cifar10 DATA=data/sets": "a download",
     "make teacher PROFILE=cifar10 DATA=data/sets": "needs CIFAR-10, 40 minutes",
     "make reproduce PROFILE=cifar10 DATA=data/sets": "needs CIFAR-10 and its teacher",
+    "make reproduce PROFILE=clip": "downloads 2.8 GB: make rehearse runs it small",
     "make reproduce PROFILE=paper DATA=/data": "needs ImageNet and a GPU: make rehearse runs it small",
 }
 ELSEWHERE = {

@@ -15,7 +15,7 @@ def test_damaged_vectors_are_learned_again(clip, digits, tmp_path: Path) -> None
         return method.predict(digits, np.arange(4), 0).extra["confidence"]
 
     expected = confidence()
-    (path,) = (tmp_path / "cache" / "prompts").iterdir()
+    (path,) = (tmp_path / "cache" / "prompts").glob("*.safetensors")
     whole = path.read_bytes()
     path.write_bytes(damaged(whole, "flipped"))
     with pytest.warns(UserWarning, match="making it again"):
