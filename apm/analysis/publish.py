@@ -56,7 +56,8 @@ class Publisher:
             raise ValueError(f"{name!r} is no file name that begins with the number of its notebook {self.notebook}")
         if name in {entry["name"] for entry in self.entries}:
             raise ValueError(f"{name!r} was published already: give each table and figure a name of its own")
-        note = notes if isinstance(notes, str) else " ".join(part for part in notes if part)
+        caption = project.portable(caption)
+        note = project.portable(notes if isinstance(notes, str) else " ".join(part for part in notes if part))
         entry: dict[str, Any] = {"name": name, "kind": "figure", "caption": caption, "notes": note}
         if isinstance(what, pd.DataFrame):
             rows = numbers.tidy(what, name, kinds=kinds)

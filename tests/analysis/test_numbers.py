@@ -114,6 +114,16 @@ def test_publish_writes_numbers_files_and_manifest_and_shows(folder: Path, capsy
     assert "60.5 [57.0, 63.6]" in (folder / "tables" / "02_x.csv").read_text()
 
 
+def test_what_is_published_holds_no_path_of_the_machine(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATA", str(tmp_path / "sets"))
+    Publisher("mini", "02_corruptions")(table(), "02_x", "A caption", f"Ten images, {tmp_path}/sets/cifar10/test.")
+    (entry,) = manifest.read(folder)["notebooks"]["02_corruptions"]["entries"]
+    assert entry["notes"] == "Ten images, DATA/cifar10/test."
+    assert "DATA/cifar10/test" in (folder / "tables" / "02_x.md").read_text()
+
+
 def test_publish_refuses_names_that_do_not_fit_and_numbers_that_are_gone_are_said(folder: Path) -> None:
     publish = Publisher("mini", "02_corruptions")
     publish(table(), "02_x", "")
