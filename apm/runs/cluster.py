@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import logging
 import os
 import platform
@@ -57,6 +58,7 @@ def _client(scheduler: str, workers: int) -> Client:
     from distributed import Client
 
     dask.config.set(SETTINGS)
+    gc.collect()  # of a client that found no scheduler: collected while the next one starts, it would wait for that one's lock for ever
     # a killed worker is expected here, and its shard is done again: no pages of warnings in a notebook
     for name in ("distributed", "distributed.nanny", "distributed.core", "distributed.scheduler", "distributed.worker"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
