@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +83,7 @@ def clone(tmp_path_factory) -> Path:
         file.write(mine)
     for name in ("requirements.lock", "environment.yml", "pyproject.toml"):
         os.utime(folder / name, (0, 0))
-    python = folder / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nPYTHONPATH="{folder}" exec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
-    (folder / ".make").mkdir()
-    (folder / ".make" / "venv").touch()
+    trees.environment(folder)
     subprocess.run("git init -q; git add -A", shell=True, cwd=folder, check=True)
     return folder
 

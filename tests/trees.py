@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -167,3 +168,13 @@ def coop_split(data: Path, name: str, place: int = 0) -> Path:
     split = folder.parent / entry.split
     split.write_text(json.dumps(lists))
     return split
+
+
+def environment(clone: Path) -> None:
+    """An environment in a clone, of which make believes that it has made it: this Python, with the clone's own package."""
+    python = clone / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{clone}" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (clone / ".make").mkdir()
+    (clone / ".make" / "venv").touch()

@@ -4,12 +4,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pytest
+import trees
 from nbformat.v4 import new_code_cell, new_notebook
 
 from apm.project import depends, manifest, profiles
@@ -73,12 +73,7 @@ def clone(package: Path, monkeypatch) -> Path:
     for name in ("settings.csv", "more.csv"):
         (package / "data" / "published" / name).write_text("a,b\n")
     (package / "profiles" / "mini" / "01_a.lines.yaml").write_text("- {a: 1}\n")
-    python = package / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nPYTHONPATH="{package}" exec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
-    (package / ".make").mkdir()
-    (package / ".make" / "venv").touch()
+    trees.environment(package)
     monkeypatch.chdir(package)
     return package
 
