@@ -137,13 +137,15 @@ endif
 endif
 endif
 
+# they start first, so that no core waits for them at the end
+LONG := 02_% 05_%
 ifneq ($(APM_LINES),)
 .PHONY: reproduce
 reproduce: $(ENVIRONMENT) $(FETCHED)
 	@APM_RESULTS=$(BESIDE) $(APM).project.run --profile $(PROFILE) 05_ablations
 else
 .PHONY: reproduce
-reproduce: $(foreach n,$(or $(ONLY),$(NOTEBOOKS)),.make/$(PROFILE)/$(n).done) ## environment, every notebook of the profile, report
+reproduce: $(foreach n,$(or $(ONLY),$(filter $(LONG),$(NOTEBOOKS)) $(filter-out $(LONG),$(NOTEBOOKS))),.make/$(PROFILE)/$(n).done) ## environment, every notebook of the profile, report
 	@folder="$${APM_RESULTS:-results}/$(PROFILE)"; [ ! -f "$$folder/report.html" ] || page="; the page to read: $$folder/report.html"; \
 	echo "up to date: $$folder/notebooks, tables, figures$${page:-}"
 	@$(if $(ONLY),,$(APM).analysis.verify --profile $(PROFILE) || true)
@@ -169,7 +171,8 @@ report: .make/$(PROFILE)/99_report.done ## the report page, and what it needs
 ifeq ($(ONLY),)
 .make/$(PROFILE)/04_compute.done: | $(patsubst %,.make/$(PROFILE)/%.done,$(filter-out 04_% 08_% 99_%,$(NOTEBOOKS)))
 endif
-THREADS = $(shell echo $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )))
+SHARE := $(shell echo $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )))
+THREADS = $(if $(word 2,$(filter-out 04_% 08_% 99_%,$(STALE))),$(SHARE),$(CORES))
 # lines instead of bars that would overwrite each other
 ONE_OF_MANY = $(if $(filter-out 1,$(JOBS)), 2> >(trap "" INT; exec cat >&2))
 .make/$(PROFILE)/%.done: | $(ENVIRONMENT) $(FETCHED)
@@ -193,7 +196,8 @@ test: $(ENVIRONMENT) ## unit and property tests, the executed notebooks under nb
 	rm -rf .make/nbval; mkdir -p .make/nbval/mini .make/nbval/ipython
 	[ ! -d results/mini/records ] || ln -s "$$PWD/results/mini/records" .make/nbval/mini/records
 	export APM_RUN=1 APM_RESULTS=.make/nbval IPYTHONDIR="$$PWD/.make/nbval/ipython" MATPLOTLIBRC=/dev/null; \
-	$(PYTHON) -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider $(NBVAL:%=results/mini/notebooks/%.ipynb); \
+	OMP_NUM_THREADS=$(SHARE) $(PYTHON) -m pytest --nbval-lax --nbval-current-env -p no:cacheprovider -n $(JOBS) --dist loadfile \
+	  $(NBVAL:%=results/mini/notebooks/%.ipynb); \
 	$(APM).analysis.verify --made
 	rm -rf .make/nbval
 

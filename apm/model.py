@@ -125,22 +125,25 @@ def sinusoid(n: int, width: int, *, dtype: torch.dtype = torch.float32, device: 
     return torch.stack([angle.sin(), angle.cos()], dim=-1).reshape(n, width).to(dtype=dtype, device=device)
 
 
+# made once: in every iteration it would cost a core as much as a layer, and a copy to a GPU, for which the CPU waits and which a
+# CUDA graph cannot hold
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def position_codes(
     grid: tuple[int, int], width: int, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The two halves of the separable 2-D code: along x (w, width / 2) and along y (h, width / 2). On a GPU they are shared
-    by all who ask: not to be changed in place."""
-    make = _kept_codes if device is not None and device.type == "cuda" else _codes
-    return make(grid, width, dtype, device)
-
-
-def _codes(grid: tuple[int, int], width: int, dtype: torch.dtype, device: torch.device | None) -> tuple[Tensor, Tensor]:
+    """The two halves of the separable 2-D code: along x (w, width / 2) and along y (h, width / 2). All who ask share them: not to be
+    changed in place."""
     h, w = grid
     return sinusoid(w, width // 2, dtype=dtype, device=device), sinusoid(h, width // 2, dtype=dtype, device=device)
 
 
-# made once: a copy to the GPU in every iteration makes the CPU wait, and a CUDA graph cannot hold it
-_kept_codes = functools.lru_cache(maxsize=64)(torch.inference_mode(False)(_codes))
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _code_rows(config: APMConfig, before: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The rows [0; 0; Py[i]] and [0; Px[j]; 0] of `shared_products` (h + w, before + positions), shared as `position_codes`."""
+    px, py = position_codes(config.grid, config.positions, dtype=dtype, device=device)
+    return F.pad(torch.cat([F.pad(py, (px.shape[1], 0)), F.pad(px, (0, py.shape[1]))]), (before, 0))
 
 
 def positional_encoding(
@@ -306,14 +309,14 @@ def shared_products(parameters: Parameters, percept: Percept, config: APMConfig)
     h, w = config.grid
     n = percept.column.shape[0]
     weight, bias = parameters["mlp0_weight"], parameters["mlp0_bias"]
-    px, py = position_codes(config.grid, config.positions, dtype=weight.dtype, device=weight.device)
-    codes = torch.cat([F.pad(py, (px.shape[1], 0)), F.pad(px, (0, py.shape[1]))])  # (h + w, positions)
+    routed = percept.column.dim() == 3  # differ from place to place: only the position code is shared
+    codes = _code_rows(config, 0 if routed else config.column_width, weight.dtype, weight.device)
     w_t, w_p, _ = weight.split([config.column_width, config.positions, config.local_width], dim=-2)
-    if percept.column.dim() == 3:  # routed tokens differ from place to place: only the position code is shared
+    if routed:
         rows = codes.expand(n, -1, -1)
     else:
         column = F.pad(percept.column, (0, config.positions))[:, None]
-        rows = torch.cat([column, F.pad(codes, (config.column_width, 0)).expand(n, -1, -1)], dim=1)
+        rows = torch.cat([column, codes.expand(n, -1, -1)], dim=1)
         w_p = weight if percept.local is None else torch.cat([w_t, w_p], dim=-2)
     product = _linear(rows, w_p)  # (N, (1 +) h + w, hidden)
     column_part, row_part, col_part = product.split([rows.shape[1] - h - w, h, w], dim=1)
@@ -332,17 +335,18 @@ def activations(
     # the first layer without making q: the shared products, and W_I I or W_T T where they differ from place to place
     row_part, col_part = shared_products(parameters, percept, config) if shared is None else shared
     if locations is None:
-        x = (row_part[:, :, None] + col_part[:, None]).flatten(1, 2)  # (N, L, hidden)
+        x = row_part[:, :, None] + col_part[:, None]  # (N, h, w, hidden)
     else:
-        x = row_part[:, locations // config.grid[1]] + col_part[:, locations % config.grid[1]]
+        x = row_part[:, locations // config.grid[1]] + col_part[:, locations % config.grid[1]]  # (N, L, hidden)
     where = slice(None) if locations is None else locations
     w_t, _, w_i = parameters["mlp0_weight"].split([config.column_width, config.positions, config.local_width], dim=-2)
     if percept.column.dim() == 3:
-        x = x + _linear(percept.column[:, where], w_t)
+        x = x + _linear(percept.column[:, where], w_t).view_as(x)
     if percept.local is not None:
-        x = x + _linear(percept.local[:, where], w_i)
-    # in place: the values before the ReLU are not needed again, and a pass over memory costs as much as a small product
-    x = x.relu_()
+        x = x + _linear(percept.local[:, where], w_i).view_as(x)
+    # in place: the values before the ReLU are not needed again, and a pass over memory costs as much as a small product; before
+    # the reshape, because autograd copies the gradients of a view that is written to
+    x = x.relu_().flatten(1, -2)
     for layer in range(1, len(config.hidden)):
         x = _layer(parameters, f"mlp{layer}", x).relu_()
     return x

@@ -45,8 +45,10 @@ OF_MINI = {
     "01_setting",
     "03_words",
     "06_precision",
-    "02_photographs_by_severity",
-    "02_photographs_by_corruption",
+    "02_photographs",
+    "02_photographs_methods",
+    "02_photographs_paired",
+    "02_photographs_tent",
 }
 OVERRIDES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))  # per profile and notebook
 

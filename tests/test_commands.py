@@ -45,8 +45,8 @@ ELSEWHERE = {
     "DATA=/data .venv/bin/python examples/slurm.py reproduce PROFILE=paper": "needs SLURM: test_readme.py runs it on a stand-in",
 }
 # values of these names, wherever they stand in a profile
-TINY: dict = {"samples": 10, "published_samples": 10, "train_samples": 40, "curve_samples": 0, "loss_samples": 2}
-TINY |= {"iterations": 4, "epochs": 1, "measured_after": 4, "looks": [0, 2, 4], "early": [1, 2], "views": 10}
+TINY: dict = {"samples": 36, "published_samples": 10, "train_samples": 40, "curve_samples": 0, "loss_samples": 2}
+TINY |= {"iterations": 20, "epochs": 1, "measured_after": 4, "looks": [0, 2, 4], "early": [1, 2], "views": 10}
 TINY |= {"severities": [5], "corruptions": ["contrast"], "table10": None, "published_size": None, "selection": None}
 TINY |= {"timed_towers": ["ViT-B-16"], "repeats": 1, "timed_iterations": 2, "chunks": [1, 1024], "paper_chunk": 512}
 TINY |= {"clustered": 20, "clusters": 3, "cluster_counts": [2, 3], "neighbours": 3, "embedded": 12}

@@ -25,16 +25,23 @@ class UnreadableImage(ValueError):
 
 @dataclass(frozen=True)
 class Lazy(Sequence[np.ndarray]):
-    """Images made when they are read: image i is `read(items[i])`. Can be pickled where the two can."""
+    """Images made when they are read: image i is `read(items[i])`, each time or, with `keep`, once. Can be pickled where the two can."""
 
     items: Sequence[Any] | np.ndarray
     read: Callable[[Any], np.ndarray]
+    keep: bool = False
+    kept: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, i: Any) -> Any:
-        return self.read(self.items[i])
+        if not self.keep:
+            return self.read(self.items[i])
+        if i not in self.kept:
+            self.kept[i] = self.read(self.items[i])
+            self.kept[i].flags.writeable = False
+        return self.kept[i]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +82,11 @@ class Dataset:
         prompts.check(self.templates)
 
     @property
+    def in_memory(self) -> bool:
+        """Whether reading an image twice costs nothing: no files."""
+        return isinstance(self.images, np.ndarray) or (isinstance(self.images, Lazy) and self.images.keep)
+
+    @property
     def labelled(self) -> bool:
         """Whether anybody said what the images show."""
         return bool((self.labels != -1).any())
@@ -110,7 +122,7 @@ class Dataset:
         if isinstance(self.images, np.ndarray):
             images = self.images[positions]
         else:
-            images = Lazy(positions.tolist(), self.images.__getitem__)
+            images = Lazy(positions.tolist(), self.images.__getitem__, keep=self.in_memory)
         return replace(
             self,
             images=images,

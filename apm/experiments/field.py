@@ -231,7 +231,7 @@ def train_all(
     with images in memory, as many at a time as there are cores."""
     where = project.cache_dir() / "field" if folder is None else folder
     cores = torch.get_num_threads()
-    together = all(data.device.type == "cpu" and data.in_memory for data, _ in jobs.values())
+    together = all(data.device.type == "cpu" and data.dataset.in_memory for data, _ in jobs.values())
     try:
         # every worker starts with the number that `train` sets and restores: some libraries keep one number for all threads,
         # and a training that ends must not change the rounding of one that goes on

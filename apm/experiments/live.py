@@ -119,13 +119,14 @@ def draw(learners: Mapping[str, Learner]) -> Figure:
         for axes in row[len(seen) : 4]:
             axes.set_axis_off()
         row[0].set_ylabel(name)
-        k, last, first = [look.k for look in looks], one.config.iterations, figures.PALETTE[0]
+        k, first = [look.k for look in looks], figures.PALETTE[0]
+        far = max(min(LOOKS, one.config.iterations), *k, 0)  # the axis grows with the run
         row[4].semilogy(k, [look.loss for look in looks], color=first)
         row[5].plot(k, [100 * look.cosine for look in looks], label="cosine", color=first)
         row[5].plot(k, [look.places for look in looks], "--", label="places", color=figures.PALETTE[1])
         row[5].legend(loc="center right", fontsize="x-small")
-        row[4].set(title="loss", xlim=(0, last))
-        row[5].set(title="agreement, %", xlim=(0, last), ylim=(-5, 105))
+        row[4].set(title="loss", xlim=(0, far))
+        row[5].set(title="agreement, %", xlim=(0, far), ylim=(-5, 105))
         best = one.asked.argsort(descending=True)[:CLASSES].tolist()
         row[6].plot(one.asked[best].cpu(), range(len(best)), "|", color="black", ms=9, mew=1.6)
         if looks:

@@ -84,11 +84,6 @@ class Material:
             return ""
         return f" {n - len(self.rows)} of {n} images of {self.dataset.name} cannot be read and are left out."
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether the images are an array, or files."""
-        return isinstance(self.dataset.images, np.ndarray)
-
     def without_tokens(self) -> Material:
         """The same without a teacher."""
         return replace(self, tokens=None)

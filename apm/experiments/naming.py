@@ -26,7 +26,8 @@ FOLDS = 5
 PROBE = "probe of image features (uses labels)"
 PROBE_NOTE = (
     f"The probe is fitted on {FOLDS - 1} of {FOLDS} parts of n images, the teacher on its whole training set: where the probe is lower, it does "
-    "not say what the features hold at most. It leaves out images that cannot be read."
+    "not say what the features hold at most. It leaves out images that cannot be read"
+    f", and its cell is empty where a class has fewer than {FOLDS}."
 )
 
 
@@ -38,14 +39,12 @@ def unread_words(teacher: Any, texts: Sequence[str], captions: Iterable[str]) ->
 
 
 @judge.one_thread
-def probe(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which images (n,) a linear probe on features (n, D) gets right, each predicted by one not fitted on it. Raises ValueError for a class
-    with fewer images than folds."""
+def probe(features: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
+    """Which images (n,) a linear probe on features (n, D) gets right, each predicted by one not fitted on it. None for a single class and
+    where one has fewer images than folds."""
     values, counts = np.unique(labels, return_counts=True)
     if len(values) < 2 or counts.min() < FOLDS:
-        found = f"{len(values)} classes, the smallest with {counts.min()} images: raise the number of images"
-        needed = f"two classes or more with {FOLDS} images each"
-        raise ValueError(f"a probe with {FOLDS} folds needs {needed}, found {found}")
+        return None
     split = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     return cross_val_predict(judge.probe(), np.asarray(features, dtype=np.float64), labels, cv=split) == labels
 
@@ -72,7 +71,7 @@ def naming(
 ) -> pd.DataFrame:
     """One row per set: chance, zero-shot accuracy of the teacher, of the probe, and how the names fare in the text tower.
 
-    records: of one method. captions: those that taught the teacher, None for unknown. Raises ValueError as `probe`.
+    records: of one method. captions: those that taught the teacher, None for unknown.
     """
     captions = None if captions is None else list(captions)
     rows = {}
@@ -80,7 +79,7 @@ def naming(
         own = records[records["dataset"] == dataset.name]
         features = np.array(teachers.features(teacher, dataset))
         readable = np.isfinite(features).all(axis=1)
-        seen = stats.accuracy(probe(features[readable], dataset.labels[readable]))
+        probed = probe(features[readable], dataset.labels[readable])
         named, final = (stats.accuracy(stats.correct(own, rule)) for rule in ("teacher", "final"))  # type: ignore[arg-type]
         chance = compare.chance(dataset)
         answers = own.drop_duplicates("sample")
@@ -94,7 +93,7 @@ def naming(
             "teacher (zero-shot)": named,
             "above chance": compare.above_chance(named.low, named.high, chance),
             "random namings as good": Number(by_chance, kind="measure"),
-            PROBE: seen,
+            PROBE: None if probed is None else stats.accuracy(probed),
             "APM, final": final,
             "largest cosine of two names": Number(closest, unit="", kind="measure"),
         }

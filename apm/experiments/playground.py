@@ -68,7 +68,9 @@ class Panel:
         self.own: np.ndarray | None = None  # the image of a file, until another one is chosen
         self.halt = threading.Event()
         self.controls = {"image": _image_controls([*self.sources]), **{side: _controls(device) for side in SIDES}}
-        self.upload = widgets.FileUpload(accept="image/*", description="a file of your own", layout={"width": "170px"})
+        self.upload = widgets.FileUpload(
+            accept="image/*", description="a file of your own, up to 7 MB", layout={"width": "230px"}
+        )
         self.start = widgets.Button(description="run", button_style="primary", icon="play")
         self.end = widgets.Button(description="stop", icon="stop", disabled=True)
         self.export = widgets.Button(description="as ablation lines", icon="clipboard")

@@ -182,7 +182,7 @@ def stamped(stamp: Path) -> list[str]:
 
 
 def rules(profile: str) -> str:
-    """Make rules: FORCE before the stamps that are stale, and for notebooks that read results the stamps of those before them."""
+    """Make rules: the notebooks, those that are STALE, FORCE before the stamps of these, and for notebooks that read results the stamps of those before them."""
     chosen, results = profiles.runs(profile), results_dir(profile)
     if wrong := [name for name in chosen if not re.fullmatch(r"[\w.+-]+", name)]:
         raise ValueError(f"notebooks/{wrong[0]}.ipynb: make runs names of letters, digits and _ . + - only: rename it")
@@ -190,9 +190,10 @@ def rules(profile: str) -> str:
         if path.name.split(".")[0] not in chosen:
             say(f"{path}: there is no notebook of that name: it is left out. Known: {', '.join(profiles.notebooks())}")
     stamps = {name: f".make/{profile}/{name}.done" for name in chosen}
-    lines = [f"NOTEBOOKS := {' '.join(chosen)}"]
+    stale = [n for n, stamp in stamps.items() if stamped(root() / stamp) != [state(profile, n), *left(results, n)]]
+    lines = [f"NOTEBOOKS := {' '.join(chosen)}", f"STALE := {' '.join(stale)}"]
     for name, stamp in stamps.items():
-        if stamped(root() / stamp) != [state(profile, name), *left(results, name)]:
+        if name in stale:
             lines.append(f"{stamp}: FORCE")
         if reads_results(name):
             earlier = [stamps[other] for other in chosen if other[:2] < name[:2]]

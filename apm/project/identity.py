@@ -103,8 +103,11 @@ class _Essence(ast.NodeTransformer):
 
 def libraries(packages: tuple[str, ...]) -> dict[str, str]:
     """Version of every one of these packages that is installed."""
-    versions = {}
-    for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return versions
+    return {package: found for package in packages if (found := _version(package))}
+
+
+@functools.cache  # it reads files, and every set and condition asks
+def _version(package: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None

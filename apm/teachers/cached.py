@@ -98,7 +98,7 @@ def reading(items: Any, dataset: Dataset, batch: int, **options: Any) -> torch.u
 
 def _workers(dataset: Dataset, batch: int) -> int:
     """One for each core that this process may use, at most 8; none where starting them takes longer."""
-    return 0 if isinstance(dataset.images, np.ndarray) or len(dataset) < 4 * batch else min(8, cpu_count())
+    return 0 if dataset.in_memory or len(dataset) < 4 * batch else min(8, cpu_count())
 
 
 def identity(teacher: Teacher, dataset: Dataset) -> dict[str, Any]:

@@ -76,8 +76,7 @@ def fitted(image: np.ndarray, config: PreprocessCfg) -> np.ndarray:
 def pictures(dataset: Dataset, positions: np.ndarray) -> list[np.ndarray]:
     """The images at `positions`, uint8 (H, W, 3); files are decoded by several threads. Raises as the dataset does."""
     chosen = [int(i) for i in positions]
-    files = not isinstance(dataset.images, np.ndarray)
-    return _each(dataset.images.__getitem__, chosen, files and len(chosen) >= 8)
+    return _each(dataset.images.__getitem__, chosen, not dataset.in_memory and len(chosen) >= 8)
 
 
 def _each(

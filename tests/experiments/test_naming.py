@@ -52,8 +52,7 @@ def test_a_probe_finds_classes_that_are_apart_and_none_in_noise():
 
 @pytest.mark.parametrize("labels", [[0] * 20, [0] * 17 + [1] * 3])
 def test_a_probe_needs_enough_images_of_every_class(labels):
-    with pytest.raises(ValueError, match="raise the number of images"):
-        probe(np.random.default_rng(0).normal(size=(20, 3)), np.array(labels))
+    assert probe(np.random.default_rng(0).normal(size=(20, 3)), np.array(labels)) is None
 
 
 def test_random_namings_by_hand():
