@@ -338,13 +338,13 @@ def _students(teacher: Teacher, dataset: Dataset, config: TTTConfig, targets: Te
     """Losses (n, K + 1) and features (n, K + 1, D) of students, seed 0; in the cache, as one of the published size takes seconds."""
     made = methods.APM(teacher, config)
     code = [code_version(made.modules), code_of(_students)]
-    key = project.sha256_of([made.settings(), teachers.identity(teacher, dataset), code])
-    path = project.cache_dir() / "records" / f"students-{key[:24]}.safetensors"
-    if (found := teachers.kept(path)) is None:
+
+    def train() -> dict[str, Tensor]:
         pictures = teachers.pictures(dataset, np.arange(len(dataset)))
         images = methods.student_pictures(teacher, pictures, config.student.image_size[0]).to(teacher.device)
         result = ttt.adapt(images, targets.to(images), config)
         assert result.features is not None
-        found = {"losses": result.losses.cpu(), "features": result.features.float().cpu()}
-        teachers.save(found, path, {"dataset": dataset.name, "teacher": teacher.name})
+        return {"losses": result.losses, "features": result.features.float()}
+
+    found = teachers.remembered("students", [made.settings(), teachers.identity(teacher, dataset), code], train)
     return found["losses"], found["features"]

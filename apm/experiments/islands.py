@@ -7,6 +7,7 @@ so numbers stand beside it. Grids are arrays (N, h, w, D). Measures raise ValueE
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import matplotlib as mpl
 import numpy as np
@@ -16,11 +17,13 @@ from skimage.filters import threshold_otsu
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 from torch import Tensor
 
+from apm import teachers
 from apm.analysis import figures, numbers
 from apm.experiments import judge
 from apm.experiments.judge import one_thread
 from apm.model import APMConfig, Parameters, activations, head, patches, perceive
-from apm.ttt import TTTConfig, TTTResult, adapt
+from apm.project.identity import RUN_MODULES, code_version, libraries
+from apm.ttt import TTTConfig, adapt
 
 CLUSTER_COUNTS = (2, 3, 4, 5, 6)
 OTHERS = 5  # masks of that many other images are the control of an image's own mask
@@ -38,8 +41,11 @@ class Snapshots:
     """Callback for `apm.ttt.adapt` that keeps the grids of all images after chosen numbers of updates; training does not depend on it.
 
     student: `TTTConfig.trained`. images: (N, 3, H, W), and tokens (N, h*w, D') or None: those passed to `adapt`. `grids[k]`, (N, h, w, D)
-    of `feature_grids`, is there after `adapt` has returned.
+    of `feature_grids`, is there after `adapt` has returned; `weights`, stacked, of the end and `losses` (N, K + 1) after `watch`.
     """
+
+    weights: dict[str, Tensor]
+    losses: Tensor
 
     def __init__(
         self, student: APMConfig, images: Tensor, iterations: Sequence[int], tokens: Tensor | None = None
@@ -88,13 +94,35 @@ def watch(
     looks: Sequence[int],
     tokens: Tensor | None = None,
     seed: int = 0,
-) -> tuple[TTTResult, Snapshots]:
-    """Train one student per image (`apm.ttt.adapt`), look at the grids after the given numbers of updates, and keep the final weights.
-    Raises ValueError as `adapt`, and for a look after the last update."""
+) -> Snapshots:
+    """Train one student per image (`apm.ttt.adapt`) and look at the grids after the given numbers of updates; kept in the cache, so that
+    another picture costs no training. Raises ValueError as `adapt`, and for a look after the last update."""
     if late := [k for k in looks if not 0 <= k <= config.iterations]:
         raise ValueError(f"expected looks after 0 to {config.iterations} iterations, found {late}: change either")
     shots = Snapshots(config.trained, images, looks, tokens)
-    return adapt(images, targets, config, seed=seed, tokens=tokens, keep_parameters=True, callback=shots), shots
+    given = {"images": images, "targets": targets, **({} if tokens is None else {"tokens": tokens})}
+    code, sizes = code_version((*RUN_MODULES, "experiments.islands")), asdict(config)
+    identity = [
+        sizes,
+        teachers.weights_sha256(given),
+        shots.iterations,
+        seed,
+        images.device.type,
+        code,
+        torch.__version__,
+    ]
+
+    def train() -> dict[str, Tensor]:
+        result = adapt(images, targets, config, seed=seed, tokens=tokens, keep_parameters=True, callback=shots)
+        assert result.parameters is not None
+        grids = {f"grids {k}": torch.from_numpy(values) for k, values in shots.grids.items()}
+        return {**result.parameters, **grids, "losses": result.losses}
+
+    found = teachers.remembered("islands", identity, train)
+    shots.grids = {k: found.pop(f"grids {k}").numpy() for k in shots.iterations}
+    shots.losses = found.pop("losses")
+    shots.weights = {name: value.to(images.device) for name, value in found.items()}
+    return shots
 
 
 def centred(grids: np.ndarray) -> np.ndarray:
@@ -221,11 +249,28 @@ def measure(
     counts: Sequence[int] = CLUSTER_COUNTS,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Every measure of N grids (N, h, w, D), one row per image, under the headings of the tables.
+    """Every measure of N grids (N, h, w, D), one row per image, under the headings of the tables; kept in the cache.
 
     masks: (N, h, w) foreground. another: (N, h, w, D) the grids that another image gives in the same weights. counts: numbers of clusters
     to choose from. Raises ValueError as the single measures do.
     """
+    given = {name: x for name, x in {"grids": grids, "masks": masks, "another": another}.items() if x is not None}
+    read = teachers.weights_sha256({name: torch.from_numpy(np.array(x)) for name, x in given.items()})
+    code = code_version(("experiments.islands", "experiments.judge"))
+    identity = [read, list(counts), seed, code, libraries(("numpy", "scipy", "scikit-learn"))]
+
+    def take() -> dict[str, Tensor]:
+        found = _measures(grids, masks, another, counts, seed)
+        return {f"{place:02} {name}": torch.from_numpy(values) for place, (name, values) in enumerate(found.items())}
+
+    found = teachers.remembered("islands", identity, take)
+    return pd.DataFrame({name[3:]: found[name].numpy() for name in sorted(found)})
+
+
+def _measures(
+    grids: np.ndarray, masks: np.ndarray | None, another: np.ndarray | None, counts: Sequence[int], seed: int
+) -> dict[str, np.ndarray]:
+    """The columns of `measure`."""
     found = {"spread (%)": 100 * spread(grids)}
     found["neighbours, raw"], found["far, raw"] = cosines(grids)
     found["first component"], found["R2 of P"] = first_component(grids), position_share(grids)
@@ -242,7 +287,7 @@ def measure(
         if another is not None:
             own, other = mask_agreement(_each(another, [2], seed), masks)
             found["own - other masks, another image's map"] = own - other
-    return pd.DataFrame(found)
+    return found
 
 
 def _each(grids: np.ndarray, counts: Sequence[int], seed: int) -> np.ndarray:

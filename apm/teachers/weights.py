@@ -7,7 +7,7 @@ import json
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from apm.project import atomic_path, sha256_file
+from apm.project import atomic_path, cache_dir, locked, sha256_file, sha256_of
 
 # weights that come with the clone, with their cards
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "teachers"
@@ -51,6 +51,17 @@ def kept(path: Path) -> dict[str, Tensor] | None:
     except (ValueError, SafetensorError) as error:
         warnings.warn(f"the cached file {path} cannot be used ({error}): making it again", stacklevel=2)
         return None
+
+
+def remembered(kind: str, identity: Any, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors that make() gives, on the CPU: from a file of the cache under the hash of `identity`, all that determines them; one
+    process at a time makes it where there is none."""
+    path = cache_dir() / kind / f"{sha256_of(identity)[:24]}.safetensors"
+    with locked(path.with_name(f".{path.stem}.lock.tmp")):
+        if (found := kept(path)) is None:
+            found = {name: value.detach().cpu().contiguous() for name, value in make().items()}
+            save(found, path, {})
+    return found
 
 
 def hash_weights(digest: Any, weights: dict[str, Tensor]) -> None:

@@ -16,10 +16,17 @@ CONFIG = TTTConfig(STUDENT, iterations=6, learning_rate=5e-3, lockstep=2)
 GAIN = "own - other masks"
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APM_CACHE", str(tmp_path / "cache"))
+
+
 def test_watching_sees_the_students_at_those_iterations_in_float64_and_changes_nothing() -> None:
     g = torch.Generator().manual_seed(0)
     images, targets = torch.randn(3, 3, 16, 16, generator=g), torch.randn(3, 16, generator=g)
-    result, shots = islands.watch(images, targets, CONFIG, [6, 0])
+    result = ttt.adapt(images, targets, CONFIG, keep_parameters=True)
+    shots, again = (islands.watch(images, targets, CONFIG, [6, 0]) for _ in range(2))
+    assert result.parameters is not None
     assert shots.iterations == [0, 6]
     for state, weights in ((0, ttt.initial_parameters(images, CONFIG)), (6, result.parameters)):
         for k in range(3):
@@ -27,11 +34,13 @@ def test_watching_sees_the_students_at_those_iterations_in_float64_and_changes_n
             grid = model.grid(images[k : k + 1])[0].detach().numpy()
             np.testing.assert_allclose(shots.grids[state][k], grid, rtol=1e-4, atol=1e-6)
     assert not np.array_equal(shots.grids[0], shots.grids[0].astype(np.float32).astype(np.float64))
-    own, other = shots.maps(result.parameters)
+    own, other = again.maps(again.weights)  # from the cache
+    np.testing.assert_array_equal(again.last, shots.last)
+    assert torch.equal(again.losses, result.losses)
     np.testing.assert_allclose(own, shots.last, atol=1e-12)
     first = {name: value[:1] for name, value in result.parameters.items()}  # the image before the first is the last
     np.testing.assert_array_equal(other[:1], islands.feature_grids(first, images[-1:], STUDENT))
-    assert torch.equal(result.features, ttt.adapt(images, targets, CONFIG).features)
+    assert all(torch.equal(shots.weights[name], value) for name, value in result.parameters.items())
     with pytest.raises(ValueError, match=r"0 to 6 iterations, found \[7\]"):
         islands.watch(images, targets, CONFIG, [0, 7])
 
