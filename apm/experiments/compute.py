@@ -277,6 +277,8 @@ class _Tracker(TorchDispatchMode):
 
 def memory(fn: Callable[[], Any], held: Iterable[Tensor] = ()) -> Memory:
     """Peak bytes of live tensors while fn() runs, on top of the tensors held before it; on any device, in this thread."""
+    for made in (model.position_codes, model._code_rows):  # those that an earlier run made would not be counted
+        made.cache_clear()
     tracker = _Tracker()
     tracker.hold(held)
     before, collecting = tracker.live, gc.isenabled()
