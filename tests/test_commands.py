@@ -55,6 +55,8 @@ TINY |= {"examples": 3, "shown": [0, 1], "pair": [0, 1], "checked": 4, "start_se
 
 def small(value: Any, name: str = "") -> Any:
     """A profile's value with fewer and smaller of everything."""
+    if name == "tpt":  # 08's claims name its rows
+        return value
     if isinstance(value, dict) and TINY.get(name, "") is not None:
         return {key: small(item, key) for key, item in value.items()}
     if isinstance(value, list) and name not in TINY:
