@@ -140,6 +140,19 @@ def ordered(table: pd.DataFrame, note: str) -> pd.DataFrame:
     return table
 
 
+def profile(function: Callable[[], object], most: int = 6) -> str:
+    """Where the time of a call on one core goes, by operation of torch, in words."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes lines of its own to the terminal
+    with torch.autograd.profiler.profile() as seen:
+        function()
+    torch.set_num_threads(before)
+    own = pd.Series({event.key: event.self_cpu_time_total for event in seen.key_averages()})
+    shares = (100 * own / own.sum()).sort_values(ascending=False)
+    return ", ".join(f"{name.removeprefix('aten::')} {share:.0f} %" for name, share in shares.head(most).items())
+
+
 def measure(repeats: int, iterations: int = 50, images: int = 64) -> pd.DataFrame:
     """One row per variant at the scale of profile mini."""
     generator = torch.Generator().manual_seed(0)
@@ -162,6 +175,8 @@ def measure(repeats: int, iterations: int = 50, images: int = 64) -> pd.DataFram
         x = torch.randn(images, 3, *student.image_size, generator=generator)
         t = torch.randn(images, student.width, generator=generator)
         weights = ttt.initial_parameters(x, config)
+        if fold == "mean":
+            spent = profile(partial(ttt.adapt, x, t, config, init=weights))
         # many threads get in each other's way on small matrices
         for name, most in (("plain loop", torch.get_num_threads()), ("plain loop, one thread", 1)):
             labels = {"fold": fold, "variant": name, "precision": "float32"}
@@ -186,7 +201,8 @@ def measure(repeats: int, iterations: int = 50, images: int = 64) -> pd.DataFram
         f"{iterations} iterations an image, student preset mini, {note} GFLOP/s count the matrix "
         "products that apm needs; the plain loop needs more for the same result, so it has no such figure. times faster: than the "
         f"plain loop with all threads; than one thread: than the same loop on one thread. bfloat16 takes {low} of float32's time here; "
-        "profile mini trains in float32, whose numbers it keeps on every machine.",
+        "profile mini trains in float32, whose numbers it keeps on every machine. Where a core's time goes, 32 in lockstep, "
+        f"mean fold, float32: {spent}.",
     )
 
 
