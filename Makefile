@@ -171,6 +171,7 @@ report: .make/$(PROFILE)/99_report.done ## the report page, and what it needs
 ifeq ($(ONLY),)
 .make/$(PROFILE)/04_compute.done: | $(patsubst %,.make/$(PROFILE)/%.done,$(filter-out 04_% 08_% 99_%,$(NOTEBOOKS)))
 endif
+# one of several that are stale: its share of the cores; the only one: all
 SHARE := $(shell echo $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )))
 THREADS = $(if $(word 2,$(filter-out 04_% 08_% 99_%,$(STALE))),$(SHARE),$(CORES))
 # lines instead of bars that would overwrite each other

@@ -84,8 +84,8 @@ def corrupt(
 def corrupted(dataset: Dataset, name: str, severity: int, *, seed: int = 0, regime: str | None = None) -> Dataset:
     """The dataset with every image corrupted; same name, labels, indices and groups, `corruption` and `severity` set.
 
-    Image i is corrupted with its `indices[i]`, so a subset of the corrupted set is the corrupted subset. Each is
-    corrupted when it is read; those of a set in memory stay there. Raises as `corrupt`, and ValueError for a dataset that is corrupted already.
+    Image i is corrupted with its `indices[i]`, so a subset of the corrupted set is the corrupted subset. Each is corrupted
+    when it is read; those of a set in memory stay there. Raises as `corrupt`, and ValueError for a dataset that is corrupted already.
     """
     _check_condition(name, severity, regime, seed)
     if dataset.severity:

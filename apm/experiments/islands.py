@@ -22,7 +22,7 @@ from apm.analysis import figures, numbers
 from apm.experiments import judge
 from apm.experiments.judge import one_thread
 from apm.model import APMConfig, Parameters, activations, head, patches, perceive
-from apm.project.identity import RUN_MODULES, code_version, libraries
+from apm.project.identity import RUN_MODULES, code_of, code_version, libraries
 from apm.ttt import TTTConfig, adapt
 
 CLUSTER_COUNTS = (2, 3, 4, 5, 6)
@@ -101,16 +101,8 @@ def watch(
         raise ValueError(f"expected looks after 0 to {config.iterations} iterations, found {late}: change either")
     shots = Snapshots(config.trained, images, looks, tokens)
     given = {"images": images, "targets": targets, **({} if tokens is None else {"tokens": tokens})}
-    code, sizes = code_version((*RUN_MODULES, "experiments.islands")), asdict(config)
-    identity = [
-        sizes,
-        teachers.weights_sha256(given),
-        shots.iterations,
-        seed,
-        images.device.type,
-        code,
-        torch.__version__,
-    ]
+    code = [code_version(RUN_MODULES), code_of(Snapshots, feature_grids, watch), libraries(("torch",))]
+    read = [asdict(config), teachers.weights_sha256(given), images.device.type]
 
     def train() -> dict[str, Tensor]:
         result = adapt(images, targets, config, seed=seed, tokens=tokens, keep_parameters=True, callback=shots)
@@ -118,7 +110,7 @@ def watch(
         grids = {f"grids {k}": torch.from_numpy(values) for k, values in shots.grids.items()}
         return {**result.parameters, **grids, "losses": result.losses}
 
-    found = teachers.remembered("islands", identity, train)
+    found = teachers.remembered("islands", [read, shots.iterations, seed, code], train)
     shots.grids = {k: found.pop(f"grids {k}").numpy() for k in shots.iterations}
     shots.losses = found.pop("losses")
     shots.weights = {name: value.to(images.device) for name, value in found.items()}

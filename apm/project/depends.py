@@ -182,7 +182,8 @@ def stamped(stamp: Path) -> list[str]:
 
 
 def rules(profile: str) -> str:
-    """Make rules: the notebooks, those that are STALE, FORCE before the stamps of these, and for notebooks that read results the stamps of those before them."""
+    """Make rules: the notebooks, those that are STALE, FORCE before the stamps of these, and for notebooks that read results the stamps of
+    those before them."""
     chosen, results = profiles.runs(profile), results_dir(profile)
     if wrong := [name for name in chosen if not re.fullmatch(r"[\w.+-]+", name)]:
         raise ValueError(f"notebooks/{wrong[0]}.ipynb: make runs names of letters, digits and _ . + - only: rename it")

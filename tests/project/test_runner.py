@@ -330,6 +330,7 @@ def test_notebooks_share_the_cores_and_the_one_that_measures_times_is_alone(clon
     first, last = [("4", "02_b"), ("4", "01_a")], [("8", "04_compute"), ("4", "08_claims_audit"), ("4", "99_report")]
     assert asked() == first + last  # 02 takes longest, so it starts first
     assert asked("ONLY=04_compute") == [("8", "04_compute")]
+    assert {threads for threads, _ in asked("STALE=01_a")} == {"8"}  # the only one beside those that wait
 
 
 def test_make_help_names_every_documented_target() -> None:
